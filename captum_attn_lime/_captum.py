@@ -1,0 +1,96 @@
+"""The only door to captum's private helpers: those whose parameters have not changed since captum 0.6."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from captum._utils.common import (
+    _expand_additional_forward_args,
+    _format_additional_forward_args,
+    _format_output,
+    _format_tensor_into_tuples,
+    _run_forward,
+    _select_targets,
+)
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_attn_lime.errors import ForwardError, InputError, TargetError
+
+__all__ = [
+    "as_tuple",
+    "call_forward",
+    "expand_forward_args",
+    "format_forward_args",
+    "format_output",
+    "log_usage",
+    "run_forward",
+    "select_target",
+]
+
+TensorOrTuple = Tensor | tuple[Tensor, ...]
+Target = Any  # int, tuple, tensor, list of int or of tuple: captum's TargetType
+
+
+def as_tuple(inputs: TensorOrTuple) -> tuple[Tensor, ...]:
+    """Return the inputs as a tuple of tensors, checked."""
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not tensors or not all(isinstance(t, Tensor) for t in tensors):
+        names = ", ".join(type(t).__name__ for t in tensors) or "an empty tuple"
+        raise InputError(
+            f"inputs must be a tensor or a tuple of tensors, but came as {names}. "
+            "For text or rows use TextAdapter or TabularAdapter: adapter.encode(...).inputs."
+        )
+    return cast("tuple[Tensor, ...]", _format_tensor_into_tuples(tensors))
+
+
+def format_output(is_tuple: bool, tensors: tuple[Tensor, ...]) -> TensorOrTuple:
+    """Return a tuple where the input was one, else the single tensor."""
+    return cast("TensorOrTuple", _format_output(is_tuple, tensors))
+
+
+def format_forward_args(args: Any) -> tuple[Any, ...]:
+    """Return ``additional_forward_args`` as a tuple, empty for None."""
+    formatted = _format_additional_forward_args(args)
+    return () if formatted is None else tuple(formatted)
+
+
+def expand_forward_args(args: Any, n: int) -> Any:
+    """Return ``additional_forward_args`` with each tensor repeated ``n`` times along dimension 0."""
+    return _expand_additional_forward_args(args, n)
+
+
+def run_forward(forward_func: Any, inputs: Any, additional_forward_args: Any = None) -> Tensor:
+    """Return the forward function's output tensor, or say what came instead of one."""
+    return check_output(_run_forward(forward_func, inputs, None, additional_forward_args))
+
+
+def call_forward(forward_func: Any, inputs: Any, target: Any, additional_forward_args: Any = None) -> Tensor:
+    """Return the forward function's output at the target."""
+    return select_target(run_forward(forward_func, inputs, additional_forward_args), target)
+
+
+def check_output(output: Any) -> Tensor:
+    """Return the output if it is a tensor with a batch dimension."""
+    if isinstance(output, Tensor) and output.dim() > 0:
+        return output
+    if isinstance(output, Tensor):
+        raise ForwardError(
+            "the forward function returned a 0-dimensional tensor; attributions need one value per example: "
+            "return a tensor of shape (batch, ...)."
+        )
+    hint = "return its logits: wrap the model in an adapter, or pass `lambda *x: model(*x).logits`"
+    if not hasattr(output, "logits"):
+        hint = "return one tensor of shape (batch, ...)"
+    raise ForwardError(f"the forward function returned {type(output).__name__}, not a tensor; {hint}.")
+
+
+def select_target(output: Tensor, target: Target) -> Tensor:
+    """Return the output at the target, by captum's own rules, with one error for every bad target."""
+    try:
+        return cast("Tensor", _select_targets(output, target))
+    except (AssertionError, IndexError, RuntimeError, ValueError, TypeError) as error:
+        raise TargetError(
+            f"target {target!r} does not fit an output of shape {tuple(output.shape)}: {error}. "
+            "Pass an int (class), a tuple (indices after the batch), or a list or 1-D tensor with one per example."
+        ) from error

@@ -1,0 +1,14 @@
+"""Attention as a lazy linear operator: what produced the weights is kept, and a few verbs compute from it."""
+
+from captum_attn_lime.attention.fusion import HeadFusion, fuse_heads, select_heads
+from captum_attn_lime.attention.map import AttentionKind, AttentionMap, DenseMap, ScoreMap
+
+__all__ = [
+    "AttentionKind",
+    "AttentionMap",
+    "DenseMap",
+    "HeadFusion",
+    "ScoreMap",
+    "fuse_heads",
+    "select_heads",
+]

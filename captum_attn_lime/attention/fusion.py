@@ -1,0 +1,57 @@
+"""Choosing heads and fusing them into one matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from captum_attn_lime.errors import InputError, SelectionError
+
+HeadFusion = Literal["mean", "max", "min"]
+
+
+def check_head_fusion(head_fusion: str) -> HeadFusion:
+    """Return the name of a head fusion, checked."""
+    for name in get_args(HeadFusion):
+        if head_fusion == name:
+            return name  # type: ignore[no-any-return]
+    raise InputError(f"head_fusion is {head_fusion!r}; it must be one of {', '.join(get_args(HeadFusion))}.")
+
+
+def select_heads(heads: int | Sequence[int] | None, n_heads: int, *, name: str = "") -> list[int]:
+    """Return head indices in ``[0, n_heads)``; ``None`` means all of them, negative ones count from the end.
+
+    Raises:
+        SelectionError: A head the map does not have, or an empty selection.
+
+    Example:
+        >>> select_heads(-1, 12)
+        [11]
+    """
+    if heads is None:
+        return list(range(n_heads))
+    wanted = [heads] if isinstance(heads, int) else list(heads)
+    if not wanted:
+        raise SelectionError("heads is empty; pass None for all heads, or at least one index.")
+    for head in wanted:
+        if not isinstance(head, int) or isinstance(head, bool) or not -n_heads <= head < n_heads:
+            where = f" in {name!r}" if name else ""
+            raise SelectionError(
+                f"head {head!r} is out of range: there are {n_heads} heads{where} (0 to {n_heads - 1})."
+            )
+    return [head % n_heads for head in wanted]
+
+
+def fuse_heads(weights: Tensor, head_fusion: HeadFusion = "mean") -> Tensor:
+    """Return the weights (B, H, Q, K) fused over their heads, (B, Q, K).
+
+    Example:
+        >>> import torch
+        >>> fuse_heads(torch.tensor([[[[1.0, 0.0]], [[0.5, 0.5]]]]), "max")
+        tensor([[[1.0000, 0.5000]]])
+    """
+    if head_fusion == "mean":
+        return weights.mean(dim=1)
+    return weights.amax(dim=1) if head_fusion == "max" else weights.amin(dim=1)

@@ -1,0 +1,240 @@
+"""`AttentionAttribution`: the attention family as one Captum attribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor
+
+from captum_attn_lime._captum import (
+    Target,
+    TensorOrTuple,
+    as_tuple,
+    expand_forward_args,
+    format_forward_args,
+    format_output,
+    log_usage,
+    run_forward,
+    select_target,
+)
+from captum_attn_lime.attention import AttentionMap, HeadFusion
+from captum_attn_lime.attention.fusion import check_head_fusion, select_heads
+from captum_attn_lime.capture import record
+from captum_attn_lime.errors import InputError, SelectionError
+from captum_attn_lime.features import pool, spread
+from captum_attn_lime.methods import MethodFunction, get_method
+from captum_attn_lime.query import Query, query_weights
+from captum_attn_lime.readout import ForwardPass, ReadoutFinder
+from captum_attn_lime.tokens import TokenMap, check_token_map, find_token_map, place
+
+Layers = int | str | slice | Sequence[int | str] | None
+
+
+class AttentionAttribution(Attribution):  # type: ignore[misc]
+    """Attention as an attribution: raw attention, rollout, or any function over attention maps.
+
+    The model runs as it is, on fused attention too, and is left as it was. Which output tokens the prediction reads is
+    found by a small gradient (``query="auto"``), so CLS, last-token and mean pooling need no setting.
+
+    Raw attention and rollout do not depend on the class: ``target`` is accepted and checked, and changes nothing.
+
+    Args:
+        forward_func: The model, or any function of tensors that runs one and returns a tensor (B, ...).
+        method: ``"raw"``, ``"rollout"``, or a function ``(maps, query, *, heads, head_fusion, residual) -> (B, N)``.
+        layers: Which layers of the self-attention stack: an index (negative ones from the end), a module path, a slice,
+            or a sequence of these. By default the last layer for raw attention and all layers for rollout.
+        heads: Which heads, in every layer; all by default.
+        head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
+        residual: Share of the residual connection in products of layers, 0 to 1.
+
+    Reference:
+        Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020.
+
+    Example:
+        >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+        >>> attention = AttentionAttribution(lambda x: encoder(x)[:, 0], method="rollout")
+        >>> scores = attention.attribute(torch.randn(2, 5, 8))
+        >>> scores.shape, bool(scores[:, :, 0].sum(dim=1).allclose(torch.ones(2)))
+        (torch.Size([2, 5, 8]), True)
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        method: str | MethodFunction = "rollout",
+        layers: Layers = None,
+        heads: int | Sequence[int] | None = None,
+        head_fusion: HeadFusion = "mean",
+        residual: float = 0.5,
+    ) -> None:
+        if not callable(forward_func):
+            raise InputError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}.")
+        if not isinstance(residual, (int, float)) or not 0 <= residual <= 1:
+            raise InputError(f"residual is the residual connection's share, between 0 and 1; got {residual!r}.")
+        super().__init__(forward_func)
+        self._method = get_method(method)
+        self.method = method
+        self.layers = layers
+        self.heads = heads
+        self.head_fusion: HeadFusion = check_head_fusion(head_fusion)
+        self.residual = float(residual)
+        self._finder = ReadoutFinder()
+        self._token_maps: dict[Any, TokenMap] = {}
+
+    @property
+    def uses_target(self) -> bool:
+        """Whether the scores depend on the class."""
+        return self._method.uses_target
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTuple,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        feature_mask: TensorOrTuple | None = None,
+        *,
+        query: Query = "auto",
+        token_map: Tensor | Sequence[Tensor] | None = None,
+    ) -> TensorOrTuple:
+        r"""Return each input cell's attention: the score of the token it belongs to.
+
+        Args:
+            inputs: A tensor or a tuple of tensors, batch first: token ids (B, N), embeddings (B, N, D), images
+                (B, C, H, W), or the columns of a table (B, n), several tensors included.
+            target: Output indices, as in every Captum method; checked, and without effect on raw and rollout.
+            additional_forward_args: Further arguments of ``forward_func``, passed after the inputs.
+            feature_mask: Feature ids from 0, one tensor per input. Each cell then carries its whole feature's score,
+                the sum over the feature's share of tokens.
+            query: The output tokens to explain: ``"auto"`` (those that the prediction reads), an index or one index
+                per example, a slice, weights (B, N), or ``"first"``, ``"last"``, ``"mean"`` over real tokens.
+            token_map: For each input tensor the token index of each cell (-1 for none), where it cannot be found.
+
+        Returns:
+            Attributions of the inputs' shapes; a tuple where the inputs were one. Scores of ``"raw"`` and
+            ``"rollout"`` are shares of attention: not negative, and with the mean over heads they sum to 1 over tokens
+            (special tokens such as CLS included).
+
+        Raises:
+            TargetError: The output has no such target.
+            SelectionError: A layer, head or query the model does not have.
+            NoAttentionError: The model showed no attention.
+            ReadoutError: Which tokens the output reads cannot be known; pass ``query``.
+            AttentionKindError: A product of layers over cross- or windowed attention.
+            TokenMapError: Tokens cannot be placed on the input's cells; pass ``token_map``.
+        """
+        tensors = _checked(inputs)
+        forward_args = format_forward_args(additional_forward_args)
+        auto = isinstance(query, str) and query == "auto"
+        done = self._finder.run(self.forward_func, tensors, forward_args, find=auto)
+        select_target(done.output, target)
+        maps = self._select_layers(done.maps)
+        weights = done.readout if auto else query_weights(query, done.maps[-1])
+        scores = self._scores(maps, weights, done)
+        index = self._token_map(token_map, tensors, forward_args, done, scores.shape[1])
+        cells = place(scores, index, tensors)
+        if feature_mask is not None:
+            cells = _by_feature(cells, index, feature_mask)
+        return format_output(isinstance(inputs, tuple), cells)
+
+    def _scores(self, maps: list[AttentionMap], weights: Tensor | None, done: ForwardPass) -> Tensor:
+        n_queries = maps[-1].shape[2]
+        if weights is None or weights.shape[1] != n_queries:
+            raise SelectionError(
+                f"layer {maps[-1].name!r} has {n_queries} output tokens but the readout is over those of "
+                f"{done.maps[-1].name!r} ({done.maps[-1].shape[2]}); pass query= for the layers you chose."
+            )
+        for attention in maps:
+            select_heads(self.heads, attention.shape[1], name=attention.name)
+        scores = self._method.function(
+            maps,
+            weights.to(device=maps[-1].device, dtype=maps[-1].dtype),
+            heads=self.heads,
+            head_fusion=self.head_fusion,
+            residual=self.residual,
+        )
+        return scores.detach()
+
+    def _select_layers(self, maps: list[AttentionMap]) -> list[AttentionMap]:
+        layers = self.layers
+        if layers is None:
+            return maps[-1:] if self._method.last_layer_only else maps
+        if isinstance(layers, slice):
+            chosen = maps[layers]
+        else:
+            wanted = [layers] if isinstance(layers, (int, str)) else list(layers)
+            chosen = [_one_layer(maps, layer) for layer in wanted]
+        if not chosen:
+            raise SelectionError(f"layers={layers!r} selects none of the {len(maps)} attention layers.")
+        return chosen
+
+    def _token_map(
+        self,
+        given: Tensor | Sequence[Tensor] | None,
+        inputs: tuple[Tensor, ...],
+        forward_args: tuple[Any, ...],
+        done: ForwardPass,
+        n_tokens: int,
+    ) -> TokenMap:
+        if given is not None:
+            return check_token_map(given, inputs, n_tokens)
+        key = (id(self.forward_func), tuple((x.shape[1:], x.dtype) for x in inputs), n_tokens)
+        if key not in self._token_maps:
+            batch = len(inputs[0])
+
+            def probe(altered: tuple[Tensor, ...], rows: int) -> Tensor | None:
+                first = tuple(
+                    x[:1] if isinstance(x, Tensor) and x.dim() and len(x) == batch else x for x in forward_args
+                )
+                args = expand_forward_args(first, rows) if first else None
+                with torch.no_grad(), record(self.forward_func, keep_value=True) as recorder:
+                    run_forward(self.forward_func, altered, args)
+                return recorder.first_value
+
+            self._token_maps[key] = find_token_map(inputs, n_tokens, done.recorder.convolutions, probe)
+        return self._token_maps[key]
+
+
+def _checked(inputs: TensorOrTuple) -> tuple[Tensor, ...]:
+    tensors = as_tuple(inputs)
+    sizes = {x.shape[0] if x.dim() else None for x in tensors}
+    if None in sizes or len(sizes) != 1 or 0 in sizes:
+        shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
+        raise InputError(f"inputs of shape {shapes} came; the same number of examples, at least one, comes first.")
+    for x in tensors:
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise InputError("the inputs hold NaN or infinite values; attention over them is not defined.")
+    return tensors
+
+
+def _one_layer(maps: list[AttentionMap], layer: int | str) -> AttentionMap:
+    if isinstance(layer, str):
+        named = [m for m in maps if m.name == layer]
+        if len(named) == 1:
+            return named[0]
+        names = ", ".join(dict.fromkeys(m.name for m in maps))
+        problem = "is not one of the attention layers" if not named else f"made {len(named)} attention calls"
+        raise SelectionError(f"layer {layer!r} {problem}; they are {names}. Indices 0 to {len(maps) - 1} work too.")
+    if isinstance(layer, bool) or not isinstance(layer, int) or not -len(maps) <= layer < len(maps):
+        raise SelectionError(
+            f"layer {layer!r} is out of range: the model made {len(maps)} self-attention calls (0 to {len(maps) - 1})."
+        )
+    return maps[layer]
+
+
+def _by_feature(cells: tuple[Tensor, ...], index: TokenMap, feature_mask: TensorOrTuple) -> tuple[Tensor, ...]:
+    """Return each feature's total on all its cells; a token's score is first shared out over the token's cells."""
+    counts = torch.zeros(max(int(i.max()) for i in index) + 2)
+    expanded = [i.expand(x.shape[1:]) for i, x in zip(index, cells, strict=True)]
+    for i in expanded:
+        counts.index_add_(0, i.flatten() + 1, torch.ones(i.numel()))
+    shares = tuple(x / counts[i + 1].to(x) for i, x in zip(expanded, cells, strict=True))
+    masks = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
+    totals = pool(shares, masks, "sum")
+    full = tuple(m.to(x.device).expand(x.shape) for m, x in zip(masks, cells, strict=True))
+    return spread(totals, full)

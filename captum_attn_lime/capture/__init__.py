@@ -1,0 +1,6 @@
+"""Seeing the attention of any model while it runs, and leaving the model exactly as it was."""
+
+from captum_attn_lime.capture.recorder import Recorder
+from captum_attn_lime.capture.session import capture, record
+
+__all__ = ["Recorder", "capture", "record"]

@@ -1,0 +1,200 @@
+"""Where tensors come from: enough to tell self- from cross-attention and to unfold heads from the batch.
+
+Shapes cannot tell self-attention from cross-attention (a decoder's cross-attention can be square), but the projections
+can: queries and keys of self-attention are projections of the same tensor. Each tensor therefore remembers which
+tensors its last projection was applied to (its *origins*); a product of two tensors remembers both sides' origins (its
+*pairs*), which is how a score matrix tells what its queries and keys were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+Origins = frozenset[int]
+Pairs = frozenset[tuple[Origins, Origins]]
+_NONE: Origins = frozenset()
+_NO_PAIRS: Pairs = frozenset()
+# Along a residual stream origins add up; only the newest matter for the next attention call.
+_KEPT = 32
+
+_PROJECTIONS: frozenset[Callable[..., Any]] = frozenset({F.linear, torch.conv1d, torch.conv2d, torch.addmm})
+_PRODUCTS: frozenset[Callable[..., Any]] = frozenset(
+    {
+        torch.matmul,
+        Tensor.matmul,
+        Tensor.__matmul__,
+        torch.bmm,
+        Tensor.bmm,
+        torch.einsum,
+        torch.baddbmm,
+        Tensor.baddbmm,
+    }
+)
+_RESHAPES: frozenset[Callable[..., Any]] = frozenset(
+    {Tensor.reshape, torch.reshape, Tensor.view, Tensor.flatten, torch.flatten}
+)
+_SAME_TOKENS: frozenset[Callable[..., Any]] = _RESHAPES | {
+    Tensor.transpose,
+    torch.transpose,
+    Tensor.permute,
+    torch.permute,
+    Tensor.contiguous,
+    Tensor.to,
+    Tensor.float,
+}
+
+
+def weak_table() -> MutableMapping[Tensor, Any]:
+    """Return a table keyed by tensor objects (not values) that does not keep them alive."""
+    return WeakIdKeyDictionary()
+
+
+class Fold(NamedTuple):
+    """A dimension of size ``batch * heads`` that was made from a batch and a head dimension."""
+
+    batch: int
+    heads: int
+    batch_first: bool  # whether the batch is the slower of the two
+
+    @property
+    def size(self) -> int:
+        """The folded dimension's size."""
+        return self.batch * self.heads
+
+
+class Provenance:
+    """Follows origins, pairs and folds from tensor to tensor; holds tensors weakly."""
+
+    def __init__(self) -> None:
+        self._ids: MutableMapping[Tensor, int] = weak_table()
+        self._origins: MutableMapping[Tensor, Origins] = weak_table()
+        self._pairs: MutableMapping[Tensor, Pairs] = weak_table()
+        self._folds: MutableMapping[Tensor, Fold] = weak_table()
+        self._next = 0
+
+    def origins(self, tensor: Tensor) -> Origins:
+        """Return the ids of the tensors that ``tensor`` is a projection of; minus its own id if it is none."""
+        found = self._origins.get(tensor)
+        return frozenset({-self._id(tensor)}) if found is None else found
+
+    def same_source(self, query: Tensor, key: Tensor) -> bool | None:
+        """Return whether query and key are projections of one tensor; None where that was not seen."""
+        return _same({(self.origins(query), self.origins(key))})
+
+    def scores_same_source(self, scores: Tensor) -> bool | None:
+        """Return whether the scores are a product of projections of one tensor; None where that was not seen."""
+        return _same(self._pairs.get(scores, _NO_PAIRS))
+
+    def fold(self, tensor: Tensor) -> Fold | None:
+        """Return how the tensor's dimension 0 was folded from batch and heads, if that was seen."""
+        found = self._folds.get(tensor)
+        return found if found is not None and tensor.shape[0] == found.size else None
+
+    def forget(self, tensor: Tensor) -> None:
+        """Make the tensor an origin of its own, as the output of an attention call is."""
+        self._origins.pop(tensor, None)
+        self._pairs.pop(tensor, None)
+
+    def follow(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+        batch: int | None,
+    ) -> None:
+        """Carry what is known of the arguments over to the results."""
+        results = _tensors(out if isinstance(out, (tuple, list)) else (out,))
+        if not results:
+            return
+        sources = _tensors(_flat(args, kwargs))
+        if not sources:
+            return
+        if func in _PROJECTIONS or (func in _PRODUCTS and any(isinstance(s, nn.Parameter) for s in sources)):
+            self._project(func, sources, results)
+            return
+        origins = self._union(sources)
+        pairs = frozenset().union(*(self._pairs.get(s, _NO_PAIRS) for s in sources))
+        if func in _PRODUCTS and len(sources) >= 2:
+            pairs |= {(self.origins(sources[-2]), self.origins(sources[-1]))}
+        folds = [f for f in (self._folds.get(s) for s in sources) if f is not None]
+        if func in _RESHAPES and (made := _made_fold(sources[0], results[0], batch)) is not None:
+            folds = [made]
+        for result in results:
+            if origins:
+                self._origins[result] = origins
+            if pairs:
+                self._pairs[result] = pairs
+            if folds:
+                self._folds[result] = folds[0]
+            if func in _SAME_TOKENS:
+                self._ids[result] = self._id(sources[0])
+
+    def _project(self, func: Callable[..., Any], sources: list[Tensor], results: list[Tensor]) -> None:
+        # torch.addmm(bias, x, weight) has its input second, every other projection first.
+        inputs = [s for s in sources[(func is torch.addmm) :] if not isinstance(s, nn.Parameter)]
+        if not inputs:
+            return
+        origin = frozenset({self._id(inputs[0])})
+        for result in results:
+            self._origins[result] = origin
+            fold = self._folds.get(inputs[0])
+            if fold is not None:
+                self._folds[result] = fold
+
+    def _union(self, tensors: Iterable[Tensor]) -> Origins:
+        union = _NONE.union(*(self._origins.get(t, _NONE) for t in tensors))
+        return frozenset(sorted(union)[-_KEPT:]) if len(union) > _KEPT else union
+
+    def _id(self, tensor: Tensor) -> int:
+        found = self._ids.get(tensor)
+        if found is None:
+            self._next += 1
+            found = self._ids[tensor] = self._next
+        return found
+
+
+def _same(pairs: Iterable[tuple[Origins, Origins]]) -> bool | None:
+    pairs = list(pairs)
+    if any(q & k for q, k in pairs):
+        return True
+    # Only projections can be told apart; a tensor used as it is may be anything derived from the other.
+    if not pairs or any(min(q | k) < 0 for q, k in pairs):
+        return None
+    return False
+
+
+def _made_fold(before: Tensor, after: Tensor, batch: int | None) -> Fold | None:
+    """Return the fold a reshape makes, or None.
+
+    Two layouts are in use: (B, H, N, d) to (B*H, N, d), also with H first, and (N, B, H*d) to (N, B*H, d).
+    """
+    old, new = before.shape, after.shape
+    if len(old) == len(new) + 1 and len(new) == 3 and new[0] == old[0] * old[1] and new[1:] == old[2:]:
+        first, second = old[0], old[1]
+        # Where both or neither have the batch's size, the batch is what lies further apart in memory.
+        told_by_size = (first == batch) != (second == batch)
+        batch_first = first == batch if told_by_size else before.stride(0) >= before.stride(1)
+        return Fold(first, second, True) if batch_first else Fold(second, first, False)
+    sequence_first = len(old) == len(new) == 3 and new[0] == old[0] and new[1] > old[1] and new[1] % old[1] == 0
+    if sequence_first and new[1] * new[2] == old[1] * old[2]:
+        return Fold(old[1], new[1] // old[1], True)
+    return None
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    return [v for v in values if isinstance(v, Tensor)]
+
+
+def _flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Any]:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, (tuple, list)):
+            yield from value
+        else:
+            yield value

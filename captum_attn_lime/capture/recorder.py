@@ -1,0 +1,94 @@
+"""`Recorder`: what one capture has seen so far, and the one attention output it may cut out as a gradient leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_attn_lime.attention import AttentionKind, AttentionMap
+from captum_attn_lime.capture.names import ModuleStack
+from captum_attn_lime.capture.provenance import Provenance
+
+RowView = Callable[[Tensor], Tensor]  # an attention output in the model's own layout -> (B, H, Q, d)
+
+
+class PatchConvolution(NamedTuple):
+    """A convolution that was applied to a 4-D tensor: what maps pixels to patches."""
+
+    input_shape: tuple[int, ...]
+    grid: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Any
+
+
+class Recorder:
+    """Collects the attention maps of a forward pass.
+
+    Args:
+        leaf_at: Index of the attention call whose output is to become a gradient leaf. Everything before it then runs
+            without a graph and everything after it with one, whatever the caller's grad mode and the model's own
+            ``no_grad`` blocks say, so that a backward pass goes through the end of the model only.
+        keep_value: Keep the value tensor of the first call, (B, H, K, ...), which shows what each token is made of.
+    """
+
+    def __init__(self, *, leaf_at: int | None = None, keep_value: bool = False) -> None:
+        self.maps: list[AttentionMap] = []
+        self.stack = ModuleStack()
+        self.provenance = Provenance()
+        self.convolutions: list[PatchConvolution] = []
+        self.first_value: Tensor | None = None
+        self.leaf: Tensor | None = None
+        self.leaf_rows: RowView | None = None
+        self.squash_input: Tensor | None = None
+        self._leaf_at = leaf_at
+        self._keep_value = keep_value
+
+    @property
+    def batch(self) -> int | None:
+        """The batch size, where a module was entered with a tensor."""
+        return self.stack.batch
+
+    def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call an operation of the model, with or without a graph as the leaf demands."""
+        if self._leaf_at is None or func is torch._C._set_grad_enabled:
+            return func(*args, **kwargs)
+        with torch.set_grad_enabled(self.leaf is not None):
+            return func(*args, **kwargs)
+
+    def add(self, attention: AttentionMap, output: Tensor, rows: RowView, value: Tensor | None) -> Tensor:
+        """Record a call and return the output the model is to go on with.
+
+        Args:
+            attention: The captured map.
+            output: The call's output in the model's own layout.
+            rows: Brings ``output`` (or its gradient) to (B, H, Q, d).
+            value: The value tensor, (B, Hk, K, ...).
+        """
+        if self._keep_value and not self.maps and value is not None:
+            self.first_value = value.detach()
+        is_leaf = len(self.maps) == self._leaf_at
+        self.maps.append(attention)
+        self.provenance.forget(output)
+        if not is_leaf or not output.is_floating_point():
+            return output
+        self.leaf = output.detach().requires_grad_()
+        self.leaf_rows = rows
+        # A copy, since models may write into their attention's output and a leaf must not be written to.
+        with torch.enable_grad():
+            return self.leaf.clone()
+
+    def note_squash(self, scores: Tensor) -> None:
+        """Remember the input of the latest softmax or sigmoid behind the leaf; it may be the model's last step."""
+        if self.leaf is not None and scores.requires_grad:
+            self.squash_input = scores
+
+
+def kind_of(same_source: bool | None, *, pooled: bool = False) -> AttentionKind:
+    """Return the kind of a call from what its projections showed."""
+    if same_source is None:
+        return "pool" if pooled else "unknown"
+    return "self" if same_source else "cross"

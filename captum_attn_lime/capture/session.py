@@ -1,0 +1,130 @@
+"""`capture`: the context manager that watches a model's attention, and the function mode behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from captum_attn_lime.attention import AttentionMap
+from captum_attn_lime.capture import multi_head_attention, sdpa
+from captum_attn_lime.capture.names import find_modules
+from captum_attn_lime.capture.recorder import PatchConvolution, Recorder
+from captum_attn_lime.capture.softmax import SOFTMAXES, SQUASHES, SoftmaxWatch
+from captum_attn_lime.errors import NoAttentionError
+
+
+@contextmanager
+def capture(model: Callable[..., Any]) -> Iterator[list[AttentionMap]]:
+    """Return, inside a ``with`` block, the list that fills with one `AttentionMap` per attention call of the model.
+
+    The model runs its own kernels and gives its own outputs, bit for bit; what is kept of a fused call is its query,
+    key and mask. After the block, also after an exception, the model is as it was.
+
+    Args:
+        model: A module, or a callable that runs one (its modules give the maps their names).
+
+    Yields:
+        The maps, in call order.
+
+    Raises:
+        NoAttentionError: The block ended and no attention was seen.
+        UnreadableAttentionError: Attention was seen whose examples, heads, queries and keys cannot be told apart.
+
+    Example:
+        >>> layer = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
+        >>> x = torch.zeros(1, 3, 8)
+        >>> with capture(layer) as maps:
+        ...     _ = layer(x, x, x)
+        >>> maps
+        [ScoreMap('', (B, H, Q, K)=(1, 2, 3, 3), self)]
+    """
+    with record(model) as recorder:
+        yield recorder.maps
+    if not recorder.maps:
+        raise NoAttentionError(no_attention_message(model))
+
+
+@contextmanager
+def record(model: Callable[..., Any], *, leaf_at: int | None = None, keep_value: bool = False) -> Iterator[Recorder]:
+    """Return, inside a ``with`` block, the `Recorder` that watches the model; what :func:`capture` is made of."""
+    recorder = Recorder(leaf_at=leaf_at, keep_value=keep_value)
+    with recorder.stack.watching(find_modules(model)), _Watch(recorder):
+        yield recorder
+
+
+def no_attention_message(model: Any) -> str:
+    """Return what to tell a user whose model showed no attention."""
+    name = type(model).__name__ if not hasattr(model, "__qualname__") else model.__qualname__
+    return (
+        f"no attention was seen while {name} ran. Seen are scaled_dot_product_attention, nn.MultiheadAttention and a "
+        "softmax whose result weighs values; not seen are flex_attention, compiled models, exponentials normalised by "
+        "hand, and models run in another thread. If the model has attention of such a kind, switch it to sdpa or "
+        "eager attention."
+    )
+
+
+class _Watch(TorchFunctionMode):
+    """Sends each torch operation of the model past the seams."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self._softmax = SoftmaxWatch(recorder)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        recorder = self._recorder
+        if func is F.scaled_dot_product_attention:
+            output = sdpa.scaled_dot_product_attention(recorder, func, args, kwargs)
+        elif func is F.multi_head_attention_forward:
+            # Its output has no origin: it is what the next layer's queries and keys are projections of.
+            return multi_head_attention.multi_head_attention_forward(recorder, func, args, kwargs)
+        elif func in SOFTMAXES:
+            output = self._softmax.softmax(func, args, kwargs)
+        else:
+            output = recorder.run(func, args, kwargs)
+            if not isinstance(output, (Tensor, tuple, list)):
+                return output
+            if func in SQUASHES:
+                recorder.note_squash(args[0] if args else kwargs["input"])
+            elif func is torch.conv2d and isinstance(output, Tensor):
+                _note_convolution(recorder, args, kwargs, output)
+            seen = self._softmax.see(func, args, kwargs, output)
+            if seen is not output:
+                return seen
+        recorder.provenance.follow(func, args, kwargs, output, recorder.batch)
+        return output
+
+
+def _note_convolution(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    given = {
+        **dict(zip(("input", "weight", "bias", "stride", "padding", "dilation"), args, strict=False)),
+        **kwargs,
+    }
+    image, weight = given["input"], given["weight"]
+    if image.dim() == 4:
+        recorder.convolutions.append(
+            PatchConvolution(
+                tuple(image.shape),
+                (output.shape[2], output.shape[3]),
+                (weight.shape[2], weight.shape[3]),
+                _pair(given.get("stride", 1)),
+                given.get("padding", 0),
+            )
+        )
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value[0]), int(value[1])) if isinstance(value, (tuple, list)) else (int(value), int(value))

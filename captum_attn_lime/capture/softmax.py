@@ -1,0 +1,177 @@
+"""The eager seam: a softmax whose result then weighs values.
+
+A softmax alone is not attention (class probabilities and expert routers are softmaxes too). It becomes attention when
+its result, perhaps cast, dropped out, reshaped or masked on the way, is contracted over the softmax dimension with
+another tensor: by a matrix product, an einsum, or a broadcast multiplication and a sum (additive attention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captum_attn_lime.attention import DenseMap
+from captum_attn_lime.capture import layout
+from captum_attn_lime.capture.provenance import weak_table
+from captum_attn_lime.capture.recorder import Recorder, kind_of
+
+Func = Callable[..., Any]
+
+SOFTMAXES: frozenset[Func] = frozenset({torch.softmax, Tensor.softmax, F.softmax})
+SQUASHES: frozenset[Func] = frozenset(
+    {
+        torch.sigmoid,
+        Tensor.sigmoid,
+        F.sigmoid,
+        F.log_softmax,
+        torch.log_softmax,
+        Tensor.log_softmax,
+        F.logsigmoid,
+    }
+)
+_MATMULS: frozenset[Func] = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
+_SUMS: frozenset[Func] = frozenset({torch.sum, Tensor.sum})
+_MULTIPLIES: frozenset[Func] = frozenset({torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply})
+# What may stand between the softmax and the product without making it anything else.
+_CARRIERS: frozenset[Func] = frozenset(
+    {
+        F.dropout, torch.dropout, Tensor.to, Tensor.type_as, Tensor.type, Tensor.float, Tensor.half, Tensor.bfloat16,
+        Tensor.double, Tensor.contiguous, Tensor.clone, Tensor.view, Tensor.reshape, torch.reshape, Tensor.unsqueeze,
+        torch.unsqueeze, Tensor.squeeze, torch.squeeze, Tensor.transpose, torch.transpose, Tensor.permute,
+        torch.permute, Tensor.expand, Tensor.flatten, torch.flatten, Tensor.masked_fill, torch.masked_fill,
+        Tensor.masked_fill_, Tensor.nan_to_num, torch.nan_to_num, layout.MATRIX_TRANSPOSE, Tensor.swapaxes, torch.where,
+        Tensor.detach,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A tensor that still is a softmax's result."""
+
+    axis: int  # the softmax dimension in this tensor
+    call: int  # which softmax
+    same_source: bool | None  # whether its scores compare a tensor with itself
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A product of softmax weights and values that awaits its sum."""
+
+    held: Weights
+    weights: Tensor
+    value: Tensor
+
+
+class SoftmaxWatch:
+    """Follows softmax results until they meet values."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._weights: MutableMapping[Tensor, Weights] = weak_table()
+        self._weighted: MutableMapping[Tensor, Weighted] = weak_table()
+        self._calls = 0
+        self._done: set[int] = set()
+
+    def softmax(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a softmax and begin to follow its result."""
+        scores = args[0] if args else kwargs["input"]
+        output = self._recorder.run(func, args, kwargs)
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        self._recorder.note_squash(scores)
+        if isinstance(dim, int) and output.dim() >= 2:
+            self._calls += 1
+            same = self._recorder.provenance.scores_same_source(scores)
+            self._weights[output] = Weights(dim % output.dim(), self._calls, same)
+        return output
+
+    def see(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Look at an operation's result; return it, or the leaf that takes its place."""
+        if not isinstance(output, Tensor) or not (self._weights or self._weighted):
+            return output
+        if func in _MATMULS and len(args) == 2:
+            return self._matmul(args[0], args[1], output)
+        if func is torch.einsum:
+            return self._einsum(args, output)
+        if func in _SUMS:
+            return self._sum(args, kwargs, output)
+        if func in _MULTIPLIES and len(args) == 2:
+            self._multiply(args[0], args[1], output)
+        elif func in _CARRIERS:
+            self._carry(func, args, output)
+        return output
+
+    def _carry(self, func: Func, args: tuple[Any, ...], output: Tensor) -> None:
+        source = next((a for a in args if isinstance(a, Tensor) and a in self._weights), None)
+        if source is None:
+            return
+        held = self._weights[source]
+        axis = layout.moved_axis(func, args, source, output, held.axis)
+        if axis is not None:
+            self._weights[output] = replace(held, axis=axis)
+
+    def _multiply(self, a: Any, b: Any, output: Tensor) -> None:
+        for weights, value in ((a, b), (b, a)):
+            if not isinstance(weights, Tensor) or weights not in self._weights:
+                continue
+            held = self._weights[weights]
+            if output.shape == weights.shape:
+                # A scale, a head mask or a dropout mask: still weights, one per key.
+                self._weights[output] = held
+            elif isinstance(value, Tensor) and output.dim() == weights.dim():
+                # The weights were broadcast over the values' features.
+                self._weighted[output] = Weighted(held, weights, value)
+
+    def _sum(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Any:
+        source = args[0] if args else kwargs.get("input")
+        if not isinstance(source, Tensor) or source not in self._weighted:
+            return output
+        held = self._weighted[source]
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if isinstance(dim, (tuple, list)) and len(dim) == 1:
+            dim = dim[0]
+        axis = held.held.axis
+        if not isinstance(dim, int) or dim % source.dim() != axis:
+            return output
+        placed = layout.from_broadcast(held.weights, held.value, axis, self._recorder)
+        return self._record(placed, held.held, output)
+
+    def _matmul(self, a: Tensor, b: Tensor, output: Tensor) -> Any:
+        if a in self._weights and (held := self._weights[a]).axis == a.dim() - 1 and _are_values(b, a):
+            return self._record(layout.from_matmul(a, b, self._recorder), held, output)
+        if b in self._weights and (held := self._weights[b]).axis == b.dim() - 2 and _are_values(a, b):
+            placed = layout.from_matmul(b.transpose(-1, -2), a.transpose(-1, -2), self._recorder)
+            return self._record(layout.transposed(placed), held, output)
+        return output
+
+    def _einsum(self, args: tuple[Any, ...], output: Tensor) -> Any:
+        operands = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
+        if not isinstance(args[0], str) or len(operands) != 2:
+            return output
+        for index, weights in enumerate(operands):
+            value = operands[1 - index]
+            if weights not in self._weights or isinstance(value, nn.Parameter):
+                continue
+            held = self._weights[weights]
+            placed = layout.from_einsum(args[0], index, weights, held.axis, value, self._recorder)
+            if placed is not None:
+                return self._record(placed, held, output)
+        return output
+
+    def _record(self, placed: layout.Placed, held: Weights, output: Tensor) -> Tensor:
+        if held.call in self._done:
+            return output  # the same weights used a second time, as with relative values
+        self._done.add(held.call)
+        kind = kind_of(held.same_source, pooled=placed.weights.shape[2] == 1)
+        attention = DenseMap(placed.weights, name=self._recorder.stack.current, kind=kind)
+        return self._recorder.add(attention, output, placed.rows, placed.value)
+
+
+def _are_values(value: Tensor, weights: Tensor) -> bool:
+    """Return whether a factor can be values: a matrix shared by the batch is class embeddings or a codebook."""
+    return not isinstance(value, nn.Parameter) and value.dim() >= 3 and weights.dim() >= 3

@@ -1,0 +1,59 @@
+"""The attention methods: one pure function over attention maps per file, and the table that names them.
+
+A method is any function ``(maps, query, *, heads, head_fusion, residual) -> scores``, where ``maps`` is the chosen
+stack of layers in forward order, ``query`` (B, Q) weighs the output tokens to explain, and ``scores`` is (B, K).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from captum_attn_lime.errors import InputError
+from captum_attn_lime.methods.raw import raw
+from captum_attn_lime.methods.rollout import rollout
+
+MethodFunction = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and what the caller has to know of it.
+
+    Attributes:
+        function: The function over maps.
+        last_layer_only: Whether it reads the last layer where no layers are asked for, rather than all of them.
+        uses_target: Whether its scores depend on the class.
+    """
+
+    function: MethodFunction
+    last_layer_only: bool = False
+    uses_target: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "raw": Method(raw, last_layer_only=True),
+    "rollout": Method(rollout),
+}
+
+
+def get_method(method: str | MethodFunction) -> Method:
+    """Return the method of a name, or wrap a function with the methods' signature.
+
+    Example:
+        >>> get_method("raw").uses_target
+        False
+    """
+    if callable(method):
+        return Method(method)
+    if method not in METHODS:
+        raise InputError(
+            f"method {method!r} is not known; it is one of {', '.join(sorted(METHODS))}, or a function "
+            "(maps, query, *, heads, head_fusion, residual) -> scores."
+        )
+    return METHODS[method]
+
+
+__all__ = ["METHODS", "Method", "MethodFunction", "get_method", "raw", "rollout"]

@@ -1,0 +1,37 @@
+"""What products of attention maps demand of the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from captum_attn_lime.attention import AttentionMap
+from captum_attn_lime.errors import AttentionKindError
+
+_WHY = {
+    "cross": "is cross-attention: its keys are other tokens than its queries",
+    "pool": "pools tokens into one: its output is no longer a sequence of tokens",
+    "unknown": "could not be seen to be self-attention: its queries and keys are not projections of one tensor",
+}
+
+
+def require_products(maps: Sequence[AttentionMap], method: str) -> None:
+    """Check that the maps can be multiplied: square self-attention over the same tokens.
+
+    Raises:
+        AttentionKindError: Names the first map that does not fit, and what to do.
+    """
+    n = maps[-1].shape[2]
+    for attention in maps:
+        queries, keys = attention.shape[2:]
+        if attention.kind != "self":
+            reason = _WHY[attention.kind]
+        elif queries != keys:
+            reason = f"is not square: {queries} queries, {keys} keys"
+        elif queries != n:
+            reason = f"is over {queries} tokens where the last layer is over {n}"
+        else:
+            continue
+        raise AttentionKindError(
+            f"{method} multiplies self-attention maps, but {attention.name!r} {reason}. "
+            "Choose layers=, or use method='raw'."
+        )

@@ -1,0 +1,89 @@
+"""Turning a user's ``query=`` into one weight per output token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_attn_lime.attention import AttentionMap
+from captum_attn_lime.errors import SelectionError
+
+Query = str | int | slice | Sequence[int] | Tensor
+
+
+def query_weights(query: Query, attention: AttentionMap) -> Tensor:
+    """Return the weights (B, Q) of the output tokens that a query names.
+
+    Args:
+        query: An index for all examples, one index per example (a sequence or an integer tensor of length B), a slice
+            (its tokens' mean), weights (B, Q), or ``"first"``, ``"last"``, ``"mean"`` over each example's real tokens.
+        attention: The map whose output tokens are meant.
+
+    Raises:
+        SelectionError: The query names no token of the map.
+
+    Example:
+        >>> from captum_attn_lime.attention import DenseMap
+        >>> query_weights(-1, DenseMap(torch.ones(1, 1, 3, 3) / 3))
+        tensor([[0., 0., 1.]])
+    """
+    batch, n = attention.shape[0], attention.shape[2]
+    if isinstance(query, str):
+        return _by_name(query, attention)
+    if isinstance(query, slice):
+        chosen = torch.zeros(batch, n, device=attention.device)
+        chosen[:, query] = 1.0
+        return _normalised(chosen, query)
+    if isinstance(query, Tensor) and query.is_floating_point():
+        if tuple(query.shape) != (batch, n):
+            raise SelectionError(f"query weights must have shape (B, N) = {(batch, n)}, but have {tuple(query.shape)}.")
+        if not bool(torch.isfinite(query).all()):
+            raise SelectionError("query weights must be finite.")
+        return query.to(attention.device)
+    try:
+        index = torch.as_tensor(query)
+    except (TypeError, ValueError, RuntimeError):
+        index = torch.tensor(0.5)
+    if index.is_floating_point() or index.dtype == torch.bool or index.numel() not in (1, batch):
+        raise SelectionError(
+            f"query={query!r} is not understood: pass an index, one index per example ({batch}), a slice, weights "
+            f"(B, N) = {(batch, n)}, or 'auto', 'first', 'last', 'mean'."
+        )
+    index = index.reshape(-1).expand(batch).to(attention.device)
+    if bool(((index < -n) | (index >= n)).any()):
+        raise SelectionError(f"query {query!r} is out of range: there are {n} tokens (0 to {n - 1}).")
+    return torch.nn.functional.one_hot(index % n, n).to(attention.dtype)
+
+
+def _by_name(query: str, attention: AttentionMap) -> Tensor:
+    real = _real_tokens(attention)
+    if query == "mean":
+        return _normalised(real, query)
+    place = real.cumsum(dim=1)
+    if query == "first":
+        return _normalised(real * (place == 1), query)
+    if query == "last":
+        return _normalised(real * (place == real.sum(dim=1, keepdim=True)), query)
+    raise SelectionError(f"query={query!r} is not known; the names are 'auto', 'first', 'last' and 'mean'.")
+
+
+def _real_tokens(attention: AttentionMap) -> Tensor:
+    """Return 1 for real tokens and 0 for padding, (B, Q).
+
+    The last row tells, padded on the left or on the right, causal or not: whether it is a real token or padding
+    itself, it attends to real tokens only, and to all of them.
+    """
+    if attention.shape[2] != attention.shape[3]:
+        raise SelectionError(
+            f"attention {attention.name!r} is not square, so its queries cannot be named; pass indices."
+        )
+    return (attention.rows(-1).amax(dim=1).squeeze(1) > 0).to(attention.dtype)
+
+
+def _normalised(weights: Tensor, query: object) -> Tensor:
+    total = weights.sum(dim=1, keepdim=True)
+    if bool((total == 0).any()):
+        raise SelectionError(f"query={query!r} selects no token.")
+    return weights / total

@@ -1,0 +1,187 @@
+"""The readout: which output tokens of the attention stack a model's prediction reads, found by one small gradient.
+
+The output of the last self-attention call is made a leaf; the gradient of the model's outputs with respect to it is
+non-zero exactly on the tokens that the rest of the model reads: the CLS token, each row's last real token, or every
+token of a mean, padding left out. The backward pass goes through the head and the last block only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_attn_lime._captum import run_forward
+from captum_attn_lime.attention import AttentionMap
+from captum_attn_lime.capture import Recorder, record
+from captum_attn_lime.capture.session import no_attention_message
+from captum_attn_lime.errors import AttentionKindError, NoAttentionError, ReadoutError
+
+# Rows whose gradients lie within this factor of each other are taken to be averaged with equal weights.
+UNIFORM_WITHIN = 10.0
+_ASK = "Pass query= (a token index, one index per example, weights (B, N), 'first', 'last' or 'mean')."
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """One captured forward pass.
+
+    Attributes:
+        output: The model's output, (B, ...), without a graph.
+        recorder: What the capture saw.
+        maps: The main stack: the model's self-attention calls in order; where it has none, all its calls.
+        readout: Weight of each output token of the last map of the stack, (B, Q), rows sum to 1; None if not asked for.
+    """
+
+    output: Tensor
+    recorder: Recorder
+    maps: list[AttentionMap]
+    readout: Tensor | None
+
+
+class ReadoutFinder:
+    """Runs captured forward passes and remembers, per kind of input, which attention call is the last to explain."""
+
+    def __init__(self) -> None:
+        self._last_call: dict[Any, int] = {}
+
+    def run(
+        self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], forward_args: Any, *, find: bool
+    ) -> ForwardPass:
+        """Run the model once; where the last call is not known yet, or has changed, once more.
+
+        Args:
+            forward_func: The model.
+            inputs: Its input tensors.
+            forward_args: Further positional arguments.
+            find: Whether the readout is wanted.
+
+        Raises:
+            NoAttentionError: The model showed no attention.
+            ReadoutError: The readout is wanted but cannot be known.
+        """
+        # Callers may be in no_grad or in inference_mode, whose tensors cannot be saved for a backward pass.
+        with torch.inference_mode(False):
+            inputs = tuple(_ordinary(x) for x in inputs)
+            forward_args = tuple(_ordinary(x) for x in forward_args)
+            if not find:
+                return _captured(forward_func, inputs, forward_args)
+            key = (id(forward_func), tuple((x.dim(), x.dtype) for x in inputs))
+            leaf_at = self._last_call.get(key)
+            if leaf_at is None:
+                leaf_at = _last(_captured(forward_func, inputs, forward_args).recorder.maps)
+            for _ in range(2):
+                done = _captured(forward_func, inputs, forward_args, leaf_at)
+                expected = _last(done.recorder.maps)
+                self._last_call[key] = expected
+                if expected == leaf_at:
+                    return done
+                leaf_at = expected
+        raise ReadoutError(f"the model makes other attention calls from one forward pass to the next. {_ASK}")
+
+
+def _captured(
+    forward_func: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    forward_args: Any,
+    leaf_at: int | None = None,
+) -> ForwardPass:
+    with torch.no_grad(), record(forward_func, leaf_at=leaf_at) as recorder:
+        output = run_forward(forward_func, inputs, forward_args or None)
+    if not recorder.maps:
+        raise NoAttentionError(no_attention_message(forward_func))
+    maps = main_stack(recorder.maps)
+    for attention in maps:
+        if attention.shape[0] != len(output):
+            raise AttentionKindError(
+                f"attention {attention.name!r} runs over {attention.shape[0]} groups of tokens for {len(output)} "
+                "examples (windows, or a batch folded with another dimension); its tokens are not the input's tokens."
+            )
+    readout = None
+    if leaf_at is not None and _last(recorder.maps) == leaf_at:
+        readout = _pooling_weights(recorder, leaf_at)
+        if readout is None:
+            readout = _read(output, recorder)
+    return ForwardPass(output.detach(), recorder, maps, readout)
+
+
+def main_stack(maps: list[AttentionMap]) -> list[AttentionMap]:
+    """Return the maps that explanations are made of: self-attention, else what may be, else all."""
+    for kinds in (("self",), ("unknown",)):
+        chosen = [m for m in maps if m.kind in kinds]
+        if chosen:
+            return chosen
+    return maps
+
+
+def _last(maps: list[AttentionMap]) -> int:
+    return maps.index(main_stack(maps)[-1])
+
+
+def _pooling_weights(recorder: Recorder, leaf_at: int) -> Tensor | None:
+    """Return the model's own pooling over the leaf's tokens, head mean, where it pools by captured attention."""
+    n = recorder.maps[leaf_at].shape[2]
+    for attention in recorder.maps[leaf_at + 1 :]:
+        if attention.shape[2:] == (1, n):
+            return attention.rows(0).mean(dim=1).squeeze(1)  # (B, N)
+    return None
+
+
+def _read(output: Tensor, recorder: Recorder) -> Tensor:
+    """Return the uniform distribution over the rows that the output reads, per example, (B, Q)."""
+    n = recorder.maps[_last(recorder.maps)].shape[2]
+    if output.dim() > 2 and output.shape[1] == n:
+        raise ReadoutError(
+            f"the output of shape {tuple(output.shape)} has one row per token, and each token reads itself. {_ASK}"
+        )
+    norms = _row_gradients(output, recorder)
+    dead = ~(norms > 0).any(dim=1)
+    if bool(dead.any()) and recorder.squash_input is not None:
+        # A saturated softmax passes no gradient on; its input does.
+        norms = torch.where(dead[:, None], _row_gradients(recorder.squash_input, recorder), norms)
+        dead = ~(norms > 0).any(dim=1)
+    if bool(dead.any()):
+        raise ReadoutError(
+            f"the output of example {int(dead.nonzero()[0])} does not depend on the last attention call "
+            f"{recorder.maps[_last(recorder.maps)].name!r}: its gradient is zero everywhere. {_ASK}"
+        )
+    # What rounding leaves of a zero is not read.
+    largest = norms.amax(dim=1, keepdim=True)
+    read = norms > largest * torch.finfo(norms.dtype).eps
+    smallest = norms.masked_fill(~read, torch.inf).amin(dim=1, keepdim=True)
+    uneven = (largest / smallest > UNIFORM_WITHIN).flatten()
+    if bool(uneven.any()):
+        example = int(uneven.nonzero()[0])
+        ratio = float(largest[example] / smallest[example])
+        raise ReadoutError(
+            f"the output of example {example} reads {int(read[example].sum())} tokens with very different weights "
+            f"(gradients differ by a factor of {ratio:.3g}), which a mean would not do; how it weighs them was not "
+            f"seen. {_ASK}"
+        )
+    return read / read.sum(dim=1, keepdim=True)
+
+
+def _row_gradients(output: Tensor, recorder: Recorder) -> Tensor:
+    """Return the norm of the gradient on each output row of the leaf, (B, Q), for a fixed random cotangent."""
+    leaf, rows = recorder.leaf, recorder.leaf_rows
+    if leaf is None or rows is None or not output.requires_grad:
+        raise ReadoutError(
+            "the output carries no gradient from the last attention call; does the model detach it, or compute its "
+            f"output in inference_mode? {_ASK}"
+        )
+    generator = torch.Generator().manual_seed(0)
+    cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+    # The graph is kept: a second gradient may be asked for, of the input of a last softmax.
+    (gradient,) = torch.autograd.grad(
+        output, leaf, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    by_row = rows(gradient)  # (B, H, Q, d)
+    by_row = by_row.to(torch.promote_types(by_row.dtype, torch.float32))
+    return by_row.pow(2).sum(dim=(1, 3)).sqrt()
+
+
+def _ordinary(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) and x.is_inference() else x
