@@ -84,7 +84,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         self.head_fusion: HeadFusion = check_head_fusion(head_fusion)
         self.residual = float(residual)
         self._finder = ReadoutFinder()
-        self._token_maps: dict[Any, TokenMap] = {}
+        # With each map the function it belongs to, held so that another one cannot come to have its id.
+        self._token_maps: dict[Any, tuple[Any, TokenMap]] = {}
 
     @property
     def uses_target(self) -> bool:
@@ -196,8 +197,9 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
                     run_forward(self.forward_func, altered, args)
                 return recorder.first_value
 
-            self._token_maps[key] = find_token_map(inputs, n_tokens, done.recorder.convolutions, probe)
-        return self._token_maps[key]
+            found = find_token_map(inputs, n_tokens, done.recorder.convolutions, probe)
+            self._token_maps[key] = (self.forward_func, found)
+        return self._token_maps[key][1]
 
 
 def _checked(inputs: TensorOrTuple) -> tuple[Tensor, ...]:

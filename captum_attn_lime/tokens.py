@@ -76,7 +76,9 @@ def find_token_map(
     """
     nothing = [torch.full((1,) * (x.dim() - 1), -1) for x in inputs]
     for position, x in enumerate(inputs):
-        if x.dim() in (2, 3) and x.shape[1] == n_tokens:
+        # Rows of numbers (B, n) are not taken as they stand: a table's columns may be in another order.
+        ids_or_embeddings = x.is_floating_point() if x.dim() == 3 else x.dim() == 2 and not x.is_floating_point()
+        if ids_or_embeddings and x.shape[1] == n_tokens:
             index = torch.arange(n_tokens)
             nothing[position] = index if x.dim() == 2 else index[:, None]
             return tuple(nothing)

@@ -8,12 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_attn_lime.capture.provenance import Fold
+from captum_attn_lime.capture.provenance import MATRIX_TRANSPOSE, Fold
 from captum_attn_lime.capture.recorder import Recorder, RowView
 from captum_attn_lime.errors import UnreadableAttentionError
-
-MATRIX_TRANSPOSE: Callable[..., Any] = Tensor.mT.__get__  # type: ignore[attr-defined]  # how x.mT reaches a function mode
-
 
 class Placed(NamedTuple):
     """Weights in (B, H, Q, K), the value in (B, H, K, d), and the way from the call's output to (B, H, Q, d)."""

@@ -63,10 +63,12 @@ class ModuleStack:
 def find_modules(forward_func: Any) -> dict[str, nn.Module]:
     """Return the modules a forward function runs, as far as it shows them: itself, its owner, or what it closes over.
 
+    A module's key is the prefix of its submodules' paths: empty where there is one module only.
+
     Example:
         >>> layer = nn.Linear(2, 2)
         >>> find_modules(lambda x: layer(x).relu())
-        {'layer': Linear(in_features=2, out_features=2, bias=True)}
+        {'': Linear(in_features=2, out_features=2, bias=True)}
     """
     if isinstance(forward_func, nn.Module):
         return {"": forward_func}
@@ -77,11 +79,12 @@ def find_modules(forward_func: Any) -> dict[str, nn.Module]:
     if inner is not None:
         return find_modules(inner)
     if not inspect.isfunction(forward_func):
-        members = getattr(forward_func, "__dict__", {})
-        return {name: value for name, value in members.items() if isinstance(value, nn.Module)}
-    closure = inspect.getclosurevars(forward_func)
-    found = {**closure.globals, **closure.nonlocals}
-    return {name: value for name, value in found.items() if isinstance(value, nn.Module)}
+        reached = dict(getattr(forward_func, "__dict__", {}))
+    else:
+        closure = inspect.getclosurevars(forward_func)
+        reached = {**closure.globals, **closure.nonlocals}
+    modules = {name: value for name, value in reached.items() if isinstance(value, nn.Module)}
+    return {"": next(iter(modules.values()))} if len(modules) == 1 else modules
 
 
 def _has_batch(x: Any) -> bool:

@@ -23,6 +23,10 @@ _NO_PAIRS: Pairs = frozenset()
 # Along a residual stream origins add up; only the newest matter for the next attention call.
 _KEPT = 32
 
+# How x.mT and x.T reach a function mode.
+MATRIX_TRANSPOSE: Callable[..., Any] = Tensor.mT.__get__  # type: ignore[attr-defined]
+_TRANSPOSE: Callable[..., Any] = Tensor.T.__get__  # type: ignore[attr-defined]
+
 _PROJECTIONS: frozenset[Callable[..., Any]] = frozenset({F.linear, torch.conv1d, torch.conv2d, torch.addmm})
 _PRODUCTS: frozenset[Callable[..., Any]] = frozenset(
     {
@@ -42,6 +46,9 @@ _RESHAPES: frozenset[Callable[..., Any]] = frozenset(
 _SAME_TOKENS: frozenset[Callable[..., Any]] = _RESHAPES | {
     Tensor.transpose,
     torch.transpose,
+    Tensor.swapaxes,
+    MATRIX_TRANSPOSE,
+    _TRANSPOSE,
     Tensor.permute,
     torch.permute,
     Tensor.contiguous,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from captum_attn_lime.attention import DenseMap
 from captum_attn_lime.capture import layout
-from captum_attn_lime.capture.provenance import weak_table
+from captum_attn_lime.capture.provenance import MATRIX_TRANSPOSE, weak_table
 from captum_attn_lime.capture.recorder import Recorder, kind_of
 
 Func = Callable[..., Any]
@@ -44,7 +44,7 @@ _CARRIERS: frozenset[Func] = frozenset(
         Tensor.double, Tensor.contiguous, Tensor.clone, Tensor.view, Tensor.reshape, torch.reshape, Tensor.unsqueeze,
         torch.unsqueeze, Tensor.squeeze, torch.squeeze, Tensor.transpose, torch.transpose, Tensor.permute,
         torch.permute, Tensor.expand, Tensor.flatten, torch.flatten, Tensor.masked_fill, torch.masked_fill,
-        Tensor.masked_fill_, Tensor.nan_to_num, torch.nan_to_num, layout.MATRIX_TRANSPOSE, Tensor.swapaxes, torch.where,
+        Tensor.masked_fill_, Tensor.nan_to_num, torch.nan_to_num, MATRIX_TRANSPOSE, Tensor.swapaxes, torch.where,
         Tensor.detach,
     }
 )  # fmt: skip

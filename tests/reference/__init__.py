@@ -1,0 +1,1 @@
+"""Slow, independent re-implementations, written from the formulas."""

