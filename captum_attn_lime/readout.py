@@ -2,7 +2,8 @@
 
 The output of the last self-attention call is made a leaf; the gradient of the model's outputs with respect to it is
 non-zero exactly on the tokens that the rest of the model reads: the CLS token, each row's last real token, or every
-token of a mean, padding left out. The backward pass goes through the head and the last block only.
+token of a mean, padding left out. Where it reads several, the gradient at the token states that are pooled tells their
+weights. The backward pass goes through the head and the last block only.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from captum_attn_lime.capture import Recorder, record
 from captum_attn_lime.capture.session import no_attention_message
 from captum_attn_lime.errors import AttentionKindError, NoAttentionError, ReadoutError
 
-# Rows whose gradients lie within this factor of each other are taken to be averaged with equal weights.
-UNIFORM_WITHIN = 10.0
+# Gradient rows with a smaller cosine than this are not parallel.
+PARALLEL = 1 - 1e-4
+# Weights within this factor of each other are equal but for rounding.
+EQUAL = 1 + 1e-3
 _ASK = "Pass query= (a token index, one index per example, weights (B, N), 'first', 'last' or 'mean')."
 
 
@@ -131,41 +134,68 @@ def _pooling_weights(recorder: Recorder, leaf_at: int) -> Tensor | None:
 
 
 def _read(output: Tensor, recorder: Recorder) -> Tensor:
-    """Return the uniform distribution over the rows that the output reads, per example, (B, Q)."""
+    """Return the weights with which the output reads the last call's rows, per example, (B, Q)."""
+    name = recorder.maps[_last(recorder.maps)].name
     n = recorder.maps[_last(recorder.maps)].shape[2]
     if output.dim() > 2 and output.shape[1] == n:
         raise ReadoutError(
             f"the output of shape {tuple(output.shape)} has one row per token, and each token reads itself. {_ASK}"
         )
-    norms = _row_gradients(output, recorder)
+    norms, states = _gradients(output, recorder)
     dead = ~(norms > 0).any(dim=1)
     if bool(dead.any()) and recorder.squash_input is not None:
         # A saturated softmax passes no gradient on; its input does.
-        norms = torch.where(dead[:, None], _row_gradients(recorder.squash_input, recorder), norms)
+        more_norms, more_states = _gradients(recorder.squash_input, recorder)
+        norms = torch.where(dead[:, None], more_norms, norms)
+        states = [torch.where(dead[:, None, None], more, g) for more, g in zip(more_states, states, strict=True)]
         dead = ~(norms > 0).any(dim=1)
     if bool(dead.any()):
         raise ReadoutError(
-            f"the output of example {int(dead.nonzero()[0])} does not depend on the last attention call "
-            f"{recorder.maps[_last(recorder.maps)].name!r}: its gradient is zero everywhere. {_ASK}"
+            f"the output of example {int(dead.nonzero()[0])} does not depend on the last attention call {name!r}: "
+            f"its gradient is zero everywhere. {_ASK}"
         )
     # What rounding leaves of a zero is not read.
-    largest = norms.amax(dim=1, keepdim=True)
-    read = norms > largest * torch.finfo(norms.dtype).eps
-    smallest = norms.masked_fill(~read, torch.inf).amin(dim=1, keepdim=True)
-    uneven = (largest / smallest > UNIFORM_WITHIN).flatten()
-    if bool(uneven.any()):
-        example = int(uneven.nonzero()[0])
-        ratio = float(largest[example] / smallest[example])
+    read = norms > norms.amax(dim=1, keepdim=True) * torch.finfo(norms.dtype).eps
+    return torch.stack([_pooling(i, read[i], [g[i] for g in states]) for i in range(len(read))])
+
+
+def _pooling(example: int, read: Tensor, gradients: list[Tensor]) -> Tensor:
+    """Return the weights with which one example's read rows are pooled, (Q,), sum 1.
+
+    A linear pooling Σ w_i h_i passes the same gradient g to every row, times its weight: rows of the gradient at the
+    token states h are w_i g, parallel to each other. Before h the layers' own derivatives turn the rows apart. So the
+    earliest of the last states whose gradient rows are parallel is h, and the rows' lengths are the weights.
+    """
+    weights = read.to(torch.float32)
+    if int(read.sum()) == 1:
+        return weights
+    found: Tensor | None = None
+    for gradient in reversed(gradients):  # (Q, D), the latest first
+        rows = gradient[read].to(torch.float64)
+        lengths = rows.norm(dim=1)
+        if not bool(lengths.any()):
+            continue  # a branch that the output does not use says nothing of the pooling
+        cosine = rows @ rows[lengths.argmax()] / (lengths * lengths.max()).clamp(min=torch.finfo(torch.float64).tiny)
+        if float(cosine.min()) < PARALLEL:
+            break
+        found = lengths
+    if found is None:
         raise ReadoutError(
-            f"the output of example {example} reads {int(read[example].sum())} tokens with very different weights "
-            f"(gradients differ by a factor of {ratio:.3g}), which a mean would not do; how it weighs them was not "
-            f"seen. {_ASK}"
+            f"the output of example {example} reads {int(read.sum())} tokens, and how it weighs them was not seen "
+            f"(it is not one weighted sum of the last layer's tokens). {_ASK}"
         )
-    return read / read.sum(dim=1, keepdim=True)
+    if float(found.max() / found.min()) > EQUAL:
+        weights[read] = found.to(weights)
+    return weights / weights.sum()
 
 
-def _row_gradients(output: Tensor, recorder: Recorder) -> Tensor:
-    """Return the norm of the gradient on each output row of the leaf, (B, Q), for a fixed random cotangent."""
+def _gradients(output: Tensor, recorder: Recorder) -> tuple[Tensor, list[Tensor]]:
+    """Return gradients of the output for a fixed random cotangent.
+
+    Returns:
+        The norm on each row of the last call's output, (B, Q), and the gradient at each token state behind it, in
+        order, (B, Q, D).
+    """
     leaf, rows = recorder.leaf, recorder.leaf_rows
     if leaf is None or rows is None or not output.requires_grad:
         raise ReadoutError(
@@ -175,12 +205,18 @@ def _row_gradients(output: Tensor, recorder: Recorder) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
     # The graph is kept: a second gradient may be asked for, of the input of a last softmax.
-    (gradient,) = torch.autograd.grad(
-        output, leaf, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+    at_leaf, *at_states = torch.autograd.grad(
+        output,
+        (leaf, *recorder.token_states),
+        cotangent,
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
     )
-    by_row = rows(gradient)  # (B, H, Q, d)
+    by_row = rows(at_leaf)  # (B, H, Q, d)
     by_row = by_row.to(torch.promote_types(by_row.dtype, torch.float32))
-    return by_row.pow(2).sum(dim=(1, 3)).sqrt()
+    norms = by_row.pow(2).sum(dim=(1, 3)).sqrt()
+    return norms, [g if tuple(g.shape[:2]) == tuple(norms.shape) else g.transpose(0, 1) for g in at_states]
 
 
 def _ordinary(x: Any) -> Any:

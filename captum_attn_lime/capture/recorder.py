@@ -12,6 +12,9 @@ from captum_attn_lime.attention import AttentionKind, AttentionMap
 from captum_attn_lime.capture.names import ModuleStack
 from captum_attn_lime.capture.provenance import Provenance
 
+MULTIPLIES: frozenset[Callable[..., Any]] = frozenset(
+    {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply}
+)
 RowView = Callable[[Tensor], Tensor]  # an attention output in the model's own layout -> (B, H, Q, d)
 
 
@@ -44,7 +47,9 @@ class Recorder:
         self.leaf: Tensor | None = None
         self.leaf_rows: RowView | None = None
         self.squash_input: Tensor | None = None
+        self.token_states: list[Tensor] = []  # behind the leaf, in order: (B, Q, D) or (Q, B, D)
         self._leaf_at = leaf_at
+        self._leaf_tokens = (0, 0)  # the leaf's batch and query sizes
         self._keep_value = keep_value
 
     @property
@@ -72,11 +77,13 @@ class Recorder:
             self.first_value = value.detach()
         is_leaf = len(self.maps) == self._leaf_at
         self.maps.append(attention)
+        self.token_states.clear()  # only what follows the last call leads to the model's output alone
         self.provenance.forget(output)
         if not is_leaf or not output.is_floating_point():
             return output
         self.leaf = output.detach().requires_grad_()
         self.leaf_rows = rows
+        self._leaf_tokens = (attention.shape[0], attention.shape[2])
         # A copy, since models may write into their attention's output and a leaf must not be written to.
         with torch.enable_grad():
             return self.leaf.clone()
@@ -85,6 +92,28 @@ class Recorder:
         """Remember the input of the latest softmax or sigmoid behind the leaf; it may be the model's last step."""
         if self.leaf is not None and scores.requires_grad:
             self.squash_input = scores
+
+    def note_token_state(self, func: Callable[..., Any], args: tuple[Any, ...], output: Tensor) -> None:
+        """Remember a tensor behind the leaf that still has one row per token.
+
+        A product with one factor per token is left out: it may be the weighting of a pooling, behind which all rows
+        look alike.
+        """
+        if self.leaf is None or output.dim() != 3 or not output.requires_grad:
+            return
+        batch, queries = self._leaf_tokens
+        if tuple(output.shape[:2]) not in ((batch, queries), (queries, batch)):
+            return
+        if func in MULTIPLIES and any(isinstance(a, Tensor) and _one_per_token(a, output) for a in args):
+            return
+        self.token_states.append(output)
+
+
+def _one_per_token(factor: Tensor, output: Tensor) -> bool:
+    """Return whether a factor has one value per token, broadcast or expanded over the features."""
+    if factor.dim() != 3 or output.shape[2] == 1 or factor.shape[:2].numel() == 1:
+        return False
+    return factor.shape[2] == 1 or factor.stride(2) == 0
 
 
 def kind_of(same_source: bool | None, *, pooled: bool = False) -> AttentionKind:

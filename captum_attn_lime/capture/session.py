@@ -104,6 +104,8 @@ class _Watch(TorchFunctionMode):
             seen = self._softmax.see(func, args, kwargs, output)
             if seen is not output:
                 return seen
+            if isinstance(output, Tensor):
+                recorder.note_token_state(func, args, output)
         recorder.provenance.follow(func, args, kwargs, output, recorder.batch)
         return output
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from captum_attn_lime.attention import DenseMap
 from captum_attn_lime.capture import layout
 from captum_attn_lime.capture.provenance import MATRIX_TRANSPOSE, weak_table
-from captum_attn_lime.capture.recorder import Recorder, kind_of
+from captum_attn_lime.capture.recorder import MULTIPLIES, Recorder, kind_of
 
 Func = Callable[..., Any]
 
@@ -36,7 +36,6 @@ SQUASHES: frozenset[Func] = frozenset(
 )
 _MATMULS: frozenset[Func] = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
 _SUMS: frozenset[Func] = frozenset({torch.sum, Tensor.sum})
-_MULTIPLIES: frozenset[Func] = frozenset({torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply})
 # What may stand between the softmax and the product without making it anything else.
 _CARRIERS: frozenset[Func] = frozenset(
     {
@@ -100,7 +99,7 @@ class SoftmaxWatch:
             return self._einsum(args, output)
         if func in _SUMS:
             return self._sum(args, kwargs, output)
-        if func in _MULTIPLIES and len(args) == 2:
+        if func in MULTIPLIES and len(args) == 2:
             self._multiply(args[0], args[1], output)
         elif func in _CARRIERS:
             self._carry(func, args, output)
