@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_attn_lime.attention import blocks
+from captum_attn_lime.attention import blocks, fused
 from captum_attn_lime.attention.fusion import HeadFusion, check_head_fusion, select_heads
 from captum_attn_lime.errors import SelectionError
 
@@ -86,7 +86,7 @@ class AttentionMap(ABC):
             ``(B, K)``.
         """
         chosen = select_heads(heads, self.shape[1], name=self.name)
-        return blocks.vecmat(self._rows, self.shape, self._check_vector(r), chosen, check_head_fusion(head_fusion))
+        return self._vecmat(self._check_vector(r), chosen, check_head_fusion(head_fusion))
 
     def row_sums(self, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None) -> Tensor:
         """Return the sum of each fused row, (B, Q): 1 for the mean of plain softmax rows, not so for max or min."""
@@ -96,6 +96,9 @@ class AttentionMap(ABC):
     def dense(self) -> Tensor:
         """Return all weights, (B, H, Q, K): memory grows with Q·K, so ask only for what is to be looked at."""
         return self._rows(torch.arange(self.shape[2], device=self.device), list(range(self.shape[1])))
+
+    def _vecmat(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        return blocks.vecmat(self._rows, self.shape, r, heads, head_fusion)
 
     def _check_vector(self, r: Tensor) -> Tensor:
         expected = (self.shape[0], self.shape[2])
@@ -143,6 +146,7 @@ class ScoreMap(AttentionMap):
         self.query, self.key = query.detach(), key.detach()
         self.masks = tuple(m.detach() for m in masks)
         self.scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+        self._log_sums: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -173,6 +177,17 @@ class ScoreMap(AttentionMap):
         # A row that may attend to nothing gives 0/0; the kernels give it zeros.
         nothing = (scores == -math.inf).all(dim=-1, keepdim=True)
         return weights.masked_fill(nothing, 0.0).expand(self.shape[0], -1, -1, -1)
+
+    def _vecmat(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        # A few rows are cheaper one by one than two passes of the kernel over all of them.
+        few = int((r != 0).any(dim=0).sum()) * 8 < self.shape[2]
+        if head_fusion == "mean" and heads == list(range(self.shape[1])) and not few and bool((r >= 0).all()):
+            call = fused.readable(self.query, self.key, self.masks, self.scale, self.is_causal)
+            if call is not None and self._log_sums is None:
+                self._log_sums = fused.row_log_sums(call)
+            if call is not None and self._log_sums is not None:
+                return fused.vecmat(call, self._log_sums, r)
+        return super()._vecmat(r, heads, head_fusion)
 
 
 class DenseMap(AttentionMap):

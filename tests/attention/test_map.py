@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_attn_lime.attention import DenseMap, ScoreMap, blocks, select_heads
+from captum_attn_lime.attention import DenseMap, ScoreMap, blocks, fused, select_heads
 from captum_attn_lime.errors import InputError, SelectionError
 from tests.reference.attention import fuse, softmax_rows
 
@@ -108,6 +110,58 @@ def test_rows_are_distributions_and_vecmat_keeps_mass(seed, scale):
     assert torch.equal(dense.triu(1), torch.zeros_like(dense))
     r = torch.rand(1, 5, generator=generator)
     assert torch.allclose(attention.vecmat(r).sum(), r.sum(), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    "kind", ["none", "bool_keys", "finfo_min", "causal", "key_bias", "all_rows_the_same", "two_keys"]
+)
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_the_fused_product_equals_blocks(kind, key_heads, dtype, monkeypatch):
+    query, key = torch.randn(2, 4, 9, 8, dtype=dtype) * 3, torch.randn(2, key_heads, 9, 8, dtype=dtype) * 3
+    keys = torch.rand(2, 1, 1, 9) > 0.3
+    keys[..., 0] = True
+    bias = torch.randn(1, 4, 1, 9, dtype=dtype)
+    masks = {
+        "bool_keys": [keys],
+        "finfo_min": [torch.zeros(2, 1, 1, 9, dtype=dtype).masked_fill(~keys, torch.finfo(dtype).min)],
+        "key_bias": [bias],
+        "all_rows_the_same": [keys.expand(2, 1, 9, 9).clone()],
+        "two_keys": [keys, bias],
+    }.get(kind, [])
+    attention = ScoreMap(query, key, masks=masks, is_causal=kind == "causal")
+    r = torch.rand(2, 9, dtype=dtype)
+    r[0, 3] = 0
+    calls = []
+    real = fused.vecmat
+    monkeypatch.setattr(fused, "vecmat", lambda *a: calls.append(1) or real(*a))
+    product = attention.vecmat(r)
+    assert calls == [1]  # it was the kernel that was checked
+    expected = torch.einsum("bq,bqk->bk", r, attention.dense().mean(1))
+    assert (product - expected).abs().max() < (1e-6 if dtype == torch.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(1, 1, 1, 6, dtype=torch.bool), torch.full((1, 1, 1, 6), -3.4e38)])
+def test_rows_without_any_key_are_left_to_blocks(mask):
+    attention = ScoreMap(torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4), masks=[mask])
+    expected = torch.einsum("bq,bqk->bk", torch.ones(1, 6), attention.dense().mean(1))
+    assert torch.allclose(attention.vecmat(torch.ones(1, 6)), expected)
+
+
+def test_the_fused_product_takes_memory_that_grows_with_the_tokens():
+    """Each run in a process of its own; a written-out N x N mask at 6,000 tokens would take 288 MB a head."""
+    code = (
+        "import resource, torch; torch.set_num_threads(1)\n"
+        "from captum_attn_lime.attention import ScoreMap\n"
+        "q, k = torch.randn(2, 1, 2, 6000, 16); attention = ScoreMap(q, k, is_causal={causal})\n"
+        "r = torch.rand(1, 6000); attention.vecmat(r[:, :] * 0 + (torch.arange(6000) == 1))\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "attention.vecmat(r)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    for causal in (False, True):
+        done = subprocess.run([sys.executable, "-c", code.format(causal=causal)], capture_output=True, check=True)
+        assert int(done.stdout) / 1024 < 60
 
 
 def test_rows_that_may_attend_to_nothing_are_zero_not_nan():
