@@ -52,11 +52,11 @@ def pool(
     flat = torch.cat([c.reshape(len(c), -1) for c in cells], dim=1)  # (B, cells)
     ids = torch.cat([m.reshape(len(m), -1) for m in masks], dim=1)  # (B, cells)
     if reduction == "first":
-        # Written from the last cell to the first, so that the first one stays.
-        out = flat.new_zeros(len(flat), n)
-        for cell in range(flat.shape[1] - 1, -1, -1):
-            out.scatter_(1, ids[:, cell : cell + 1], flat[:, cell : cell + 1])
-        return out
+        cell = torch.arange(flat.shape[1], device=flat.device).expand(ids.shape)
+        none = flat.shape[1]
+        first = torch.full((len(ids), n), none, device=flat.device).scatter_reduce_(1, ids, cell, "amin")
+        # A feature without a cell reads the zero behind the last one.
+        return torch.cat([flat, flat.new_zeros(len(flat), 1)], dim=1).gather(1, first)
     summed = flat.new_zeros(len(flat), n).scatter_add_(1, ids, flat)
     if reduction == "mean":
         return summed / _cell_counts(ids, n, flat.dtype).clamp(min=1)

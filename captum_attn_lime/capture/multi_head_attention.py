@@ -96,7 +96,7 @@ class _Call:
         output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal)
         given = {"query": query, "key": key, "value": value, "attn_mask": attn_mask, "is_causal": is_causal}
         masks = self._separate_masks(key.shape[2])
-        return self._go_on(record_scores(self._recorder, output, given, self._kind, masks))
+        return record_scores(self._recorder, output, given, self._kind, masks)
 
     def see_scores(self, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
         """Keep the (already scaled) query (B * H, Q, d), the key (B * H, d, K) and the masks."""
@@ -113,13 +113,7 @@ class _Call:
         query, key, masks = self._scores
         name = self._recorder.stack.current
         attention = ScoreMap(query, key, masks=masks, scale=1.0, name=name, kind=self._kind)
-        return self._go_on(self._recorder.add(attention, output, self._unfold, self._unfold(value)))
-
-    def _go_on(self, output: Tensor) -> Tensor:
-        """Return the output; behind the leaf the rest of the body needs a graph, which `Recorder.run` ends again."""
-        if self._recorder.leaf is not None:
-            torch.set_grad_enabled(True)
-        return output
+        return self._recorder.add(attention, output, self._unfold, self._unfold(value))
 
     def _unfold(self, x: Tensor) -> Tensor:
         return x.reshape(self._batch, self._heads, *x.shape[1:])

@@ -84,9 +84,11 @@ class Recorder:
         self.leaf = output.detach().requires_grad_()
         self.leaf_rows = rows
         self._leaf_tokens = (attention.shape[0], attention.shape[2])
+        # For what does not pass through `run`: the rest of a body run in one piece, autograd functions of the model.
+        # Whoever asked for the leaf has gradients off around the whole pass, which ends this again.
+        torch.set_grad_enabled(True)
         # A copy, since models may write into their attention's output and a leaf must not be written to.
-        with torch.enable_grad():
-            return self.leaf.clone()
+        return self.leaf.clone()
 
     def note_squash(self, scores: Tensor) -> None:
         """Remember the input of the latest softmax or sigmoid behind the leaf; it may be the model's last step."""
