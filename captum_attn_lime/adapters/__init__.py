@@ -1,0 +1,18 @@
+"""Adapters: a model as a Captum forward function and as a lime classifier function, and raw input as tensors."""
+
+from captum_attn_lime.adapters.base import Adapter, Encoding
+from captum_attn_lime.adapters.tabular import TabularAdapter, TabularEncoding
+from captum_attn_lime.adapters.text import TextAdapter, TextEncoding
+from captum_attn_lime.adapters.word_tokenizer import WordTokenizer
+from captum_attn_lime.adapters.words import Word
+
+__all__ = [
+    "Adapter",
+    "Encoding",
+    "TabularAdapter",
+    "TabularEncoding",
+    "TextAdapter",
+    "TextEncoding",
+    "Word",
+    "WordTokenizer",
+]

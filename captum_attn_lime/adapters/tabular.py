@@ -1,0 +1,244 @@
+"""`TabularAdapter`: a model over feature rows as a Captum forward function and a lime classifier function."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_attn_lime.adapters.base import Adapter, Array, Encoding
+from captum_attn_lime.adapters.columns import as_table, check_categories, column_indices, table_names
+from captum_attn_lime.adapters.state import evaluating
+from captum_attn_lime.errors import ForwardError, InputError
+
+Task = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True, eq=False)
+class TabularEncoding(Encoding):
+    """Rows as tensors, with their columns as features.
+
+    Attributes:
+        rows: The rows in the user's order of columns, (B, columns) float64.
+    """
+
+    rows: Array
+
+
+class TabularAdapter(Adapter):
+    """A model over table rows, ready for Captum and for lime.
+
+    The model is called as ``model(x)`` with all columns as numbers, or as ``model(x_num, x_cat)``, with None in the
+    place of a kind of column that there is not, as FT-Transformer wants it. Which of the two is read off its forward:
+    a second parameter that has no default, or "cat" in its name, makes the second form.
+
+    Args:
+        model: The model. It returns (n, classes) or (n,), a tuple that begins with it, or ``.logits``.
+        training_data: Rows (n, columns) as array or DataFrame. Gives the names, the categories that may occur, and
+            the baselines: means of numeric and most frequent values of categorical columns; without it they are 0.
+        categorical_features: Indices or names of the columns that hold categories, as integers from 0.
+        feature_names: Names of the columns; by default those of the DataFrame, or "0", "1", ...
+        class_names: Names of the classes.
+        task: ``"classification"``, or ``"regression"`` for a model with one number a row.
+        batch_rows: Greatest number of rows that :meth:`predict_proba` runs at once.
+
+    Example:
+        >>> adapter = TabularAdapter(nn.Linear(2, 3), feature_names=["age", "income"])
+        >>> x = adapter.encode([[30, 2.5]])
+        >>> x.feature_names, adapter(x.inputs).shape, adapter.predict_proba([30, 2.5]).shape
+        ((('age', 'income'),), torch.Size([1, 3]), (1, 3))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        training_data: Any = None,
+        categorical_features: Sequence[int | str] = (),
+        feature_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
+        task: Task = "classification",
+        batch_rows: int = 1024,
+    ) -> None:
+        super().__init__(model, class_names=None if task == "regression" else class_names)
+        if task not in ("classification", "regression"):
+            raise InputError(f"task must be 'classification' or 'regression', but is {task!r}.")
+        if not isinstance(batch_rows, int) or batch_rows < 1:
+            raise InputError(f"batch_rows must be a positive number of rows, but is {batch_rows!r}.")
+        self.task = task
+        self.batch_rows = batch_rows
+        names = table_names(training_data) if feature_names is None else tuple(str(n) for n in feature_names)
+        self._training = None if training_data is None else as_table(training_data, names, _count(names))
+        if names is None and self._training is not None:
+            names = tuple(str(i) for i in range(self._training.shape[1]))
+        self._names = names
+        self.categorical_features = column_indices(categorical_features, names)
+        self._known: dict[int, Array] = {}
+        if self._training is not None:
+            check_categories(self._training, self.categorical_features, names, {})
+            self._known = {c: np.unique(self._training[:, c]) for c in self.categorical_features}
+        self._takes_two = _takes_two(model)
+
+    @property
+    def training_data(self) -> Array | None:
+        """The training rows, (n, columns) float64, or None."""
+        return self._training
+
+    @property
+    def feature_names(self) -> tuple[str, ...] | None:
+        """The names of the columns; None where neither names nor training data were given."""
+        return self._names
+
+    def encode(self, rows: Any) -> TabularEncoding:
+        """Return a row or rows as tensors with their columns as features.
+
+        Args:
+            rows: One row or several: sequence, array, tensor, pandas Series or DataFrame.
+
+        Raises:
+            InputError: Wrong columns, a value that is not a finite number, or a category that cannot occur.
+        """
+        table = self.table(rows)
+        names = self._names or tuple(str(i) for i in range(table.shape[1]))
+        ids = np.broadcast_to(np.arange(table.shape[1], dtype=np.float64), table.shape)
+        mask = tuple(t.to(torch.int64) for t in self._split(ids, torch.float64))
+        return TabularEncoding(
+            inputs=_one_or_all(self.tensors(table)),
+            forward_args=(),
+            baselines=_one_or_all(self.tensors(np.broadcast_to(self._baseline(table.shape[1]), table.shape))),
+            feature_mask=_one_or_all(mask),
+            feature_names=(names,) * len(table),
+            rows=table,
+        )
+
+    def logits(self, raw: Any) -> Array:
+        """Return the model's outputs for rows, (n, classes) float64, in eval mode and without gradients."""
+        table = self.table(raw)
+        with evaluating(self.model), torch.no_grad():
+            starts = range(0, len(table), self.batch_rows)
+            return np.concatenate([self._run(*self.tensors(table[k : k + self.batch_rows])) for k in starts])
+
+    def predict_proba(self, raw: Any) -> Array:
+        """Return class probabilities of rows, (n, classes) float64: lime's ``predict_fn`` for classification."""
+        if self.task == "regression":
+            raise InputError("predict_proba is for classification and this adapter's task is regression; use predict.")
+        return super().predict_proba(raw)
+
+    def predict(self, raw: Any) -> Array:
+        """Return the prediction for each row, (n,) float64: lime's ``predict_fn`` for regression.
+
+        Raises:
+            InputError: The adapter's task is classification.
+            ForwardError: The model returns more than one number a row.
+        """
+        if self.task != "regression":
+            raise InputError("predict is for regression and this adapter's task is classification; use predict_proba.")
+        out = self.logits(raw)
+        if out.shape[1] != 1:
+            raise ForwardError(f"regression needs one number a row, but the model returned {out.shape[1]}.")
+        return out[:, 0]
+
+    def table(self, rows: Any) -> Array:
+        """Return rows as (n, columns) float64 in the user's order, checked."""
+        table = as_table(rows, self._names, _count(self._names))
+        if self.categorical_features and max(self.categorical_features) >= table.shape[1]:
+            raise InputError(
+                f"categorical_features names column {max(self.categorical_features)}, "
+                f"but the rows have {table.shape[1]} columns."
+            )
+        check_categories(table, self.categorical_features, self._names, self._known)
+        return table
+
+    def tensors(self, table: Array) -> tuple[Tensor, ...]:
+        """Return rows (n, columns) as the tensors that :meth:`forward` takes.
+
+        One tensor (all columns), or for a model of two kinds of column the numeric ones (n, numeric) in the model's
+        dtype and the categorical ones (n, categorical) int64, whichever there are.
+        """
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        return self._split(table, dtype)
+
+    def rows_of(self, tensors: Sequence[Tensor]) -> Array:
+        """Return the rows, (n, columns) float64 in the user's order, that tensors of :meth:`tensors` stand for."""
+        groups = self.column_groups(sum(t.shape[-1] for t in tensors))
+        if len(groups) != len(tensors) or any(t.dim() != 2 for t in tensors):
+            raise InputError(
+                f"expected {len(groups)} tensor(s) (n, columns), got shapes {[tuple(t.shape) for t in tensors]}; "
+                "take them from adapter.encode(rows).inputs."
+            )
+        if any(t.shape[1] != len(group) for t, group in zip(tensors, groups, strict=True)):
+            raise InputError(
+                f"expected {[len(g) for g in groups]} columns per tensor, got {[t.shape[1] for t in tensors]}."
+            )
+        out = np.empty((len(tensors[0]), sum(len(g) for g in groups)))
+        for tensor, group in zip(tensors, groups, strict=True):
+            out[:, list(group)] = tensor.detach().to(device="cpu", dtype=torch.float64).numpy()
+        return out
+
+    def column_groups(self, n_columns: int) -> tuple[tuple[int, ...], ...]:
+        """Return for each tensor of :meth:`tensors` the columns that it holds, in order."""
+        if not self._takes_two:
+            return (tuple(range(n_columns)),)
+        numeric = tuple(c for c in range(n_columns) if c not in self.categorical_features)
+        return tuple(group for group in (numeric, self.categorical_features) if group)
+
+    def _split(self, table: Array, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        out = []
+        for group in self.column_groups(table.shape[1]):
+            is_categories = self._takes_two and group == self.categorical_features
+            part = torch.from_numpy(np.ascontiguousarray(table[:, list(group)]))
+            out.append(part.to(device=self.device, dtype=torch.int64 if is_categories else dtype))
+        return tuple(out)
+
+    def _baseline(self, n_columns: int) -> Array:
+        """Return one row that stands for "nothing known"."""
+        if self._training is None:
+            return np.zeros(n_columns)
+        row = self._training.mean(axis=0)
+        for column in self.categorical_features:
+            values, counts = np.unique(self._training[:, column], return_counts=True)
+            row[column] = values[counts.argmax()]
+        return np.asarray(row, dtype=np.float64)
+
+    def _call(self, tensors: tuple[Tensor, ...]) -> Any:
+        if not self._takes_two:
+            if len(tensors) != 1:
+                raise InputError(f"{type(self.model).__name__} takes one tensor of rows, but {len(tensors)} came.")
+            return self.model(tensors[0])
+        if len(tensors) == 2:
+            return self.model(*tensors)
+        if len(tensors) != 1 or (self.categorical_features and tensors[0].is_floating_point()):
+            raise InputError(
+                f"{type(self.model).__name__} takes the numeric and the categorical columns as two tensors, but "
+                f"{len(tensors)} came; take them from adapter.encode(rows).inputs."
+            )
+        return self.model(None, tensors[0]) if self.categorical_features else self.model(tensors[0], None)
+
+
+def _takes_two(model: nn.Module) -> bool:
+    """Return whether the model's forward takes numeric and categorical columns apart."""
+    parameters = [
+        p
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    required = [p for p in parameters if p.default is p.empty]
+    if len(required) > 2:
+        raise ForwardError(
+            f"{type(model).__name__}.forward needs {', '.join(p.name for p in required)}; a TabularAdapter gives rows, "
+            "or numeric and categorical columns. Wrap the model in a module that takes those."
+        )
+    return len(required) == 2 or (len(parameters) > 1 and "cat" in parameters[1].name.lower())
+
+
+def _count(names: Sequence[str] | None) -> int | None:
+    return None if names is None else len(names)
+
+
+def _one_or_all(tensors: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    return tensors[0] if len(tensors) == 1 else tensors
