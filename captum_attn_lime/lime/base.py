@@ -1,0 +1,153 @@
+"""What the LIME classes share: the target scalar of one example, its arguments, options and progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captum_attn_lime._captum import Target, expand_forward_args, format_forward_args, run_forward, select_target
+from captum_attn_lime.errors import ForwardError, InputError, TargetError
+
+Array = NDArray[np.float64]
+Tick = Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class TargetScalar:
+    """The forward function's output at the target, for perturbed copies of one example.
+
+    Attributes:
+        forward_func: The forward function.
+        args: The example's own row of the additional forward arguments.
+        target: The example's own target.
+    """
+
+    forward_func: Callable[..., Any]
+    args: tuple[Any, ...]
+    target: Target
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Array:
+        """Return one number per copy.
+
+        Args:
+            inputs: The perturbed copies, each (n, ...).
+
+        Raises:
+            ForwardError: The output is not one finite number per copy.
+        """
+        n = len(inputs[0])
+        output = run_forward(self.forward_func, inputs, expand_forward_args(self.args, n) or None)
+        values = select_target(output, self.target).reshape(-1)
+        if len(values) != n:
+            raise ForwardError(
+                f"the forward function gave {len(values)} numbers for {n} perturbed inputs; it must give one each."
+            )
+        if not bool(torch.isfinite(values).all()):
+            raise ForwardError(
+                "the forward function gave NaN or an infinite value for a perturbed input, and LIME cannot fit that; "
+                "check the baselines (or the training data) that perturbed inputs are made of."
+            )
+        return np.asarray(values.detach().to(device="cpu", dtype=torch.float64).numpy())
+
+
+def target_scalars(
+    forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], target: Target, additional_forward_args: Any
+) -> list[TargetScalar]:
+    """Return the target scalar of each example, after one run on the inputs as they are.
+
+    Args:
+        forward_func: The forward function.
+        inputs: Its input tensors, each (B, ...).
+        target: Any of Captum's forms of a target.
+        additional_forward_args: Further arguments; tensors have B rows, or 1.
+
+    Raises:
+        TargetError: The output does not have that target, or no target picks one number per example.
+        InputError: The tensors disagree about B.
+    """
+    n = len(inputs[0])
+    if any(len(x) != n for x in inputs):
+        raise InputError(f"all inputs need the same batch size, but they have {[len(x) for x in inputs]}.")
+    args = format_forward_args(additional_forward_args)
+    output = run_forward(forward_func, inputs, args or None)
+    if select_target(output, target).numel() != n:
+        raise TargetError(
+            f"target {target!r} does not pick one number for each of {n} example(s) from an output of shape "
+            f"{tuple(output.shape)}; pass the class to explain."
+        )
+    return [TargetScalar(forward_func, _row_args(args, i, n), _row_target(target, i)) for i in range(n)]
+
+
+def class_of(target: int | None, scores: Array) -> int:
+    """Return the class to explain: the target, or the one with the highest score.
+
+    Raises:
+        TargetError: There is no such class.
+
+    Example:
+        >>> class_of(None, np.array([0.2, 0.8]))
+        1
+    """
+    if target is None:
+        return int(scores.argmax())
+    if not isinstance(target, int) or not 0 <= target < len(scores):
+        raise TargetError(f"target {target!r} is not one of the model's {len(scores)} classes; pass an int.")
+    return target
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Raise unless an option is a whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, but is {value!r}.")
+
+
+@contextmanager
+def progress(total: int, show: bool, name: str) -> Iterator[Tick]:
+    """Give a function that counts samples, shown as a tqdm bar if wanted."""
+    if not show:
+        yield lambda n: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=name) as bar:
+        yield bar.update
+
+
+def result_dtype(inputs: tuple[Tensor, ...]) -> torch.dtype:
+    """Return the dtype of attributions: the first floating input's, else torch's default."""
+    return next((x.dtype for x in inputs if x.is_floating_point()), torch.get_default_dtype())
+
+
+def _row_args(args: tuple[Any, ...], i: int, n: int) -> tuple[Any, ...]:
+    out = []
+    for arg in args:
+        if not isinstance(arg, Tensor) or arg.dim() == 0:
+            out.append(arg)
+        elif len(arg) == n:
+            out.append(arg[i : i + 1])
+        elif len(arg) == 1:
+            out.append(arg)
+        else:
+            raise InputError(
+                f"a tensor in additional_forward_args has shape {tuple(arg.shape)}, but there are {n} example(s); "
+                "its first dimension must be the batch."
+            )
+    return tuple(out)
+
+
+def _row_target(target: Target, i: int) -> Target:
+    """Return the target of one example of a batch."""
+    if isinstance(target, Tensor) and target.numel() > 1:
+        return int(target[i])
+    if isinstance(target, Tensor):
+        return int(target.item())
+    if isinstance(target, list):
+        return target[i] if len(target) > 1 else target[0]
+    return target
