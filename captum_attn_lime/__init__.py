@@ -1,9 +1,26 @@
 """Attention attributions, adapters and official LIME for Captum."""
 
+from captum_attn_lime import features, plot
+from captum_attn_lime.adapters import TabularAdapter, TextAdapter, WordTokenizer
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attribution import AttentionAttribution
 from captum_attn_lime.capture import capture
+from captum_attn_lime.compare import Comparison, compare
+from captum_attn_lime.lime import LimeTabular, LimeText
 
 __version__ = "0.1.0"
 
-__all__ = ["AttentionAttribution", "AttentionMap", "capture"]
+__all__ = [
+    "AttentionAttribution",
+    "AttentionMap",
+    "Comparison",
+    "LimeTabular",
+    "LimeText",
+    "TabularAdapter",
+    "TextAdapter",
+    "WordTokenizer",
+    "capture",
+    "compare",
+    "features",
+    "plot",
+]

@@ -1,0 +1,270 @@
+"""`compare`: attributions of one input brought to the same features, with a table of agreement, pictures and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_attn_lime import plot as plots
+from captum_attn_lime.adapters import Encoding, TextEncoding
+from captum_attn_lime.errors import InputError
+from captum_attn_lime.features import is_repeated, pool
+from captum_attn_lime.metrics import agreement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+Reading = Literal["auto", "sum", "first"]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Several attributions of one input, on the same features.
+
+    How far methods agree says nothing about which of them is right: two can agree and both be wrong about the model.
+
+    Attributes:
+        scores: One row per feature (word or column; words that repeat have rows of their own), one column per method;
+            NaN where a method has no value for a feature.
+        agreement: One row per pair of methods: Kendall's tau-b, Spearman's correlation and the overlap of the top k.
+        attributions: What each method gave, as it gave it.
+        encoding: The input.
+    """
+
+    scores: DataFrame
+    agreement: DataFrame
+    attributions: dict[str, Any]
+    encoding: Encoding
+
+    @cached_property
+    def is_text(self) -> bool:
+        """Whether the features are words of a text, in its order."""
+        return isinstance(self.encoding, TextEncoding) or hasattr(self.encoding, "words")
+
+    def plot(self, *, title: str | None = None, width: float = 9.0, max_features: int = 15) -> Figure:
+        """Return a figure: heat text per method (bars for a table), and the matrix of agreement under it.
+
+        Args:
+            title: Above everything.
+            width: In inches.
+            max_features: How many columns of a table are shown.
+        """
+        from matplotlib.figure import Figure as NewFigure
+
+        names = [str(name) for name in self.scores.index]
+        if self.is_text:
+            top = plots.texts_height(names, self.scores.shape[1], width=width, title=title)
+        else:
+            top = 1.3 + min(len(names), max_features) * (0.16 * self.scores.shape[1] + 0.14)
+        bottom = 1.7 + 0.42 * self.scores.shape[1] if len(self.agreement) else 0.0
+        figure = NewFigure(figsize=(width, top + bottom))
+        upper: Any = figure
+        lower: Any = None
+        if len(self.agreement):
+            parts: Any = figure.subfigures(2, 1, height_ratios=[top, bottom])
+            upper, lower = parts
+        if self.is_text:
+            plots.texts(names, self.scores, figure=upper, title=title)
+        else:
+            axes = upper.add_axes((0.3, 0.6 / top, 0.66, 1 - 1.1 / top))
+            plots.bars(self.scores, ax=axes, title=title, max_features=max_features)
+        if lower is not None:
+            for place, measure in enumerate(("kendall_tau", "top_k_jaccard")):
+                axes = lower.add_axes((0.2 + 0.46 * place, 1.1 / bottom, 0.3, 1 - 1.5 / bottom))
+                plots.agreement(self.agreement, measure=measure, ax=axes)
+                if place:
+                    axes.set_yticklabels([])
+        return figure
+
+    def to_html(self, *, title: str = "Comparison of attributions", prediction: str | None = None) -> str:
+        """Return the comparison as one self-contained HTML page, everything in it escaped."""
+        return plots.html_page(
+            self.scores, self.agreement, title=title, prediction=prediction, as_text=self.is_text, notes=_NOTES
+        )
+
+    def save_html(
+        self, path: str | Path, *, title: str = "Comparison of attributions", prediction: str | None = None
+    ) -> Path:
+        """Write the page and return its path.
+
+        Args:
+            path: Where to write.
+            title: The page's heading.
+            prediction: What the model said, shown under the heading.
+        """
+        path = Path(path)
+        path.write_text(self.to_html(title=title, prediction=prediction), encoding="utf-8")
+        return path
+
+    def __repr__(self) -> str:
+        return f"Comparison of {', '.join(map(str, self.scores.columns))} over {len(self.scores)} features"
+
+    def _repr_html_(self) -> str:
+        # A page of its own inside a notebook's page: its style must not leak into the notebook.
+        from html import escape
+
+        page = escape(self.to_html(), quote=True)
+        return f'<iframe srcdoc="{page}" style="width:100%;height:36em;border:0" title="comparison"></iframe>'
+
+
+_NOTES = (
+    "Each method is coloured by its own largest magnitude: the methods' units differ.",
+    "Attention has one colour: it says what was read, not for or against which class.",
+    "Agreement compares magnitudes. It is not quality: methods can agree and all be wrong about the model.",
+    "A hatched feature has no value in that method.",
+)
+
+
+def compare(
+    attributions: Mapping[str, Any],
+    encoding: Encoding,
+    *,
+    target: Any = None,
+    k: int = 5,
+    signed: bool = False,
+    reduction: Reading | Mapping[str, Reading] = "auto",
+    show_progress: bool = False,
+) -> Comparison:
+    """Return attributions of one input side by side on the same features.
+
+    Args:
+        attributions: Name to attribution. Each is one of
+
+            * a tensor, a tuple of tensors or an array in the shape of the encoding's inputs; one more dimension, as
+              layer methods over embeddings have, is summed;
+            * one value per feature;
+            * a lime ``Explanation``, whose units are brought to words by their characters;
+            * a Captum attribution, which is run on the encoding.
+        encoding: The input, from an adapter's ``encode``; one example.
+        target: The class. Passed to the attributions that are run, and picks it in lime explanations.
+        k: Size of the top in the agreement's overlap.
+        signed: Compare scores instead of their magnitudes; attention has no sign.
+        reduction: How cells become features: ``"sum"``, ``"first"`` (all cells repeat their feature's value), or
+            ``"auto"``: the first cell where all cells of every feature are equal, else the sum. For one method or all.
+        show_progress: Show a progress bar over the methods that are run.
+
+    Raises:
+        InputError: Nothing to compare, a batch of several examples, or an attribution that does not fit the input.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> x = Encoding(torch.ones(1, 3), (), torch.zeros(1, 3), torch.tensor([[0, 1, 1]]), (("old", "rich"),))
+        >>> compare({"a": torch.tensor([[1.0, 2.0, 3.0]]), "b": torch.tensor([[1.0, 4.0, 4.0]])}, x, k=1).scores
+                a    b
+        feature
+        old    1.0  1.0
+        rich   5.0  4.0
+    """
+    import pandas as pd
+
+    if not isinstance(attributions, Mapping) or not attributions:
+        raise InputError("attributions must be a mapping with at least one entry, name to attribution.")
+    unnamed = [name for name in attributions if not isinstance(name, str)]
+    if unnamed:
+        raise InputError(f"the methods' names must be strings, but {unnamed[0]!r} is {type(unnamed[0]).__name__}.")
+    if len(encoding) != 1:
+        raise InputError(f"compare explains one input, but the encoding holds {len(encoding)}; encode one alone.")
+    given = {name: _run(name, value, encoding, target, show_progress) for name, value in attributions.items()}
+    readings = reduction if isinstance(reduction, Mapping) else dict.fromkeys(given, reduction)
+    _check_readings(readings, given)
+    columns = {
+        name: _to_features(name, value, encoding, target, readings.get(name, "auto")) for name, value in given.items()
+    }
+    index = pd.Index(encoding.feature_names[0], name="feature")
+    scores = pd.DataFrame(columns, index=index)
+    return Comparison(scores, agreement(scores, k=k, signed=signed), given, encoding)
+
+
+def _run(name: str, value: Any, encoding: Encoding, target: Any, show_progress: bool) -> Any:
+    """Return the value, or what it attributes if it is an attribution method."""
+    if not callable(getattr(value, "attribute", None)):
+        return value
+    arguments = encoding.arguments(value)
+    if show_progress:
+        from inspect import signature
+
+        from tqdm.auto import tqdm
+
+        tqdm.write(f"compare: running {name}")
+        if "show_progress" in signature(value.attribute).parameters:
+            arguments["show_progress"] = True
+    return value.attribute(**arguments, target=target)
+
+
+def _to_features(name: str, value: Any, encoding: Encoding, target: Any, reading: Reading) -> Any:
+    """Return one value per real feature, (features,) float64."""
+    n = len(encoding.feature_names[0])
+    if hasattr(value, "local_exp"):
+        return _from_explanation(name, value, encoding, target)
+    tensors = tuple(_as_tensor(name, part) for part in (value if isinstance(value, tuple) else (value,)))
+    for part in tensors:
+        if bool(part.isinf().any()) or bool(part.isnan().any()):
+            raise InputError(f"the attribution {name!r} holds NaN or infinite values.")
+    masks = encoding.feature_mask if isinstance(encoding.feature_mask, tuple) else (encoding.feature_mask,)
+    if len(tensors) == 1 and tensors[0].dim() == 1 and len(tensors[0]) == n:
+        return tensors[0].numpy()
+    if len(tensors) == len(masks):
+        tensors = tuple(_without_further_dimensions(t, m) for t, m in zip(tensors, masks, strict=True))
+    if tuple(t.shape for t in tensors) != tuple(m.shape for m in masks):
+        came = ", ".join(str(tuple(t.shape)) for t in tensors)
+        wanted = ", ".join(str(tuple(m.shape)) for m in masks)
+        raise InputError(
+            f"the attribution {name!r} has shape {came}; the input has {wanted}, and {n} features. Pass the method's "
+            "result for this one input as it is, or one value per feature."
+        )
+    masks = tuple(m.cpu() for m in masks)
+    if reading == "auto":
+        reading = "first" if is_repeated(tensors, masks) else "sum"
+    return pool(tensors, masks, reading)[0, :n].numpy()
+
+
+def _without_further_dimensions(attribution: Tensor, mask: Tensor) -> Tensor:
+    """Return the attribution summed over what it has beyond the input's dimensions (an embedding's)."""
+    extra = attribution.dim() - mask.dim()
+    return attribution.sum(dim=tuple(range(mask.dim(), attribution.dim()))) if extra > 0 else attribution
+
+
+def _from_explanation(name: str, explanation: Any, encoding: Encoding, target: Any) -> Any:
+    from captum_attn_lime.lime import explanation_weights, word_weights
+
+    label = target if isinstance(target, int) else None
+    n = len(encoding.feature_names[0])
+    if isinstance(encoding, TextEncoding):
+        raw = getattr(getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None), "raw", None)
+        if raw != encoding.texts[0]:
+            raise InputError(
+                f"the explanation {name!r} is of another text: {str(raw)[:60]!r}, not {encoding.texts[0][:60]!r}."
+            )
+        return word_weights(explanation, encoding.words[0], label).numpy()
+    weights = explanation_weights(explanation, label)
+    if max(weights, default=0) >= n:
+        raise InputError(f"the explanation {name!r} is over column {max(weights)}, but the input has {n} columns.")
+    # lime leaves out what it did not select (num_features): no value, rather than a zero nobody measured.
+    return np.array([weights.get(feature, np.nan) for feature in range(n)])
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value).detach().cpu().to(torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"the attribution {name!r} came as {type(value).__name__}; pass a tensor, a tuple of tensors, one value "
+            "per feature, a lime explanation, or a Captum attribution."
+        ) from None
+
+
+def _check_readings(readings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    unknown = [name for name in readings if name not in given]
+    if unknown:
+        raise InputError(f"reduction names {unknown[0]!r}, which is not one of {', '.join(given)}.")
+    for value in readings.values():
+        if value not in get_args(Reading):
+            raise InputError(f"reduction is {value!r}; it must be one of {', '.join(get_args(Reading))}.")

@@ -1,0 +1,218 @@
+"""Heat maps of attention weights: one map, or a grid of all layers and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from captum_attn_lime.errors import InputError
+from captum_attn_lime.plot._common import Floats, as_floats, axes_or_new, color_map, largest, limits, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+
+GAP = 0.12  # between the tiles of the grid, in tiles
+LABEL_TOKENS = 10  # no token labels on the grid's tiles from here on
+LABEL_TILES = 6  # nor where there are more tiles in a row or column
+MAX_LABELS = 60  # on one axis of a single map; the rest are left out evenly
+TOKEN_LENGTH = 14  # letters of a token that are shown
+
+
+def attention(
+    weights: Any,
+    tokens: Sequence[str] | None = None,
+    *,
+    key_tokens: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+    cmap: str | Colormap | None = None,
+) -> Axes:
+    """Draw one map of attention weights: each row is a query token, its columns the key tokens it reads.
+
+    Args:
+        weights: ``(Q, K)``; an array or tensor.
+        tokens: The query tokens, ``Q`` of them; the key tokens too where ``key_tokens`` is not given.
+        key_tokens: The key tokens, ``K`` of them.
+        ax: Where to draw; a new figure by default.
+        title: Above the map.
+        cmap: A Matplotlib colour map.
+
+    Returns:
+        The axes, with the weight of a cell as its image.
+
+    Raises:
+        InputError: Weights that are not a matrix, or not one token per row and column.
+
+    Example:
+        >>> ax = attention([[0.9, 0.1], [0.5, 0.5]], ["good", "film"])
+        >>> [t.get_text() for t in ax.get_yticklabels()]
+        ['good', 'film']
+    """
+    values = as_floats(weights, "weights", 2)
+    n_queries, n_keys = values.shape
+    if not values.size:
+        raise InputError(f"weights has shape {values.shape}; there is nothing to draw.")
+    queries = _names(tokens, n_queries, "tokens", "query")
+    keys = _names(key_tokens if key_tokens is not None else tokens, n_keys, "key_tokens", "key")
+    ax = axes_or_new(ax, min(2.6 + 0.26 * n_keys, 12), min(2.0 + 0.26 * n_queries, 11))
+    low, high = limits(values)
+    image = ax.imshow(values, cmap=color_map(values, cmap), vmin=low, vmax=high)
+    if keys is not None:
+        _label(ax.xaxis, keys)
+        ax.tick_params(axis="x", rotation=90)
+    if queries is not None:
+        _label(ax.yaxis, queries)
+    ax.set_xlabel("key (is read)")
+    ax.set_ylabel("query (reads)")
+    _frameless(ax)
+    if title is not None:
+        ax.set_title(title, fontsize=11, fontweight="bold", parse_math=False)
+    ax.figure.colorbar(image, ax=ax, shrink=0.8, label="attention weight").outline.set_visible(False)
+    return ax
+
+
+def heads(
+    weights: Any,
+    *,
+    tokens: Sequence[str] | None = None,
+    key_tokens: Sequence[str] | None = None,
+    layer_names: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+    shared_scale: bool = True,
+    cmap: str | Colormap | None = None,
+) -> Axes:
+    """Draw the attention of every head as a grid of small maps, a row per layer and a column per head.
+
+    Args:
+        weights: ``(L, H, Q, K)``, or a sequence of ``(H, Q, K)``, one per layer, which may differ in shape.
+        tokens: The query tokens, shown where the maps and tokens are few; the key tokens too where ``key_tokens`` is
+            not given.
+        key_tokens: The key tokens.
+        layer_names: One per layer; ``layer 0`` and on by default.
+        ax: Where to draw; a new figure by default.
+        title: Above the grid.
+        shared_scale: Whether one colour means one weight everywhere; otherwise each map is scaled by its own largest
+            weight, which shows the pattern of flat heads too.
+        cmap: A Matplotlib colour map.
+
+    Returns:
+        The axes. It holds one image per head, row by row.
+
+    Raises:
+        InputError: Weights of other shapes, or not one name per layer or token.
+
+    Example:
+        >>> import numpy as np
+        >>> len(heads(np.full((2, 4, 5, 5), 0.2)).images)
+        8
+    """
+    layers = _layers(weights)
+    n_columns = max(len(layer) for layer in layers)
+    names = list(layer_names) if layer_names is not None else [f"layer {i}" for i in range(len(layers))]
+    if len(names) != len(layers):
+        raise InputError(f"there are {len(layers)} layers but {len(names)} layer_names; pass one name per layer.")
+    _check_tokens(layers, tokens, key_tokens)
+    tile = float(np.clip(11 / max(n_columns, len(layers)), 0.55, 1.5))
+    ax = axes_or_new(ax, 1.9 + tile * n_columns, 1.0 + tile * len(layers))
+    top = max(largest(layer) for layer in layers)
+    for row, layer in enumerate(layers):
+        for column, values in enumerate(layer):
+            left, upper = column * (1 + GAP), row * (1 + GAP)
+            image = ax.imshow(
+                values,
+                cmap=color_map(values, cmap),
+                vmin=0.0,
+                vmax=top if shared_scale else largest(values),
+                extent=(left, left + 1, upper + 1, upper),
+            )
+    ax.set_xlim(-0.02, n_columns * (1 + GAP) - GAP + 0.02)
+    ax.set_ylim(len(layers) * (1 + GAP) - GAP + 0.02, -0.02)
+    _label_grid(ax, names, n_columns)
+    _label_tiles(ax, layers, n_columns, tokens, key_tokens if key_tokens is not None else tokens)
+    _frameless(ax)
+    if title is not None:
+        ax.set_title(title, fontsize=11, fontweight="bold", pad=12, parse_math=False)
+    if shared_scale:
+        bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, aspect=30, label="attention weight")
+        bar.outline.set_visible(False)
+    else:
+        ax.set_xlabel("each map is scaled by its own largest weight")
+    return ax
+
+
+def _layers(weights: Any) -> list[Floats]:
+    """Return one (H, Q, K) array per layer, checked."""
+    if hasattr(weights, "ndim") and weights.ndim != 4:
+        raise InputError(
+            f"weights has shape {tuple(weights.shape)}; needed is (L, H, Q, K), or a list of (H, Q, K). "
+            "For one map of (Q, K) there is plot.attention."
+        )
+    layers = [as_floats(layer, f"weights[{i}]", 3) for i, layer in enumerate(weights)]
+    if not layers or any(not layer.size for layer in layers):
+        raise InputError("weights holds no attention maps; there is nothing to draw.")
+    return layers
+
+
+def _names(tokens: Sequence[str] | None, n: int, name: str, role: str) -> list[str] | None:
+    if tokens is None:
+        return None
+    if len(tokens) != n:
+        raise InputError(f"there are {len(tokens)} {name} but {n} {role} positions; pass one token per position.")
+    return [shorten(token, TOKEN_LENGTH) for token in tokens]
+
+
+def _check_tokens(layers: Sequence[Floats], tokens: Sequence[str] | None, keys: Sequence[str] | None) -> None:
+    for layer in layers:
+        _names(tokens, layer.shape[1], "tokens", "query")
+        _names(keys if keys is not None else tokens, layer.shape[2], "key_tokens", "key")
+
+
+def _label(axis: Any, names: Sequence[str]) -> None:
+    """Label every position, or every few where they would overlap."""
+    step = -(-len(names) // MAX_LABELS)
+    places = range(0, len(names), step)
+    axis.set_ticks(list(places), [names[i] for i in places], fontsize=9, parse_math=False)
+
+
+def _label_grid(ax: Axes, names: Sequence[str], n_columns: int) -> None:
+    """Write the layers' names on the left and the heads' numbers on top."""
+    size = 9 if max(len(names), n_columns) <= 12 else 7
+    middles = [i * (1 + GAP) + 0.5 for i in range(max(len(names), n_columns))]
+    ax.set_yticks(middles[: len(names)], [shorten(n, 40) for n in names], fontsize=size, parse_math=False)
+    ax.set_xticks(middles[:n_columns], [str(i) for i in range(n_columns)], fontsize=size)
+    ax.xaxis.tick_top()
+    ax.xaxis.set_label_position("top")
+    ax.set_xlabel("head", fontsize=size)
+
+
+def _label_tiles(
+    ax: Axes, layers: Sequence[Floats], n_columns: int, queries: Sequence[str] | None, keys: Sequence[str] | None
+) -> None:
+    """Write the tokens below the lowest and left of the first maps, where there is room for them."""
+    if max(len(layers), n_columns) > LABEL_TILES or queries is None or keys is None:
+        return
+    if max(len(queries), len(keys)) > LABEL_TOKENS:
+        return
+    bottom = len(layers) * (1 + GAP) - GAP
+    for column in range(n_columns):
+        for i, token in enumerate(keys):
+            ax.text(column * (1 + GAP) + (i + 0.5) / len(keys), bottom + 0.05, shorten(token, TOKEN_LENGTH),
+                    rotation=90, ha="center", va="top", fontsize=7, parse_math=False)  # fmt: skip
+    longest = 0
+    for row in range(len(layers)):
+        for i, token in enumerate(queries):
+            label = shorten(token, TOKEN_LENGTH)
+            longest = max(longest, len(label))
+            ax.text(-0.05, row * (1 + GAP) + (i + 0.5) / len(queries), label,
+                    ha="right", va="center", fontsize=7, parse_math=False)  # fmt: skip
+    ax.tick_params(axis="y", pad=6 + 4.2 * longest)
+
+
+def _frameless(ax: Axes) -> None:
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)

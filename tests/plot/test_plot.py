@@ -1,0 +1,122 @@
+"""The pictures: what is drawn is what came in, unknown values show, and bad data is refused."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import pyplot
+
+from captum_attn_lime import plot
+from captum_attn_lime.errors import InputError
+from captum_attn_lime.metrics import agreement
+from captum_attn_lime.plot._common import score_colors, text_color
+
+WORDS = ["A", "$fine$", "film", "", "with a\nbreak"]
+SCORES = pd.DataFrame({"rollout": [0.1, 0.5, 0.0, 0.2, 0.2], "LIME": [0.3, -0.6, np.nan, 0.1, 0.0]}, index=WORDS)
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    pyplot.close("all")
+
+
+def _drawn(ax):
+    return [t.get_text() for t in ax.texts]
+
+
+def test_text_shows_every_word_once_and_no_mathtext():
+    ax = plot.text(WORDS, SCORES["LIME"], title="costs $5 or $6")
+    assert _drawn(ax) == ["A", "$fine$", "film", "␣", "with a break"]
+    assert not any(t.get_parse_math() for t in [*ax.texts, ax.title, ax._left_title] if t.get_text())
+    ax.figure.savefig(BytesIO())
+
+
+def test_text_takes_tensors_and_an_axes_and_breaks_lines():
+    _, ax = pyplot.subplots(figsize=(2, 3))
+    words = ["word"] * 30
+    assert plot.text(words, torch.rand(30, requires_grad=True), ax=ax) is ax
+    assert len({round(t.get_position()[1], 3) for t in ax.texts}) > 3
+    width = ax.get_window_extent().width / ax.figure.dpi * 72
+    assert all(t.get_position()[0] < width for t in ax.texts)
+
+
+def test_colours_tell_sign_strength_and_missing():
+    strong, weak, zero, missing = score_colors(np.array([1.0, 0.1, 0.0, np.nan]), None)
+    assert text_color((1, 1, 1, 1)) == "black"
+    assert text_color((0.1, 0.1, 0.4, 1)) == "white"
+    brightness = [sum(c[:3]) for c in (strong, weak, zero)]
+    assert brightness == sorted(brightness)
+    assert missing[0] == missing[1] == missing[2]
+    plus, minus = score_colors(np.array([1.0, -1.0]), None)
+    assert plus[0] > plus[2]
+    assert minus[2] > minus[0]
+
+
+def test_texts_has_one_block_per_method():
+    figure = plot.texts(WORDS, SCORES, title="both")
+    titles = [ax._left_title.get_text() for ax in figure.axes if ax._left_title.get_text()]
+    assert titles == ["rollout", "LIME"]
+
+
+def test_bars_are_sorted_and_cut():
+    ax = plot.bars(SCORES, max_features=2)
+    assert ax.get_yticklabels()[0].get_text() == "$fine$"
+    assert len(ax.containers) == 2
+    assert "2 of 5" in ax.get_ylabel()
+    lengths = [bar.get_width() for bar in ax.containers[1]]
+    assert lengths[0] == pytest.approx(-1.0)
+
+
+def test_agreement_matrix():
+    table = agreement(SCORES.fillna(0.0), k=2)
+    ax = plot.agreement(table, measure="top_k_jaccard")
+    assert ax.get_title() == "overlap of the top 2"
+    assert len(ax.texts) == 2
+
+
+def test_heads_grid_and_one_map():
+    weights = torch.rand(2, 3, 4, 4).softmax(-1)
+    grid = plot.heads(weights, tokens=["a", "b", "c", "d"])
+    drawn = torch.stack([torch.tensor(np.asarray(image.get_array())) for image in grid.images])
+    assert torch.allclose(drawn.view(2, 3, 4, 4).float(), weights)
+    assert len(plot.heads([weights[0], weights[1, :2]]).images) == 5
+    ax = plot.attention(weights[0, 0], ["a", "b", "c", "d"])
+    assert np.allclose(np.asarray(ax.images[0].get_array()), weights[0, 0].numpy())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plot.text([], []), "at least one"),
+        (lambda: plot.text(["a"], [1.0, 2.0]), "1 words but 2 scores"),
+        (lambda: plot.text(["a"], [[1.0]]), "dimensions"),
+        (lambda: plot.text(["a"], ["x"]), "numbers"),
+        (lambda: plot.bars([1, 2]), "DataFrame"),
+        (lambda: plot.bars(SCORES, max_features=0), "at least 1"),
+        (lambda: plot.agreement(SCORES), "metrics.agreement"),
+        (lambda: plot.agreement(agreement(SCORES), measure="pearson"), "no measure"),
+        (lambda: plot.heads(torch.rand(3)), "dimension|shape"),
+        (lambda: plot.html_page(pd.DataFrame()), "nothing"),
+    ],
+)
+def test_bad_data_is_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_page_escapes_and_shows_missing_and_infinite_values():
+    scores = pd.DataFrame({"a<b": [0.5, np.nan, np.inf], "c": [-1.0, 0.0, 1.0]}, index=["<script>", "&", '"quoted"'])
+    page = plot.html_page(scores, agreement(scores.fillna(0).replace(np.inf, 1)), title="<t>", notes=["<n>"])
+    assert "<script>" not in page
+    assert "<t>" not in page
+    assert "<n>" not in page
+    assert "&lt;script&gt;" in page
+    assert 'class="missing"' in page
+    assert "http" not in page  # nothing is loaded from elsewhere
+    bars = plot.html_page(scores, as_text=False)
+    assert "Word by word" not in bars

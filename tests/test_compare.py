@@ -1,0 +1,195 @@
+"""compare: every form of attribution on the same features, and every misfit refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from captum.attr import FeatureAblation, LayerIntegratedGradients
+from torch import nn
+
+from captum_attn_lime import (
+    AttentionAttribution,
+    LimeTabular,
+    LimeText,
+    TabularAdapter,
+    TextAdapter,
+    WordTokenizer,
+    compare,
+)
+from captum_attn_lime.adapters import Encoding
+from captum_attn_lime.errors import InputError
+from tests.families import HandWritten
+
+TEXT = "A fine film, a fine cast!"
+
+
+@pytest.fixture(scope="module")
+def adapter():
+    torch.manual_seed(0)
+    return TextAdapter(HandWritten().eval(), WordTokenizer.fit([TEXT]))
+
+
+@pytest.fixture(scope="module")
+def x(adapter):
+    return adapter.encode(TEXT)
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    """Three words of one, two and two cells, and a special cell at each end (feature 3)."""
+    mask = torch.tensor([[3, 0, 1, 1, 2, 2, 3]])
+    ids = torch.arange(7)[None]
+    return Encoding(ids, (), torch.zeros_like(ids), mask, (("good", "dull", "good"),))
+
+
+def _values(numbers):
+    return torch.tensor([numbers], dtype=torch.float32)
+
+
+def test_cells_become_features(pieces):
+    found = compare(
+        {
+            "per cell": _values([9, 1, 2, 3, 4, 5, 9]),
+            "repeated": _values([9, 1, 2, 2, 4, 4, 9]),
+            "embeddings": _values([9, 1, 2, 3, 4, 5, 9])[..., None] * torch.tensor([0.25, 0.75]),
+            "features": [1.0, 2.0, 3.0],
+            "array": np.array([[0, 1, 1, 0, 0, 2, 0]]),
+        },
+        pieces,
+    )
+    assert list(found.scores.index) == ["good", "dull", "good"]
+    assert found.scores["per cell"].tolist() == [1, 5, 9]
+    assert found.scores["repeated"].tolist() == [1, 2, 4]
+    assert found.scores["embeddings"].tolist() == [1, 5, 9]
+    assert found.scores["features"].tolist() == [1, 2, 3]
+    assert found.scores["array"].tolist() == [1, 1, 2]
+    assert len(found.agreement) == 10
+
+
+def test_the_reading_can_be_said(pieces):
+    repeated = _values([9, 1, 2, 2, 4, 4, 9])
+    assert compare({"a": repeated}, pieces, reduction="sum").scores["a"].tolist() == [1, 4, 8]
+    both = compare({"a": repeated, "b": repeated}, pieces, reduction={"b": "sum"}).scores
+    assert both["a"].tolist() == [1, 2, 4]
+    assert both["b"].tolist() == [1, 4, 8]
+
+
+def test_real_methods_side_by_side(adapter, x):
+    ablation = FeatureAblation(adapter)
+    lime = LimeText(adapter)
+    explanation = lime.explain(TEXT, target=1, num_samples=200)
+    found = compare(
+        {
+            "rollout": AttentionAttribution(adapter),
+            "gradients": LayerIntegratedGradients(adapter, adapter.embedding),
+            "ablation": ablation.attribute(**x.arguments(ablation), target=1),
+            "LIME": explanation,
+        },
+        x,
+        target=1,
+    )
+    assert list(found.scores.index) == ["A", "fine", "film", ",", "a", "fine", "cast", "!"]
+    weights = dict(explanation.as_list(label=1))
+    # lime tells "A" from "a" and divides a repeated word's weight over its places.
+    assert found.scores["LIME"].iloc[[0, 2]].tolist() == pytest.approx([weights["A"], weights["film"]])
+    assert found.scores["LIME"].iloc[[1, 5]].tolist() == pytest.approx([weights["fine"] / 2] * 2)
+    assert found.scores["LIME"].iloc[[3, 7]].isna().all()
+    assert found.scores["rollout"].to_numpy() == pytest.approx(
+        AttentionAttribution(adapter).attribute(x.inputs, additional_forward_args=x.forward_args)[0].numpy(), abs=1e-6
+    )
+    assert isinstance(found.attributions["gradients"], torch.Tensor)
+    assert found.is_text
+
+
+def test_a_table():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.embed = HandWritten(), nn.Parameter(torch.randn(3, 32))
+
+        def forward(self, rows):
+            x = rows[:, :, None] * self.embed
+            for layer in self.body.layers:
+                x = x + layer(x, None)
+            return self.body.head(x.mean(1))
+
+    training = np.random.default_rng(0).normal(size=(40, 3))
+    adapter = TabularAdapter(Rows().eval(), training_data=training, feature_names=["age", "income", "height"])
+    x = adapter.encode(training[0])
+    lime = LimeTabular(adapter, training, feature_names=["age", "income", "height"])
+    found = compare(
+        {"rollout": AttentionAttribution(adapter), "LIME": lime.explain(training[0], target=1, num_samples=200)},
+        x,
+        target=1,
+    )
+    assert list(found.scores.index) == ["age", "income", "height"]
+    assert not found.scores.isna().any().any()
+    assert not found.is_text
+    assert found.plot(title="table").axes
+    assert "income" in found.to_html()
+
+
+def test_pictures_and_page(adapter, x, tmp_path):
+    found = compare({"rollout": AttentionAttribution(adapter), "<i>zero</i>": torch.zeros_like(x.inputs).float()}, x)
+    figure = found.plot(title="a $title$")
+    figure.savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5_000
+    page = found.save_html(tmp_path / "page.html", title="<script>alert(1)</script>", prediction="a & b")
+    text = page.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;i&gt;zero" in text
+    assert "a &amp; b" in text
+    assert repr(found) == "Comparison of rollout, <i>zero</i> over 8 features"
+    assert "<i>zero" not in found._repr_html_()
+
+
+def test_one_method_has_nothing_to_agree_with(adapter, x):
+    found = compare({"rollout": AttentionAttribution(adapter)}, x)
+    assert found.agreement.empty
+    assert found.plot().axes
+    assert "How far" not in found.to_html()
+
+
+@pytest.mark.parametrize(
+    ("attributions", "message"),
+    [
+        ({}, "at least one"),
+        ([torch.zeros(1, 7)], "mapping"),
+        ({1: torch.zeros(1, 7)}, "names must be strings"),
+        ({"a": torch.zeros(1, 6)}, r"shape \(1, 6\); the input has \(1, 7\)"),
+        ({"a": torch.zeros(2, 7)}, r"shape \(2, 7\)"),
+        ({"a": (torch.zeros(1, 7), torch.zeros(1, 7))}, r"\(1, 7\), \(1, 7\)"),
+        ({"a": torch.full((1, 7), float("nan"))}, "'a' holds NaN"),
+        ({"a": "words"}, "'a' came as str"),
+        ({"a": None}, "'a' came as NoneType"),
+    ],
+)
+def test_what_does_not_fit_is_refused(pieces, attributions, message):
+    with pytest.raises(InputError, match=message):
+        compare(attributions, pieces)
+
+
+def test_options_that_do_not_fit_are_refused(adapter, x, pieces):
+    zeros = torch.zeros(1, 7)
+    with pytest.raises(InputError, match="holds 2; encode one"):
+        compare({"a": zeros}, adapter.encode([TEXT, TEXT]))
+    with pytest.raises(InputError, match="auto, sum, first"):
+        compare({"a": zeros}, pieces, reduction="mean")
+    with pytest.raises(InputError, match="names 'b'"):
+        compare({"a": zeros}, pieces, reduction={"b": "sum"})
+    with pytest.raises(InputError, match="k is the size"):
+        compare({"a": zeros}, pieces, k=0)
+    other = LimeText(adapter).explain("another fine film", target=1, num_samples=50)
+    with pytest.raises(InputError, match="of another text: 'another fine film'"):
+        compare({"LIME": other}, x, target=1)
+
+
+def test_agreement_is_that_of_the_scores(pieces):
+    found = compare({"a": [1.0, -2.0, 3.0], "b": [3.0, 2.0, 1.0]}, pieces, k=1)
+    assert found.agreement.loc[("a", "b"), "spearman"] == pytest.approx(-1.0)
+    signed = compare({"a": [1.0, -2.0, 3.0], "b": [3.0, 2.0, 1.0]}, pieces, k=1, signed=True)
+    assert signed.agreement.loc[("a", "b"), "spearman"] == pytest.approx(
+        pd.Series([2, 1, 3]).corr(pd.Series([3, 2, 1]))
+    )
