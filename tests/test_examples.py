@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -209,6 +210,109 @@ def test_a_damaged_cache_is_fitted_again(
     torch.testing.assert_close(second.model.head.weight, first.model.head.weight)
     assert path.read_bytes() == whole, "the file is mended"
     assert films.load_or_fit(small, cache=tmp_path, reviews=few).from_cache
+
+
+# ------------------------------------------------------------------ the examples, as they are run
+
+
+def _run(name: str, folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run an example in an empty folder and return its variables."""
+    patch.syspath_prepend(EXAMPLES)
+    patch.chdir(folder)
+    return runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether the file is a picture that is not blank."""
+    from matplotlib.image import imread
+
+    pixels = imread(path)
+    return pixels.shape[0] > 200 and pixels.shape[1] > 400 and float(pixels[..., :3].std()) > 0.02
+
+
+def test_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run = _run("table.py", tmp_path, monkeypatch)
+    assert run["accuracy"] > 0.93, "clearly above the majority of 0.626"
+    scores = run["comparison"].scores
+    assert list(scores.index) == run["columns"]
+    assert scores.notna().all(axis=None)
+    # Every column is a token of its own, and gets a share of attention; the class token gets the rest.
+    for method in ("raw attention", "rollout"):
+        assert (scores[method] > 0).all()
+        assert 0.5 < scores[method].sum() < 1.0
+    # Completeness: integrated gradients add up to the difference of the logits.
+    x, target = run["x"], run["target"]
+    with torch.no_grad():
+        difference = (run["adapter"](x.inputs) - run["adapter"](x.baselines))[0, target]
+    assert scores["integrated gradients"].sum() == pytest.approx(float(difference), abs=0.02)
+    explained = dict(run["explanation"].local_exp[target])
+    assert scores["LIME"].to_list() == pytest.approx([explained[i] for i in range(30)])
+    assert _is_picture(tmp_path / "output" / "table.png")
+    printed = capsys.readouterr().out
+    assert "Accuracy on 171 unseen tumours" in printed
+    assert "agreement is not quality" in printed
+
+
+@needs_reviews
+def test_attention_from_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _run("attention_from_scratch.py", tmp_path, monkeypatch)
+    assert run["accuracy"] > run["majority"] + 0.08, "the model has learned"
+    # The captured weights are those of the formula, written with numpy in float64.
+    model, weights = run["model"], run["weights"]
+    ids = run["x"].inputs[0].numpy()
+    rows = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    embedded = np.concatenate([rows["cls"][0], rows["words.weight"][ids] + rows["positions.weight"][: len(ids)]])
+    for head in range(2):
+        part = slice(32 * head, 32 * head + 32)
+        query, key = (
+            (embedded @ rows[f"attention.{n}.weight"].T + rows[f"attention.{n}.bias"])[:, part]
+            for n in ("query", "key")
+        )
+        scores = np.exp(query @ key.T / np.sqrt(32))
+        np.testing.assert_allclose(weights[head], scores / scores.sum(axis=1, keepdims=True), atol=1e-5)
+    # Raw attention is the class token's row, without its share in itself.
+    by_word = run["comparison"].scores["raw attention"].to_numpy()
+    np.testing.assert_allclose(by_word, weights.mean(dim=0)[0, 1:], atol=1e-5)
+    assert run["comparison"].scores["LIME"]["hackneyed"] < 0 < run["comparison"].scores["LIME"]["freshness"]
+    for picture in ("attention_from_scratch.png", "attention_beside_lime.png"):
+        assert _is_picture(tmp_path / "output" / picture)
+    assert "The same by hand and by AttentionAttribution: True." in capsys.readouterr().out
+
+
+@needs_reviews
+def test_quickstart_on_a_small_fit(
+    films: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The quickstart's own path, with a smaller head: two layers, few reviews, and the films around the chosen one."""
+    reviews = films.load_reviews()
+    test_films = set(films.split_by_film(reviews, n_test_films=60, seed=0)[1]["film"])
+    chosen = reviews[reviews["text"].str.startswith("The film starts promisingly")]["film"].iloc[0]
+    assert chosen in test_films, "the quickstart explains a review of an unseen film"
+    names = [chosen, *sorted(set(reviews["film"]) - {chosen})[:40]]
+    subset = reviews[reviews["film"].isin(names)]
+    seed = next(
+        seed for seed in range(1000) if chosen in set(films.split_by_film(subset, n_test_films=4, seed=seed)[1]["film"])
+    )
+    small = films.Settings(n_train=400, n_test_films=4, n_layers=2, seed=seed)
+    fit = films.load_or_fit
+    monkeypatch.setattr(films, "load_or_fit", lambda: fit(small, cache=tmp_path / "cache", reviews=subset))
+    run = _run("quickstart.py", tmp_path, monkeypatch)
+
+    scores = run["comparison"].scores
+    assert list(scores.columns) == ["raw attention", "rollout", "integrated gradients", "LIME"]
+    assert list(scores.index)[:4] == ["The", "film", "starts", "promisingly"]
+    assert (scores[["raw attention", "rollout"]] > 0).all(axis=None)
+    assert scores["integrated gradients"].sum() == pytest.approx(run["difference"], abs=0.02)
+    assert abs(float(run["delta"])) < 0.02
+    assert _is_picture(tmp_path / "output" / "quickstart.png")
+    page = (tmp_path / "output" / "quickstart.html").read_text(encoding="utf-8")
+    assert "promisingly" in page
+    assert "One film review, four explanations" in page
+    printed = capsys.readouterr().out
+    assert "Agreement is not quality" in printed
+    assert "unseen films" in printed
 
 
 def _fingerprint_in(path: Path) -> str:

@@ -1,0 +1,147 @@
+"""One film review explained four ways: raw attention, rollout, integrated gradients and LIME, side by side."""
+
+# %% [markdown]
+# # Quickstart
+#
+# A classifier decides whether a critic liked a film. We take one sentence it has never seen, from a film it has never
+# seen, and ask four methods which words the decision rests on:
+#
+# * **raw attention**: what the last layer looks at,
+# * **attention rollout**: what it looks at once all layers are followed back to the words,
+# * **integrated gradients**, one of Captum's own methods,
+# * **LIME**, the official package, driven through the same adapter.
+#
+# Run it with `make quickstart`, or `python examples/quickstart.py`. The first run embeds 6,000 reviews (about a minute
+# on one CPU core) and caches the result; after that it takes seconds.
+
+# %%
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from captum.attr import LayerIntegratedGradients
+from film_reviews import CLASS_NAMES, load_or_fit
+
+from captum_attn_lime import AttentionAttribution, LimeText, TextAdapter, compare
+
+OUTPUT = Path("output")
+OUTPUT.mkdir(exist_ok=True)
+
+# %% [markdown]
+# ## The model
+# MiniLM with a linear head, fitted on real reviews. All reviews of a film are on one side of the split: what is
+# measured is whether the model reads reviews, not whether it knows the films.
+
+# %%
+reviews = load_or_fit()
+print(
+    f"\nFresh or rotten? {reviews.accuracy:.1%} of {len(reviews.test):,} reviews of "
+    f"{reviews.test['film'].nunique()} unseen films are classified correctly (always answering the more frequent "
+    f"class: {reviews.majority:.1%}). The head was fitted on {reviews.n_train:,} reviews"
+    f"{' and comes from the cache' if reviews.from_cache else ''}."
+)
+
+# %% [markdown]
+# ## The input
+# One of the unseen reviews. It begins kindly and ends badly, so there is something to explain.
+
+# %%
+chosen = reviews.test[reviews.test["text"].str.startswith("The film starts promisingly")].iloc[0]
+text = chosen["text"]
+
+# %% [markdown]
+# An adapter makes the model an ordinary Captum `forward_func` (tensors in, logits out) and, at the same time, the
+# `predict_proba` that LIME needs (texts in, probabilities out). Both see the same words and the same class.
+#
+# Integrated gradients compare the text with a *baseline* that says nothing. Here that is a text of padding tokens, on
+# which this model is nearly undecided; a text of [MASK] tokens it takes for rotten, which would be a poor zero.
+
+# %%
+adapter = TextAdapter(reviews.model, reviews.tokenizer, class_names=CLASS_NAMES, baseline="pad")
+x = adapter.encode(text)
+probabilities = adapter.predict_proba([text])[0]
+target = int(probabilities.argmax())
+print(f"\n  “{text}”\n")
+print(
+    f"Predicted {CLASS_NAMES[target]} with probability {probabilities[target]:.2f}; "
+    f"the critic's own verdict: {CLASS_NAMES[chosen['label']]}."
+)
+
+# %% [markdown]
+# ## Four explanations
+# Attention methods are Captum attributions like any other: `attribute(inputs, target, ...)`. `x.arguments(method)`
+# fills in what a method takes: inputs, baselines, attention mask, feature mask.
+
+# %%
+raw = AttentionAttribution(adapter, method="raw")
+rollout = AttentionAttribution(adapter, method="rollout")
+gradients = LayerIntegratedGradients(adapter, adapter.embedding)
+lime = LimeText(adapter, class_names=CLASS_NAMES)
+
+gradient_scores, delta = gradients.attribute(
+    **x.arguments(gradients), target=target, n_steps=50, return_convergence_delta=True
+)
+comparison = compare(
+    {
+        "raw attention": raw.attribute(**x.arguments(raw)),
+        "rollout": rollout.attribute(**x.arguments(rollout)),
+        "integrated gradients": gradient_scores,
+        "LIME": lime.explain(text, target=target, num_samples=2000),
+    },
+    x,
+    target=target,
+)
+
+# %% [markdown]
+# Integrated gradients must add up to the difference between the logit of the text and that of the baseline. By how much
+# they miss it is the convergence delta; where it is not small, more steps are needed.
+
+# %%
+with torch.no_grad():
+    logits, blank = adapter(x.inputs, *x.forward_args), adapter(x.baselines, *x.forward_args)
+difference, undecided = float((logits - blank)[0, target]), float(blank.softmax(dim=1)[0, target])
+print(
+    f"\nIntegrated gradients add up to the logit's difference from the baseline, {difference:+.3f} (there "
+    f"{CLASS_NAMES[target]} has probability {undecided:.2f}); convergence delta {float(delta):+.1e}."
+)
+
+# %% [markdown]
+# ## Side by side
+
+# %%
+with pd.option_context("display.width", 120, "display.max_rows", None, "display.float_format", "{:+.3f}".format):
+    print(f"\nWord by method (integrated gradients and LIME: + speaks for {CLASS_NAMES[target]}, - against it)\n")
+    print(comparison.scores)
+    print("\nHow far the methods agree\n")
+    print(comparison.agreement)
+
+# %% [markdown]
+# ## What the numbers mean, and what they do not
+
+# %%
+print(
+    """
+How to read this
+* Raw attention and rollout are shares of attention: never negative, the same for every class. They say where the model
+  looked, not whether a word spoke for or against. Small words and punctuation often get much of it.
+* Integrated gradients and LIME have a sign: they are about this class. Integrated gradients follow the logit's gradient
+  from a baseline without words to this text; LIME removes words at random and fits a linear model to what changes.
+* Agreement is not quality. Two methods can agree and both be wrong; which one describes the model better is a question
+  of faithfulness, and takes another measurement.
+* All this explains the model, which is wrong on about one unseen review in five, and not the critic."""
+)
+
+# %% [markdown]
+# ## A picture and a page
+
+# %%
+title = f"“{CLASS_NAMES[target]}”, with probability {probabilities[target]:.2f}: which words?"
+comparison.plot(title=title).savefig(OUTPUT / "quickstart.png", dpi=110, bbox_inches="tight")
+comparison.save_html(
+    OUTPUT / "quickstart.html",
+    title="One film review, four explanations",
+    prediction=f"{CLASS_NAMES[target]} ({probabilities[target]:.2f})",
+)
+print(f"\nWritten: {OUTPUT / 'quickstart.png'} and {OUTPUT / 'quickstart.html'} (open the page in a browser).")
