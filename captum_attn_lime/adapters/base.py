@@ -90,16 +90,16 @@ class Adapter(nn.Module):
         with fast_path_off():
             return as_logits(self._call(tensors), len(tensors[0]), type(self.model).__name__)
 
-    def logits(self, raw: Any) -> Array:
+    def logits(self, raw: Any, *, show_progress: bool = False) -> Array:
         """Return the logits of raw inputs, (n, classes) float64."""
         raise NotImplementedError
 
-    def predict_proba(self, raw: Any) -> Array:
+    def predict_proba(self, raw: Any, *, show_progress: bool = False) -> Array:
         """Return class probabilities of raw inputs, (n, classes) float64: lime's ``classifier_fn``.
 
         A single logit z gives the two columns 1 - sigmoid(z) and sigmoid(z).
         """
-        return probabilities(self.logits(raw))
+        return probabilities(self.logits(raw, show_progress=show_progress))
 
     @property
     def device(self) -> torch.device:

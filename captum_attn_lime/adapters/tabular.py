@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters.base import Adapter, Array, Encoding
 from captum_attn_lime.adapters.columns import as_table, check_categories, column_indices, table_names
 from captum_attn_lime.adapters.state import evaluating
@@ -116,20 +117,23 @@ class TabularAdapter(Adapter):
             rows=table,
         )
 
-    def logits(self, raw: Any) -> Array:
+    def logits(self, raw: Any, *, show_progress: bool = False) -> Array:
         """Return the model's outputs for rows, (n, classes) float64, in eval mode and without gradients."""
         table = self.table(raw)
-        with evaluating(self.model), torch.no_grad():
-            starts = range(0, len(table), self.batch_rows)
-            return np.concatenate([self._run(*self.tensors(table[k : k + self.batch_rows])) for k in starts])
+        found = []
+        with evaluating(self.model), torch.no_grad(), progress(len(table), show_progress, "rows") as tick:
+            for start in range(0, len(table), self.batch_rows):
+                found.append(self._run(*self.tensors(table[start : start + self.batch_rows])))
+                tick(len(found[-1]))
+        return np.concatenate(found)
 
-    def predict_proba(self, raw: Any) -> Array:
+    def predict_proba(self, raw: Any, *, show_progress: bool = False) -> Array:
         """Return class probabilities of rows, (n, classes) float64: lime's ``predict_fn`` for classification."""
         if self.task == "regression":
             raise InputError("predict_proba is for classification and this adapter's task is regression; use predict.")
-        return super().predict_proba(raw)
+        return super().predict_proba(raw, show_progress=show_progress)
 
-    def predict(self, raw: Any) -> Array:
+    def predict(self, raw: Any, *, show_progress: bool = False) -> Array:
         """Return the prediction for each row, (n,) float64: lime's ``predict_fn`` for regression.
 
         Raises:
@@ -138,7 +142,7 @@ class TabularAdapter(Adapter):
         """
         if self.task != "regression":
             raise InputError("predict is for regression and this adapter's task is classification; use predict_proba.")
-        out = self.logits(raw)
+        out = self.logits(raw, show_progress=show_progress)
         if out.shape[1] != 1:
             raise ForwardError(f"regression needs one number a row, but the model returned {out.shape[1]}.")
         return out[:, 0]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters.base import Adapter, Array, Encoding
 from captum_attn_lime.adapters.batches import batches
 from captum_attn_lime.adapters.binding import bind
@@ -176,13 +177,14 @@ class TextAdapter(Adapter):
             words=words,
         )
 
-    def logits(self, raw: str | Sequence[str]) -> Array:
+    def logits(self, raw: str | Sequence[str], *, show_progress: bool = False) -> Array:
         """Return the logits of texts, (n, classes) float64, computed in eval mode and without gradients.
 
         Equal texts run once, texts of similar length run together, and no batch is larger than ``batch_tokens``.
 
         Args:
             raw: One text, or several; they may be empty.
+            show_progress: Show a bar over the texts that run.
 
         Warns:
             TruncationWarning: A text is longer than the model takes.
@@ -198,11 +200,12 @@ class TextAdapter(Adapter):
         unique = list({row.ids: row for row in rows}.values())
         exact = self._binding.mask is None or lacks_padding_token(self.model)
         found: list[Array] = [np.empty(0)] * len(unique)
-        with evaluating(self.model), torch.no_grad():
+        with evaluating(self.model), torch.no_grad(), progress(len(unique), show_progress, "texts") as tick:
             for batch in batches([len(row.ids) for row in unique], self.batch_tokens, exact=exact):
                 ids, forward_args = self._tensors([unique[k] for k in batch], max(len(unique[k].ids) for k in batch))
                 for k, values in zip(batch, self._run(ids, *forward_args), strict=True):
                     found[k] = values
+                tick(len(batch))
         of_text = {text: place[row.ids] for text, row in zip(distinct, rows, strict=True)}
         return np.stack([found[of_text[text]] for text in texts])
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from captum_attn_lime._captum import Target, expand_forward_args, format_forward
 from captum_attn_lime.errors import ForwardError, InputError, TargetError
 
 Array = NDArray[np.float64]
-Tick = Callable[[int], Any]
 
 
 @dataclass(frozen=True)
@@ -106,18 +104,6 @@ def check_count(name: str, value: int, least: int) -> None:
     """Raise unless an option is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(f"{name} must be a whole number of at least {least}, but is {value!r}.")
-
-
-@contextmanager
-def progress(total: int, show: bool, name: str) -> Iterator[Tick]:
-    """Give a function that counts samples, shown as a tqdm bar if wanted."""
-    if not show:
-        yield lambda n: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc=name) as bar:
-        yield bar.update
 
 
 def result_dtype(inputs: tuple[Tensor, ...]) -> torch.dtype:

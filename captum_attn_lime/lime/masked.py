@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime._captum import TensorOrTuple, as_tuple
+from captum_attn_lime._progress import Tick
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import by_position, pool
-from captum_attn_lime.lime.base import Array, TargetScalar, Tick
+from captum_attn_lime.lime.base import Array, TargetScalar
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,19 +12,11 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_output, log_usage
+from captum_attn_lime._progress import Tick, progress
 from captum_attn_lime.adapters import TabularAdapter
 from captum_attn_lime.adapters.columns import as_table, column_indices, table_names
 from captum_attn_lime.errors import InputError, TargetError
-from captum_attn_lime.lime.base import (
-    Array,
-    TargetScalar,
-    Tick,
-    check_count,
-    class_of,
-    progress,
-    result_dtype,
-    target_scalars,
-)
+from captum_attn_lime.lime.base import Array, TargetScalar, check_count, class_of, result_dtype, target_scalars
 from captum_attn_lime.lime.explanations import explanation_weights
 
 Semantics = Literal["contrast", "gradient", "times_input"]
@@ -121,8 +114,10 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
     def attribute(
         self,
         inputs: TensorOrTuple,
+        baselines: Any = None,
         target: Target = None,
         additional_forward_args: Any = None,
+        feature_mask: TensorOrTuple | None = None,
         n_samples: int = 5000,
         perturbations_per_eval: int = 256,
         return_input_shape: bool = True,
@@ -131,13 +126,15 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         r"""Fit lime's linear model to the forward function around each row.
 
         Lime runs in its regression mode on the target scalar, which is the forward function's own output (logits, for
-        an adapter). Captum's ``baselines`` and ``feature_mask`` have no place here and are not taken.
+        an adapter).
 
         Args:
             inputs: Rows (B, columns), or a tuple such as numeric and categorical columns. The columns are those of
                 the training data: in the adapter's order, or one tensor after the other.
+            baselines: Taken for Captum's order and not used: lime draws other rows from the training data.
             target: Index of the output to explain, in any of Captum's forms.
             additional_forward_args: Further positional arguments of the forward function.
+            feature_mask: Taken for Captum's order; lime's features are the columns, so each must be its own feature.
             n_samples: Number of perturbed rows for each row.
             perturbations_per_eval: Number of perturbed rows in one forward pass.
             return_input_shape: Whether to return the inputs' shapes; else (B, columns) in the training data's order.
@@ -148,11 +145,12 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
 
         Raises:
             TargetError: The output does not have the target.
-            InputError: The inputs are not rows of the training data's columns.
+            InputError: The inputs are not rows of the training data's columns, or a feature joins several columns.
         """
         check_count("n_samples", n_samples, 2)
         check_count("perturbations_per_eval", perturbations_per_eval, 1)
         tensors = as_tuple(inputs)
+        _check_one_feature_per_column(feature_mask)
         groups = self._groups(tensors)
         rows = np.empty((len(tensors[0]), self._training.shape[1]))
         for x, group in zip(tensors, groups, strict=True):
@@ -180,6 +178,7 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         num_samples: int = 5000,
         num_features: int | None = None,
         seed: int | None = None,
+        show_progress: bool = False,
     ) -> Any:
         """Explain a row as lime does, and return lime's own ``Explanation``.
 
@@ -191,6 +190,7 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
             num_samples: Number of perturbed rows.
             num_features: Greatest number of columns; lime selects them and fits again. All by default.
             seed: Seed of this call; the constructor's by default.
+            show_progress: Show a bar over the rows that the model runs on.
 
         Returns:
             ``lime.explanation.Explanation``, its weights untouched: per bin or per scaled unit.
@@ -210,13 +210,13 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         table = adapter.table(row)
         if len(table) != 1:
             raise InputError(f"explain takes one row, but {len(table)} came; call it for each.")
-        predict = adapter.predict if adapter.task == "regression" else adapter.predict_proba
+        function = adapter.predict if adapter.task == "regression" else adapter.predict_proba
         label = _label(adapter, table, target)
         selection = "none" if num_features is None else "auto"
         explainer = self._explainer(adapter.task, self.seed if seed is None else seed, selection)
         return explainer.explain_instance(
             table[0],
-            predict,
+            partial(function, show_progress=show_progress),
             labels=(label,),
             num_features=table.shape[1] if num_features is None else num_features,
             num_samples=num_samples,
@@ -285,6 +285,17 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
             return groups
         ends = np.cumsum([x.shape[1] for x in tensors]).tolist()
         return tuple(tuple(range(e - x.shape[1], e)) for x, e in zip(tensors, ends, strict=True))
+
+
+def _check_one_feature_per_column(feature_mask: TensorOrTuple | None) -> None:
+    if feature_mask is None:
+        return
+    ids = [i for mask in as_tuple(feature_mask) for i in mask[0].flatten().tolist()]
+    if len(set(ids)) != len(ids):
+        raise InputError(
+            "feature_mask joins several columns into one feature, which LimeTabularExplainer cannot perturb together; "
+            "leave feature_mask out, or use captum's Lime."
+        )
 
 
 def _mend_point_bins(discretizer: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_output, log_usage
+from captum_attn_lime._progress import progress
 from captum_attn_lime.errors import InputError, TextError
 from captum_attn_lime.features import spread
-from captum_attn_lime.lime.base import Array, check_count, class_of, progress, result_dtype, target_scalars
+from captum_attn_lime.lime.base import Array, check_count, class_of, result_dtype, target_scalars
 from captum_attn_lime.lime.explanations import explanation_weights
 from captum_attn_lime.lime.masked import IndexTexts, Removable
 
@@ -137,6 +138,7 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         num_features: int | None = None,
         output: Output = "probability",
         seed: int | None = None,
+        show_progress: bool = False,
     ) -> Any:
         """Explain a raw text as lime does, and return lime's own ``Explanation``.
 
@@ -151,6 +153,7 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
                 model with a single logit z the logits of the two classes are -z and z.
             seed: Seed of this call; the constructor's by default.
+            show_progress: Show a bar over the distinct texts that the model runs on.
 
         Returns:
             ``lime.explanation.Explanation``; :func:`word_weights` brings it to the adapter's words.
@@ -163,7 +166,7 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         if num_features is not None:
             check_count("num_features", num_features, 1)
         adapter = self._adapter()
-        classify = _classifier(adapter, output)
+        classify = _classifier(adapter, output, show_progress)
         seen = adapter.encode(text).texts[0]
         self._check_units(seen)
         label = class_of(target, classify([seen])[0])
@@ -229,15 +232,15 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
             )
 
 
-def _classifier(adapter: Any, output: Output) -> Callable[[Sequence[str]], Array]:
+def _classifier(adapter: Any, output: Output, show_progress: bool) -> Callable[[Sequence[str]], Array]:
     """Return lime's classifier function, with one column per class also for a single logit."""
-    if output == "probability":
-        return adapter.predict_proba  # type: ignore[no-any-return]
-    if output != "logits":
+    if output not in get_args(Output):
         raise InputError(f"output must be 'probability' or 'logits', but is {output!r}.")
+    function = adapter.predict_proba if output == "probability" else adapter.logits
 
-    def logits(texts: Sequence[str]) -> Array:
-        found: Array = adapter.logits(texts)
+    def classify(texts: Sequence[str]) -> Array:
+        # The one text whose class is looked up needs no bar.
+        found: Array = function(texts, show_progress=show_progress and len(texts) > 1)
         return np.concatenate([-found, found], axis=1) if found.shape[1] == 1 else found
 
-    return logits
+    return classify

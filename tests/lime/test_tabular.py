@@ -13,7 +13,7 @@ from torch import nn
 
 from captum_attn_lime.adapters import TabularAdapter
 from captum_attn_lime.errors import ForwardError, InputError, TargetError
-from captum_attn_lime.lime import LimeTabular, explanation_weights
+from captum_attn_lime.lime import LimeTabular, LimeText, explanation_weights
 
 NAMES = ["age", "colour", "income", "city"]
 
@@ -287,4 +287,19 @@ def test_it_is_a_captum_perturbation_attribution():
     assert lime().get_name() == "Lime Tabular"
     assert lime().multiplies_by_inputs
     assert not lime(semantics="gradient").multiplies_by_inputs
-    assert set(adapter().encode(ROW).arguments(lime())) == {"inputs", "additional_forward_args"}
+
+
+def test_the_argument_order_is_that_of_captums_lime():
+    from inspect import signature
+
+    from captum.attr import Lime
+
+    captums = list(signature(Lime.attribute).parameters)
+    for ours in (LimeTabular, LimeText):
+        assert list(signature(ours.attribute).parameters) == captums
+
+
+def test_features_of_several_columns_are_refused():
+    method = LimeTabular(lambda x: x, np.random.default_rng(0).normal(size=(20, 3)))
+    with pytest.raises(InputError, match="joins several columns"):
+        method.attribute(torch.zeros(1, 3), target=0, feature_mask=torch.tensor([[0, 0, 1]]), n_samples=10)

@@ -16,6 +16,7 @@ from captum_attn_lime.errors import ForwardError, InputError, TargetError, TextE
 from captum_attn_lime.features import pool
 from captum_attn_lime.lime import LimeText, explanation_weights, word_weights
 from tests.adapters import models
+from tests.families import build, hand_written
 
 
 def bag(classes: int = 3) -> TextAdapter:
@@ -310,3 +311,13 @@ def test_minilm_explained_as_lime_does():
     expected = explanation_weights(official.explain_instance(TEXT, naive, num_samples=100), 1)
     found = explanation_weights(LimeText(adapter).explain(TEXT, 1, num_samples=100), 1)
     np.testing.assert_allclose([found[k] for k in expected], list(expected.values()), atol=1e-6)
+
+
+@pytest.mark.parametrize("output", ["probability", "logits"])
+def test_explain_shows_progress_when_asked(output, capsys):
+    adapter = TextAdapter(build(hand_written).model, WordTokenizer.fit(["a fine film"]))
+    quiet = LimeText(adapter).explain("a fine film", num_samples=40, output=output)
+    assert capsys.readouterr().err == ""
+    shown = LimeText(adapter).explain("a fine film", num_samples=40, output=output, show_progress=True)
+    assert "texts: 100%" in capsys.readouterr().err
+    assert shown.as_list(shown.available_labels()[0]) == quiet.as_list(quiet.available_labels()[0])
