@@ -63,7 +63,7 @@ class Comparison:
         if self.is_text:
             top = plots.texts_height(names, self.scores.shape[1], width=width, title=title)
         else:
-            top = 1.3 + min(len(names), max_features) * (0.16 * self.scores.shape[1] + 0.14)
+            top = 1.6 + min(len(names), max_features) * (0.16 * self.scores.shape[1] + 0.14)
         bottom = 1.7 + 0.42 * self.scores.shape[1] if len(self.agreement) else 0.0
         figure = NewFigure(figsize=(width, top + bottom))
         upper: Any = figure
@@ -74,7 +74,7 @@ class Comparison:
         if self.is_text:
             plots.texts(names, self.scores, figure=upper, title=title)
         else:
-            axes = upper.add_axes((0.3, 0.6 / top, 0.66, 1 - 1.1 / top))
+            axes = upper.add_axes((0.3, 0.6 / top, 0.66, 1 - 1.4 / top))
             plots.bars(self.scores, ax=axes, title=title, max_features=max_features)
         if lower is not None:
             for place, measure in enumerate(("kendall_tau", "top_k_jaccard")):

@@ -68,7 +68,7 @@ def bars(
     order = _strongest_first(relative)[:max_features]
     values = relative[order] if normalize else table.to_numpy()[order]
     n_features, n_methods = values.shape
-    ax = axes_or_new(ax, 8.0, 1.3 + n_features * (0.16 * n_methods + 0.14))
+    ax = axes_or_new(ax, 8.0, 1.6 + n_features * (0.16 * n_methods + 0.14))
     height = 0.82 / n_methods
     for i, method in enumerate(table.columns):
         places = np.arange(n_features) - 0.41 + (i + 0.5) * height
@@ -197,8 +197,10 @@ def _finish_bars(ax: Axes, title: str | None) -> None:
     ax.set_axisbelow(True)
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
-    legend = ax.legend(frameon=False, loc="lower right", fontsize=9)
+    # Above the bars, which may reach into every corner.
+    legend = ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, fontsize=9)
     for entry in legend.get_texts():
         entry.set_parse_math(False)
     if title is not None:
-        ax.set_title(title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
+        rows_of_names = -(-len(legend.get_texts()) // 4)
+        ax.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=8 + 15 * rows_of_names, parse_math=False)
