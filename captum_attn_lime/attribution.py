@@ -23,11 +23,11 @@ from captum_attn_lime._captum import (
 from captum_attn_lime.attention import AttentionMap, HeadFusion
 from captum_attn_lime.attention.fusion import check_head_fusion, select_heads
 from captum_attn_lime.capture import record
-from captum_attn_lime.errors import InputError, SelectionError
+from captum_attn_lime.errors import AttentionKindError, InputError, SelectionError
 from captum_attn_lime.features import pool, spread
 from captum_attn_lime.methods import MethodFunction, get_method
 from captum_attn_lime.query import Query, query_weights
-from captum_attn_lime.readout import ForwardPass, ReadoutFinder
+from captum_attn_lime.readout import ForwardPass, ReadoutFinder, second_stack
 from captum_attn_lime.tokens import TokenMap, check_token_map, find_token_map, place
 
 Layers = int | str | slice | Sequence[int | str] | None
@@ -144,6 +144,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         return format_output(isinstance(inputs, tuple), cells)
 
     def _scores(self, maps: list[AttentionMap], weights: Tensor | None, done: ForwardPass) -> Tensor:
+        _check_one_stack(maps, done, own_query=weights is not done.readout)
         n_queries = maps[-1].shape[2]
         if weights is None or weights.shape[1] != n_queries:
             raise SelectionError(
@@ -227,6 +228,25 @@ def _one_layer(maps: list[AttentionMap], layer: int | str) -> AttentionMap:
             f"layer {layer!r} is out of range: the model made {len(maps)} self-attention calls (0 to {len(maps) - 1})."
         )
     return maps[layer]
+
+
+def _check_one_stack(maps: list[AttentionMap], done: ForwardPass, *, own_query: bool) -> None:
+    """Check that the layers are over the same tokens, and over those that the readout is about.
+
+    An encoder's and a decoder's tokens may be equally many; their layers must not be mixed all the same.
+    """
+    decoder = {id(m) for m in second_stack(done.recorder.maps)}
+    sides = {id(m) in decoder for m in maps}
+    if len(sides) > 1:
+        raise AttentionKindError(
+            f"the layers {maps[0].name!r} and {maps[-1].name!r} are over the tokens of two stacks, joined by "
+            "cross-attention. Choose layers= within one of them."
+        )
+    if not own_query and (id(done.maps[-1]) in decoder) not in sides:
+        raise SelectionError(
+            f"layer {maps[-1].name!r} is over other tokens than {done.maps[-1].name!r}, whose tokens the prediction "
+            "reads; pass query= for the layers you chose."
+        )
 
 
 def _by_feature(cells: tuple[Tensor, ...], index: TokenMap, feature_mask: TensorOrTuple) -> tuple[Tensor, ...]:

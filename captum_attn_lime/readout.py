@@ -120,6 +120,19 @@ def main_stack(maps: list[AttentionMap]) -> list[AttentionMap]:
     return maps
 
 
+def second_stack(maps: list[AttentionMap]) -> list[AttentionMap]:
+    """Return the calls of a decoder that follows an encoder; none where there is no cross-attention.
+
+    A decoder's first layer attends to its own tokens and then across, so it begins with the last self-attention call
+    before the first cross-attention. Attention pooling (one query) does not begin a decoder.
+    """
+    crossing = [i for i, m in enumerate(maps) if m.kind == "cross" and m.shape[2] > 1]
+    if not crossing:
+        return []
+    before = [i for i in range(crossing[0]) if maps[i].kind == "self"]
+    return maps[before[-1] if before else crossing[0] :]
+
+
 def _last(maps: list[AttentionMap]) -> int:
     return maps.index(main_stack(maps)[-1])
 

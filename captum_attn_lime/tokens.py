@@ -21,6 +21,8 @@ Probe = Callable[[tuple[Tensor, ...], int], "Tensor | None"]
 _ASK = "Pass token_map=: for each input tensor the token index of each cell, -1 for none."
 # How many altered copies of an example go through the model at once when its tokens are looked for.
 _PROBE_ROWS = 64
+# How far numbers are moved, in their own size: further where a model that divides by a large scale did not notice.
+_STEPS = (1.0, 1e3, 1e6)
 
 
 def place(scores: Tensor, token_map: TokenMap, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -125,28 +127,31 @@ def _from_patches(
 def _from_columns(inputs: tuple[Tensor, ...], n_tokens: int, probe: Probe) -> TokenMap:
     """Return the token of each column of one or several tables, (columns,) each."""
     places = [(t, column) for t, x in enumerate(inputs) for column in range(x.shape[1])]
-    found: list[int | None] = []
-    for start in range(0, len(places), _PROBE_ROWS):
-        chunk = places[start : start + _PROBE_ROWS]
-        altered = tuple(x[:1].repeat(len(chunk), 1) for x in inputs)
-        for row, (t, column) in enumerate(chunk):
-            altered[t][row, column] = _other_value(inputs[t], column)
-        found.extend(_changed_tokens(inputs, altered, n_tokens, probe))
-    tokens = [-1 if token is None else token for token in found]
-    used = [token for token in tokens if token >= 0]
-    if not used or len(set(used)) != len(used):
+    found: dict[tuple[int, int], int] = {}
+    for step in _STEPS:
+        missing = [place for place in places if place not in found]
+        for start in range(0, len(missing), _PROBE_ROWS):
+            chunk = missing[start : start + _PROBE_ROWS]
+            altered = tuple(x[:1].repeat(len(chunk), 1) for x in inputs)
+            for row, (t, column) in enumerate(chunk):
+                altered[t][row, column] = _other_value(inputs[t], column, step)
+            changed = _changed_tokens(inputs, altered, n_tokens, probe)
+            found.update({place: token for place, token in zip(chunk, changed, strict=True) if token is not None})
+    tokens = [found.get(place, -1) for place in places]
+    if -1 in tokens or len(set(tokens)) != len(tokens):
         raise TokenMapError(
-            f"the columns of the input were found at tokens {tokens}; one token for each column is needed. {_ASK}"
+            f"the columns of the input were found at tokens {tokens} (-1: changing the column changed no token); "
+            f"one token for each column is needed. {_ASK}"
         )
     starts = torch.tensor([0] + [x.shape[1] for x in inputs]).cumsum(0).tolist()
     return tuple(torch.tensor(tokens[a:b]) for a, b in pairwise(starts))
 
 
-def _other_value(x: Tensor, column: int) -> float:
-    """Return a value of the column that is not the first example's, and that a table of categories surely has."""
+def _other_value(x: Tensor, column: int, step: float) -> float:
+    """Return another value than the first example's: some steps away, or a category that every column has."""
     value = x[0, column].item()
     if x.is_floating_point():
-        return float(value) + 1.0
+        return float(value) + step * max(1.0, abs(float(value)))
     return 1 if value == 0 else 0
 
 
@@ -159,8 +164,9 @@ def _changed_tokens(
     if value is None or value.shape[0] != len(both[0]) or value.shape[2] != n_tokens:
         raise TokenMapError(f"the values of the first attention call do not show {n_tokens} tokens. {_ASK}")
     value = value.transpose(1, 2).flatten(2).double()  # (rows, N, ...)
-    change = (value[1:] - value[:1]).abs().amax(dim=2)
-    changed = change > 1e-5 * value.abs().amax()
+    change = (value[1:] - value[:1]).abs().amax(dim=2)  # (altered rows, N)
+    # Against each token's own size: columns of very different scale stand side by side.
+    changed = change > 1e-5 * value[:1].abs().amax(dim=2)
     if bool((changed.sum(dim=1) > 1).any()):
         raise TokenMapError(f"one part of the input changes several tokens before the first attention call. {_ASK}")
     return [int(row.nonzero()[0]) if bool(row.any()) else None for row in changed]

@@ -223,6 +223,27 @@ def test_tables_find_each_columns_token_by_themselves(cls_first, batch):
     assert torch.allclose(on_numbers, scores[:, first + 2 : first + 6].flip(1), atol=1e-6)
 
 
+def test_columns_of_very_different_scale_are_all_found():
+    class Standardised(Table):
+        def forward(self, numbers, categories):
+            return super().forward((numbers - 5e5) / torch.tensor([1e-3, 1.0, 1e5, 1e7]), categories)
+
+    model = Standardised().eval()
+    inputs = (torch.zeros(1, 4), torch.zeros(1, 2, dtype=torch.long))
+    on_numbers, on_categories = AttentionAttribution(model).attribute(inputs)
+    assert bool((on_numbers > 0).all())
+    assert bool((on_categories > 0).all())
+
+
+def test_a_column_that_changes_no_token_is_not_given_a_silent_zero():
+    class Deaf(Table):
+        def forward(self, numbers, categories):
+            return super().forward(numbers * torch.tensor([1.0, 0.0, 1.0, 1.0]), categories)
+
+    with pytest.raises(TokenMapError, match=r"tokens \[6, -1, 4, 3, 1, 2\]"):
+        AttentionAttribution(Deaf().eval()).attribute((torch.randn(1, 4), torch.zeros(1, 2, dtype=torch.long)))
+
+
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_ft_transformer(heads, batch):
@@ -379,6 +400,27 @@ def test_windows_are_refused_by_name():
 
     with pytest.raises(AttentionKindError, match="'attention' runs over 4 groups"):
         AttentionAttribution(Windows().eval()).attribute(torch.randn(2, 8, 8))
+
+
+def test_the_two_stacks_of_an_encoder_decoder_are_not_mixed():
+    from transformers import BartConfig, BartForSequenceClassification
+
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers"), 2)
+    sizes |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
+    sizes |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 16)
+    model = BartForSequenceClassification(BartConfig(vocab_size=70, d_model=32, eos_token_id=3, **sizes)).eval()
+    ids = torch.tensor([[0, 17, 33, 8, 51, 64, 3]])  # the decoder reads the same ids, shifted: equally many tokens
+
+    def forward(ids):
+        return model(input_ids=ids).logits
+
+    with pytest.raises(AttentionKindError, match="two stacks"):
+        AttentionAttribution(forward).attribute(ids)
+    with pytest.raises(SelectionError, match="pass query="):
+        AttentionAttribution(forward, layers=[0, 1]).attribute(ids)
+    for layers, query in (([0, 1], "mean"), ([2, 3], "auto")):
+        scores = AttentionAttribution(forward, layers=layers).attribute(ids, query=query)
+        assert torch.allclose(scores.sum(), torch.tensor(1.0))
 
 
 def test_tokens_that_cannot_be_placed_ask_for_a_map():

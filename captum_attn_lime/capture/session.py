@@ -16,7 +16,7 @@ from captum_attn_lime.capture import multi_head_attention, sdpa
 from captum_attn_lime.capture.names import find_modules
 from captum_attn_lime.capture.recorder import PatchConvolution, Recorder
 from captum_attn_lime.capture.softmax import SOFTMAXES, SQUASHES, SoftmaxWatch
-from captum_attn_lime.errors import NoAttentionError
+from captum_attn_lime.errors import NoAttentionError, UnreadableAttentionError
 
 
 @contextmanager
@@ -54,8 +54,16 @@ def capture(model: Callable[..., Any]) -> Iterator[list[AttentionMap]]:
 def record(model: Callable[..., Any], *, leaf_at: int | None = None, keep_value: bool = False) -> Iterator[Recorder]:
     """Return, inside a ``with`` block, the `Recorder` that watches the model; what :func:`capture` is made of."""
     recorder = Recorder(leaf_at=leaf_at, keep_value=keep_value)
-    with recorder.stack.watching(find_modules(model)), _Watch(recorder):
-        yield recorder
+    try:
+        with recorder.stack.watching(find_modules(model)), _Watch(recorder):
+            yield recorder
+    except Exception as error:
+        if not type(error).__module__.startswith("torch._dynamo"):
+            raise
+        raise UnreadableAttentionError(
+            "the model runs compiled code (flex_attention, or torch.compile), into which a capture cannot look. "
+            "Switch it to sdpa or eager attention, or capture the model before compiling."
+        ) from error
 
 
 def no_attention_message(model: Any) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from captum_attn_lime import capture
 from captum_attn_lime.capture.names import find_modules
-from captum_attn_lime.errors import NoAttentionError
+from captum_attn_lime.errors import NoAttentionError, UnreadableAttentionError
 from tests.families import EncoderClassifier, bert, build
 
 
@@ -103,3 +103,16 @@ def test_modules_behind_a_callable_are_found():
     assert find_modules(functools.partial(lambda x, m: m(x), m=model)) == {}
     assert find_modules(Holder()) == {"": model}
     assert find_modules(lambda x: model(x)) == {"": model}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_compiled_attention_is_refused_by_name():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    class Flex(nn.Module):
+        def forward(self, x):
+            return flex_attention(x, x, x)
+
+    with pytest.raises(UnreadableAttentionError, match="sdpa or eager"), capture(model := Flex()):
+        model(torch.randn(1, 2, 16, 16))
+    assert not model._forward_hooks
