@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime import plot as plots
+from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters import Encoding, TextEncoding
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import is_repeated, pool
 from captum_attn_lime.metrics import agreement
+from captum_attn_lime.metrics.agreement import check_k
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +90,12 @@ class Comparison:
     def to_html(self, *, title: str = "Comparison of attributions", prediction: str | None = None) -> str:
         """Return the comparison as one self-contained HTML page, everything in it escaped."""
         return plots.html_page(
-            self.scores, self.agreement, title=title, prediction=prediction, as_text=self.is_text, notes=_NOTES
+            self.scores,
+            self.agreement,
+            title=title,
+            prediction=prediction,
+            as_text=self.is_text,
+            notes=_notes(self.agreement),
         )
 
     def save_html(
@@ -115,12 +123,22 @@ class Comparison:
         return f'<iframe srcdoc="{page}" style="width:100%;height:36em;border:0" title="comparison"></iframe>'
 
 
-_NOTES = (
-    "Each method is coloured by its own largest magnitude: the methods' units differ.",
-    "Attention has one colour: it says what was read, not for or against which class.",
-    "Agreement compares magnitudes. It is not quality: methods can agree and all be wrong about the model.",
-    "A hatched feature has no value in that method.",
-)
+def _notes(agreement: DataFrame) -> list[str]:
+    """Return what a reader of the page has to know."""
+    notes = [
+        "Each method is coloured by its own largest magnitude: the methods' units differ.",
+        "Attention has one colour: it says what was read, not for or against which class.",
+        "A hatched feature has no value in that method.",
+    ]
+    if len(agreement):
+        compared = "the scores with their signs" if agreement.attrs["signed"] else "magnitudes"
+        notes.append(
+            f"Agreement compares {compared}. It is not quality: methods can agree and all be wrong about the model."
+        )
+        chance = agreement.attrs["jaccard_by_chance"]
+        if chance == chance:  # not NaN: there are more features than the top holds
+            notes.append(f"Random scores would overlap in their top {agreement.attrs['k']} by {chance:.2f} on average.")
+    return notes
 
 
 def compare(
@@ -140,7 +158,7 @@ def compare(
 
             * a tensor, a tuple of tensors or an array in the shape of the encoding's inputs; one more dimension, as
               layer methods over embeddings have, is summed;
-            * one value per feature;
+            * one value per feature, a vector; NaN where the method has none, as LIME at punctuation;
             * a lime ``Explanation``, whose units are brought to words by their characters;
             * a Captum attribution, which is run on the encoding.
         encoding: The input, from an adapter's ``encode``; one example.
@@ -149,13 +167,12 @@ def compare(
         signed: Compare scores instead of their magnitudes; attention has no sign.
         reduction: How cells become features: ``"sum"``, ``"first"`` (all cells repeat their feature's value), or
             ``"auto"``: the first cell where all cells of every feature are equal, else the sum. For one method or all.
-        show_progress: Show a progress bar over the methods that are run.
+        show_progress: Show a progress bar over the methods, and those of the methods that have one.
 
     Raises:
         InputError: Nothing to compare, a batch of several examples, or an attribution that does not fit the input.
 
     Example:
-        >>> from types import SimpleNamespace
         >>> x = Encoding(torch.ones(1, 3), (), torch.zeros(1, 3), torch.tensor([[0, 1, 1]]), (("old", "rich"),))
         >>> compare({"a": torch.tensor([[1.0, 2.0, 3.0]]), "b": torch.tensor([[1.0, 4.0, 4.0]])}, x, k=1).scores
                 a    b
@@ -172,9 +189,14 @@ def compare(
         raise InputError(f"the methods' names must be strings, but {unnamed[0]!r} is {type(unnamed[0]).__name__}.")
     if len(encoding) != 1:
         raise InputError(f"compare explains one input, but the encoding holds {len(encoding)}; encode one alone.")
-    given = {name: _run(name, value, encoding, target, show_progress) for name, value in attributions.items()}
-    readings = reduction if isinstance(reduction, Mapping) else dict.fromkeys(given, reduction)
-    _check_readings(readings, given)
+    readings = reduction if isinstance(reduction, Mapping) else dict.fromkeys(attributions, reduction)
+    _check_readings(readings, attributions)
+    check_k(k)  # before any method runs: some take minutes
+    given = {}
+    with progress(len(attributions), show_progress, "compare") as tick:
+        for name, value in attributions.items():
+            given[name] = _run(name, value, encoding, target, show_progress)
+            tick(1)
     columns = {
         name: _to_features(name, value, encoding, target, readings.get(name, "auto")) for name, value in given.items()
     }
@@ -187,15 +209,13 @@ def _run(name: str, value: Any, encoding: Encoding, target: Any, show_progress: 
     """Return the value, or what it attributes if it is an attribution method."""
     if not callable(getattr(value, "attribute", None)):
         return value
+    if isinstance(value, type):
+        raise InputError(
+            f"the attribution {name!r} is the class {value.__name__}; pass an instance, {value.__name__}(model)."
+        )
     arguments = encoding.arguments(value)
-    if show_progress:
-        from inspect import signature
-
-        from tqdm.auto import tqdm
-
-        tqdm.write(f"compare: running {name}")
-        if "show_progress" in signature(value.attribute).parameters:
-            arguments["show_progress"] = True
+    if show_progress and "show_progress" in signature(value.attribute).parameters:
+        arguments["show_progress"] = True
     return value.attribute(**arguments, target=target)
 
 
@@ -205,12 +225,11 @@ def _to_features(name: str, value: Any, encoding: Encoding, target: Any, reading
     if hasattr(value, "local_exp"):
         return _from_explanation(name, value, encoding, target)
     tensors = tuple(_as_tensor(name, part) for part in (value if isinstance(value, tuple) else (value,)))
-    for part in tensors:
-        if bool(part.isinf().any()) or bool(part.isnan().any()):
-            raise InputError(f"the attribution {name!r} holds NaN or infinite values.")
-    masks = encoding.feature_mask if isinstance(encoding.feature_mask, tuple) else (encoding.feature_mask,)
-    if len(tensors) == 1 and tensors[0].dim() == 1 and len(tensors[0]) == n:
+    is_vector = len(tensors) == 1 and tuple(tensors[0].shape) == (n,)
+    _check_values(name, tensors, may_lack=is_vector)
+    if is_vector:
         return tensors[0].numpy()
+    masks = encoding.feature_mask if isinstance(encoding.feature_mask, tuple) else (encoding.feature_mask,)
     if len(tensors) == len(masks):
         tensors = tuple(_without_further_dimensions(t, m) for t, m in zip(tensors, masks, strict=True))
     if tuple(t.shape for t in tensors) != tuple(m.shape for m in masks):
@@ -235,7 +254,7 @@ def _without_further_dimensions(attribution: Tensor, mask: Tensor) -> Tensor:
 def _from_explanation(name: str, explanation: Any, encoding: Encoding, target: Any) -> Any:
     from captum_attn_lime.lime import explanation_weights, word_weights
 
-    label = target if isinstance(target, int) else None
+    label = _label(target)
     n = len(encoding.feature_names[0])
     if isinstance(encoding, TextEncoding):
         raw = getattr(getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None), "raw", None)
@@ -251,14 +270,37 @@ def _from_explanation(name: str, explanation: Any, encoding: Encoding, target: A
     return np.array([weights.get(feature, np.nan) for feature in range(n)])
 
 
+def _label(target: Any) -> int | None:
+    """Return the class that a target for one example names; None where it names no single class."""
+    if isinstance(target, (list, Tensor)) and len(np.ravel(target)) == 1:  # one per example, and there is one
+        target = target[0] if isinstance(target, list) else target.item()
+    return int(target) if isinstance(target, (int, np.integer)) else None
+
+
 def _as_tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().to(torch.float64)
     try:
-        return torch.as_tensor(value).detach().cpu().to(torch.float64)
+        array = np.array(value)  # a copy: torch warns of the read-only arrays that pandas gives
+        if array.dtype.kind not in "biuf":
+            raise TypeError
     except (TypeError, ValueError, RuntimeError):
         raise InputError(
             f"the attribution {name!r} came as {type(value).__name__}; pass a tensor, a tuple of tensors, one value "
             "per feature, a lime explanation, or a Captum attribution."
         ) from None
+    return torch.from_numpy(array.astype(np.float64))
+
+
+def _check_values(name: str, tensors: tuple[Tensor, ...], *, may_lack: bool) -> None:
+    """Refuse numbers that cannot be ranked; a vector over features may lack some, but not all."""
+    for part in tensors:
+        lacking = part.isnan()
+        if bool(part.isinf().any()) or bool(lacking.all() if may_lack else lacking.any()):
+            raise InputError(
+                f"the attribution {name!r} holds NaN or infinite values; look at the method's input and the model's "
+                "output. Only a vector with one value per feature may hold NaN, where the method has no value."
+            )
 
 
 def _check_readings(readings: Mapping[str, Any], given: Mapping[str, Any]) -> None:

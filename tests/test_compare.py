@@ -19,7 +19,7 @@ from captum_attn_lime import (
     compare,
 )
 from captum_attn_lime.adapters import Encoding
-from captum_attn_lime.errors import InputError
+from captum_attn_lime.errors import InputError, TargetError
 from tests.families import HandWritten
 
 TEXT = "A fine film, a fine cast!"
@@ -74,6 +74,55 @@ def test_the_reading_can_be_said(pieces):
     both = compare({"a": repeated, "b": repeated}, pieces, reduction={"b": "sum"}).scores
     assert both["a"].tolist() == [1, 2, 4]
     assert both["b"].tolist() == [1, 4, 8]
+
+
+def test_a_vector_over_features_may_lack_values(pieces):
+    words = np.array([1.0, np.nan, 3.0])
+    words.flags.writeable = False  # as a column of a DataFrame is
+    found = compare({"LIME": words, "other": [1.0, 2.0, 3.0]}, pieces, k=1)
+    assert found.scores["LIME"].isna().tolist() == [False, True, False]
+    assert found.agreement.loc[("LIME", "other"), "kendall_tau"] == 1.0
+
+
+@pytest.mark.parametrize("target", [1, np.int64(1), torch.tensor(1), torch.tensor([1]), [1]])
+def test_every_form_of_target_picks_the_class_of_an_explanation(adapter, x, target):
+    explanation = LimeText(adapter).explain(TEXT, target=0, num_samples=50)
+    with pytest.raises(TargetError, match="class 1 was not explained"):
+        compare({"LIME": explanation}, x, target=target)
+
+
+def test_options_are_checked_before_methods_run(pieces):
+    class Slow:
+        def attribute(self, inputs, target=None):
+            raise RuntimeError("ran")
+
+    for bad in ({"k": 0}, {"reduction": "mean"}):
+        with pytest.raises(InputError):
+            compare({"slow": Slow()}, pieces, **bad)
+
+
+def test_progress_is_shown_on_request(pieces, capsys):
+    seen = []
+
+    class Method:
+        def attribute(self, inputs, target=None, show_progress=False):
+            seen.append(show_progress)
+            return inputs.float()
+
+    compare({"quiet": Method()}, pieces)
+    assert capsys.readouterr().err == ""
+    compare({"shown": Method()}, pieces, show_progress=True)
+    assert "compare" in capsys.readouterr().err
+    assert seen == [False, True]
+
+
+def test_the_page_says_what_the_agreement_compares(pieces):
+    given = {"a": [1.0, -2.0, 3.0], "b": [3.0, 2.0, 1.0]}
+    page = compare(given, pieces, k=1).to_html()
+    assert "compares magnitudes" in page
+    assert "top 1 by 0.33 on average" in page
+    assert "with their signs" in compare(given, pieces, k=1, signed=True).to_html()
+    assert "Random scores" not in compare(given, pieces, k=5).to_html()
 
 
 def test_real_methods_side_by_side(adapter, x):
@@ -162,6 +211,9 @@ def test_one_method_has_nothing_to_agree_with(adapter, x):
         ({"a": torch.zeros(2, 7)}, r"shape \(2, 7\)"),
         ({"a": (torch.zeros(1, 7), torch.zeros(1, 7))}, r"\(1, 7\), \(1, 7\)"),
         ({"a": torch.full((1, 7), float("nan"))}, "'a' holds NaN"),
+        ({"a": [float("nan")] * 3}, "'a' holds NaN"),
+        ({"a": [1.0, float("inf"), 0.0]}, "'a' holds NaN or infinite"),
+        ({"a": FeatureAblation}, r"class FeatureAblation; pass an instance, FeatureAblation\(model\)"),
         ({"a": "words"}, "'a' came as str"),
         ({"a": None}, "'a' came as NoneType"),
     ],

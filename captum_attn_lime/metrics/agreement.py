@@ -106,7 +106,7 @@ def top_k_jaccard(a: ArrayLike, b: ArrayLike, k: int) -> float:
         0.333
     """
     x, y = _pair(a, b)
-    k = _check_k(k)
+    k = check_k(k)
     if len(x) <= k:
         return float("nan")
     top_x, top_y = _top(x, k), _top(y, k)
@@ -131,7 +131,7 @@ def jaccard_by_chance(n: int, k: int) -> float:
         >>> round(jaccard_by_chance(20, 5), 3)
         0.155
     """
-    k = _check_k(k)
+    k = check_k(k)
     if n <= k:
         return float("nan")
     return sum(comb(k, m) * comb(n - k, k - m) * m / (2 * k - m) for m in range(1, k + 1)) / comb(n, k)
@@ -169,7 +169,7 @@ def agreement(scores: DataFrame, *, k: int = 5, signed: bool = False) -> DataFra
         raise InputError(f"scores must be a DataFrame, features by methods, but came as {type(scores).__name__}.")
     if not scores.columns.is_unique:
         raise InputError(f"each method needs its own name, but the columns are {list(scores.columns)}.")
-    k = _check_k(k)
+    k = check_k(k)
     columns = {name: _vector(scores[name], repr(name)) for name in scores.columns}
     if not signed:
         columns = {name: np.abs(column) for name, column in columns.items()}
@@ -187,7 +187,7 @@ def agreement(scores: DataFrame, *, k: int = 5, signed: bool = False) -> DataFra
 def _top(x: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
     """Return which features have at most k features scoring as high as they do, themselves included."""
     descending = np.sort(x)[::-1]
-    return np.asarray(x > descending[k])
+    return np.asarray(x >= descending[k-1])
 
 
 def _is_constant(x: NDArray[np.float64]) -> bool:
@@ -219,7 +219,8 @@ def _vector(values: Any, name: str) -> NDArray[np.float64]:
     return x
 
 
-def _check_k(k: Any) -> int:
+def check_k(k: Any) -> int:
+    """Return the size of the top as an int, checked."""
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise InputError(f"k is the size of the top, an int from 1, but is {k!r}.")
     return int(k)

@@ -75,8 +75,9 @@ def bars(
         color = METHOD_COLORS[i % len(METHOD_COLORS)]
         known = np.nan_to_num(values[:, i], nan=0.0, posinf=_edge(values), neginf=-_edge(values))
         ax.barh(places, known, height=0.92 * height, color=color, label=shorten(method, NAME_LENGTH))
-        missing = np.isnan(values[:, i])
-        ax.plot(np.zeros(missing.sum()), places[missing], "x", color=color, markersize=4, clip_on=False)
+        missing = places[np.isnan(values[:, i])]
+        if len(missing):  # an empty line would still take room in the layout
+            ax.plot(np.zeros(len(missing)), missing, "x", color=color, markersize=4, clip_on=False)
     names = [shorten(table.index[i], NAME_LENGTH) for i in order]
     ax.set_yticks(range(n_features), names, parse_math=False)
     ax.set_ylim(n_features - 0.4, -0.6)

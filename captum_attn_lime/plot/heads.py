@@ -140,7 +140,7 @@ def heads(
         bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, aspect=30, label="attention weight")
         bar.outline.set_visible(False)
     else:
-        ax.set_xlabel("each map is scaled by its own largest weight")
+        ax.set_xlabel(f"{ax.get_xlabel()} (each map is scaled by its own largest weight)")
     return ax
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 
 import numpy as np
@@ -70,6 +71,63 @@ def test_bars_are_sorted_and_cut():
     assert "2 of 5" in ax.get_ylabel()
     lengths = [bar.get_width() for bar in ax.containers[1]]
     assert lengths[0] == pytest.approx(-1.0)
+
+
+def test_bars_mark_missing_values_and_fill_the_figure():
+    crosses = [line for line in plot.bars(SCORES).lines if line.get_marker() == "x"]
+    assert [len(line.get_xdata()) for line in crosses] == [1]
+    tall = pd.DataFrame({"a": range(1, 16), "b": range(1, 16)})
+    ax = plot.bars(tall)
+    ax.figure.canvas.draw()
+    assert ax.get_position().y0 * ax.figure.get_figheight() < 0.7  # inches below the bars, for one axis label
+
+
+def test_a_word_without_a_score_is_hatched():
+    ax = plot.text(WORDS, SCORES["LIME"])
+    assert [patch.get_hatch() is not None for patch in ax.patches] == SCORES["LIME"].isna().tolist()
+
+
+def test_words_stay_readable_at_every_score():
+    for values in (np.linspace(-1, 1, 41), np.linspace(0, 1, 41)):
+        for color in score_colors(values, None):
+            ink = {"black": (0, 0, 0), "white": (1, 1, 1)}[text_color(color)]
+            assert _contrast(ink, color[:3]) >= 4.5
+
+
+def test_the_page_stays_readable_at_full_strength_in_light_and_dark():
+    page = plot.html_page(SCORES)
+    light, dark = re.findall(r"--page: #.*?}", page, re.DOTALL)
+    assert "prefers-color-scheme: dark" in page
+    for scheme in (light, dark):
+        ink, card = (_hex(re.search(rf"--{name}: (#\w{{6}})", scheme)[1]) for name in ("ink", "card"))
+        for name in ("plus", "minus", "one", "agree"):
+            color = [int(c) / 255 for c in re.search(rf"--{name}: ([\d, ]+);", scheme)[1].split(",")]
+            blended = [0.9 * c + 0.1 * b for c, b in zip(color, card, strict=True)]
+            assert _contrast(ink, blended) >= 4.5, (scheme, name)
+    assert page.count("calc(var(--s) * .009)") == 4  # strength 100 is the 0.9 above
+
+
+def _hex(color):
+    return [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def _luminance(color):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def _contrast(a, b):
+    """The contrast ratio of WCAG 2.2: 4.5 is what text needs."""
+    darker, lighter = sorted((_luminance(a), _luminance(b)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_heads_scale_together_or_alone():
+    weights = np.stack([np.full((1, 2, 2), 0.25), np.full((1, 2, 2), 1.0)])
+    assert [image.get_clim() for image in plot.heads(weights).images] == [(0, 1), (0, 1)]
+    alone = plot.heads(weights, shared_scale=False)
+    assert [image.get_clim() for image in alone.images] == [(0, 0.25), (0, 1)]
+    assert "its own largest" in alone.get_xlabel()
 
 
 def test_agreement_matrix():

@@ -1,0 +1,34 @@
+"""README's code runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from captum_attn_lime import WordTokenizer
+from tests.families import HandWritten
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+class TwoClasses(HandWritten):
+    def forward(self, input_ids, attention_mask=None):
+        return super().forward(input_ids, attention_mask)[:, :2]
+
+
+def test_the_five_lines(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {"model": TwoClasses().eval(), "tokenizer": WordTokenizer.fit(["the film starts predictable"])}
+    exec(code, names)
+    page = (tmp_path / "review.html").read_text(encoding="utf-8")
+    assert "promisingly" in page
+    assert isinstance(names["rollout"], torch.Tensor)
+
+
+def test_every_file_it_names_is_there():
+    text = README.read_text(encoding="utf-8")
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (README.parent / path).is_file(), path
