@@ -187,7 +187,7 @@ def agreement(scores: DataFrame, *, k: int = 5, signed: bool = False) -> DataFra
 def _top(x: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
     """Return which features have at most k features scoring as high as they do, themselves included."""
     descending = np.sort(x)[::-1]
-    return np.asarray(x >= descending[k-1])
+    return np.asarray(x > descending[k])
 
 
 def _is_constant(x: NDArray[np.float64]) -> bool:
