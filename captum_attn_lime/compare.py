@@ -214,9 +214,12 @@ def _run(name: str, value: Any, encoding: Encoding, target: Any, show_progress: 
             f"the attribution {name!r} is the class {value.__name__}; pass an instance, {value.__name__}(model)."
         )
     arguments = encoding.arguments(value)
-    if show_progress and "show_progress" in signature(value.attribute).parameters:
+    takes = signature(value.attribute).parameters
+    if "target" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        arguments["target"] = target
+    if show_progress and "show_progress" in takes:
         arguments["show_progress"] = True
-    return value.attribute(**arguments, target=target)
+    return value.attribute(**arguments)
 
 
 def _to_features(name: str, value: Any, encoding: Encoding, target: Any, reading: Reading) -> Any:
