@@ -22,13 +22,14 @@ from captum_attn_lime._captum import (
 )
 from captum_attn_lime.attention import AttentionMap, HeadFusion
 from captum_attn_lime.attention.fusion import check_head_fusion, select_heads
-from captum_attn_lime.capture import record
-from captum_attn_lime.errors import AttentionKindError, InputError, SelectionError
+from captum_attn_lime.capture import Recorder, record
+from captum_attn_lime.errors import InputError, SelectionError
 from captum_attn_lime.features import pool, spread
 from captum_attn_lime.methods import MethodFunction, get_method
+from captum_attn_lime.methods.checks import require_one_stack
 from captum_attn_lime.query import Query, query_weights
-from captum_attn_lime.readout import ForwardPass, ReadoutFinder, second_stack
-from captum_attn_lime.tokens import TokenMap, check_token_map, find_token_map, place
+from captum_attn_lime.readout import ForwardPass, ReadoutFinder, with_one_more
+from captum_attn_lime.tokens import TokenMap, check_token_map, find_token_map, is_plain, place, plain_token_map
 
 Layers = int | str | slice | Sequence[int | str] | None
 
@@ -86,6 +87,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         self._finder = ReadoutFinder()
         # With each map the function it belongs to, held so that another one cannot come to have its id.
         self._token_maps: dict[Any, tuple[Any, TokenMap]] = {}
+        self._plain: dict[Any, Any] = {}
 
     @property
     def uses_target(self) -> bool:
@@ -134,18 +136,37 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         auto = isinstance(query, str) and query == "auto"
         done = self._finder.run(self.forward_func, tensors, forward_args, find=auto)
         select_target(done.output, target)
-        maps = self._select_layers(done.maps)
-        weights = done.readout if auto else query_weights(query, done.maps[-1])
-        scores = self._scores(maps, weights, done)
-        index = self._token_map(token_map, tensors, forward_args, done, scores.shape[1])
+        maps = self._select_layers(done)
+        if maps[-1] is done.top:
+            weights: Tensor | None = torch.ones(maps[-1].shape[0], 1)
+        else:
+            weights = self._readout(done) if auto else query_weights(query, done.maps[-1])
+        scores = self._scores(maps, weights, done, own_query=not auto)
+        index = self._token_map(token_map, tensors, forward_args, done, maps[-1])
         cells = place(scores, index, tensors)
         if feature_mask is not None:
             cells = _by_feature(cells, index, feature_mask)
         return format_output(isinstance(inputs, tuple), cells)
 
-    def _scores(self, maps: list[AttentionMap], weights: Tensor | None, done: ForwardPass) -> Tensor:
-        _check_one_stack(maps, done, own_query=weights is not done.readout)
-        n_queries = maps[-1].shape[2]
+    def _readout(self, done: ForwardPass) -> Tensor | None:
+        """Return the weights of the last layer's tokens, a last layer of one query and its residual included."""
+        if done.top is None or done.readout is None:
+            return done.readout
+        one = torch.ones(done.top.shape[0], 1)
+        attended = done.top.vecmat(one, heads=self.heads, head_fusion=self.head_fusion)
+        attended = attended / done.top.row_sums(heads=self.heads, head_fusion=self.head_fusion)
+        return (1 - self.residual) * attended + self.residual * done.readout.to(attended)
+
+    def _scores(
+        self, maps: list[AttentionMap], weights: Tensor | None, done: ForwardPass, *, own_query: bool
+    ) -> Tensor:
+        n_queries, last = maps[-1].shape[2], done.maps[-1]
+        is_below = maps[-1] is done.top or maps[-1].index == last.index or maps[-1].index in last.follows
+        if not own_query and not is_below:
+            raise SelectionError(
+                f"layer {maps[-1].name!r} is over other tokens than {last.name!r}, whose tokens the prediction reads; "
+                "pass query= for the layers you chose."
+            )
         if weights is None or weights.shape[1] != n_queries:
             raise SelectionError(
                 f"layer {maps[-1].name!r} has {n_queries} output tokens but the readout is over those of "
@@ -162,10 +183,13 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         )
         return scores.detach()
 
-    def _select_layers(self, maps: list[AttentionMap]) -> list[AttentionMap]:
-        layers = self.layers
+    def _select_layers(self, done: ForwardPass) -> list[AttentionMap]:
+        layers, maps = self.layers, done.maps
         if layers is None:
-            return maps[-1:] if self._method.last_layer_only else maps
+            # One layer alone would show one of two towers and say nothing of the other.
+            require_one_stack(maps)
+            last = maps[-1] if done.top is None else done.top
+            return [last] if self._method.last_layer_only else maps
         if isinstance(layers, slice):
             chosen = maps[layers]
         else:
@@ -173,6 +197,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             chosen = [_one_layer(maps, layer) for layer in wanted]
         if not chosen:
             raise SelectionError(f"layers={layers!r} selects none of the {len(maps)} attention layers.")
+        chosen.sort(key=lambda m: m.index or 0)
+        require_one_stack(chosen)
         return chosen
 
     def _token_map(
@@ -181,26 +207,51 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         inputs: tuple[Tensor, ...],
         forward_args: tuple[Any, ...],
         done: ForwardPass,
-        n_tokens: int,
+        layer: AttentionMap,
     ) -> TokenMap:
+        n_tokens = layer.shape[3]
         if given is not None:
             return check_token_map(given, inputs, n_tokens)
-        key = (id(self.forward_func), tuple((x.shape[1:], x.dtype) for x in inputs), n_tokens)
+        # The values of the stack's first layer show what each token was made of.
+        first = min((m.index for m in done.maps if m.index in layer.follows), default=layer.index)
+        kind = (id(self.forward_func), first, tuple((x.dim(), x.dtype) for x in inputs))
+        key = (kind, tuple(x.shape[1:] for x in inputs), n_tokens)
         if key not in self._token_maps:
-            batch = len(inputs[0])
-
-            def probe(altered: tuple[Tensor, ...], rows: int) -> Tensor | None:
-                first = tuple(
-                    x[:1] if isinstance(x, Tensor) and x.dim() and len(x) == batch else x for x in forward_args
-                )
-                args = expand_forward_args(first, rows) if first else None
-                with torch.no_grad(), record(self.forward_func, keep_value=True) as recorder:
-                    run_forward(self.forward_func, altered, args)
-                return recorder.first_value
-
-            found = find_token_map(inputs, n_tokens, done.recorder.convolutions, probe)
+            plain = plain_token_map(inputs, n_tokens) if kind in self._plain else None
+            if plain is None:
+                probe = _Probe(self.forward_func, forward_args, len(inputs[0]), first or 0)
+                convolutions = done.recorder.convolutions
+                found = find_token_map(inputs, n_tokens, convolutions, probe, is_first_call=not first)
+                if is_plain(found, inputs, n_tokens):
+                    # Ids and embeddings that map one to one do so for every length.
+                    self._plain[kind] = self.forward_func
+            else:
+                found = plain
             self._token_maps[key] = (self.forward_func, found)
         return self._token_maps[key][1]
+
+
+class _Probe:
+    """Runs the model on altered copies of an example and returns the values of one attention call."""
+
+    def __init__(self, forward_func: Callable[..., Any], forward_args: tuple[Any, ...], batch: int, call: int) -> None:
+        self._forward_func = forward_func
+        self._args = tuple(x[:1] if isinstance(x, Tensor) and x.dim() and len(x) == batch else x for x in forward_args)
+        self._call = call
+
+    def __call__(self, altered: tuple[Tensor, ...]) -> Tensor | None:
+        rows = len(altered[0])
+        recorder = self._run(altered)
+        if recorder.is_ambiguous:
+            recorder = self._run(tuple(with_one_more(x, rows) for x in altered))
+        return None if recorder.value is None else recorder.value[:rows]
+
+    def _run(self, altered: tuple[Tensor, ...]) -> Recorder:
+        rows = len(altered[0])
+        args = expand_forward_args(self._args, rows) if self._args else None
+        with torch.no_grad(), record(self._forward_func, value_at=self._call, batch=rows) as recorder:
+            run_forward(self._forward_func, altered, args)
+        return recorder
 
 
 def _checked(inputs: TensorOrTuple) -> tuple[Tensor, ...]:
@@ -228,25 +279,6 @@ def _one_layer(maps: list[AttentionMap], layer: int | str) -> AttentionMap:
             f"layer {layer!r} is out of range: the model made {len(maps)} self-attention calls (0 to {len(maps) - 1})."
         )
     return maps[layer]
-
-
-def _check_one_stack(maps: list[AttentionMap], done: ForwardPass, *, own_query: bool) -> None:
-    """Check that the layers are over the same tokens, and over those that the readout is about.
-
-    An encoder's and a decoder's tokens may be equally many; their layers must not be mixed all the same.
-    """
-    decoder = {id(m) for m in second_stack(done.recorder.maps)}
-    sides = {id(m) in decoder for m in maps}
-    if len(sides) > 1:
-        raise AttentionKindError(
-            f"the layers {maps[0].name!r} and {maps[-1].name!r} are over the tokens of two stacks, joined by "
-            "cross-attention. Choose layers= within one of them."
-        )
-    if not own_query and (id(done.maps[-1]) in decoder) not in sides:
-        raise SelectionError(
-            f"layer {maps[-1].name!r} is over other tokens than {done.maps[-1].name!r}, whose tokens the prediction "
-            "reads; pass query= for the layers you chose."
-        )
 
 
 def _by_feature(cells: tuple[Tensor, ...], index: TokenMap, feature_mask: TensorOrTuple) -> tuple[Tensor, ...]:

@@ -39,8 +39,8 @@ def query_weights(query: Query, attention: AttentionMap) -> Tensor:
     if isinstance(query, Tensor) and query.is_floating_point():
         if tuple(query.shape) != (batch, n):
             raise SelectionError(f"query weights must have shape (B, N) = {(batch, n)}, but have {tuple(query.shape)}.")
-        if not bool(torch.isfinite(query).all()):
-            raise SelectionError("query weights must be finite.")
+        if not bool(torch.isfinite(query).all()) or not bool(query.any(dim=1).all()):
+            raise SelectionError("query weights must be finite, and not all zero for any example.")
         return query.to(attention.device)
     try:
         index = torch.as_tensor(query)
@@ -70,16 +70,12 @@ def _by_name(query: str, attention: AttentionMap) -> Tensor:
 
 
 def _real_tokens(attention: AttentionMap) -> Tensor:
-    """Return 1 for real tokens and 0 for padding, (B, Q).
-
-    The last row tells, padded on the left or on the right, causal or not: whether it is a real token or padding
-    itself, it attends to real tokens only, and to all of them.
-    """
+    """Return 1 for real tokens and 0 for padding, (B, Q): padding may not even attend to itself."""
     if attention.shape[2] != attention.shape[3]:
         raise SelectionError(
             f"attention {attention.name!r} is not square, so its queries cannot be named; pass indices."
         )
-    return (attention.rows(-1).amax(dim=1).squeeze(1) > 0).to(attention.dtype)
+    return attention.reads_itself().to(attention.dtype)
 
 
 def _normalised(weights: Tensor, query: object) -> Tensor:

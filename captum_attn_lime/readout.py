@@ -18,8 +18,8 @@ from torch import Tensor
 from captum_attn_lime._captum import run_forward
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.capture import Recorder, record
-from captum_attn_lime.capture.session import no_attention_message
-from captum_attn_lime.errors import AttentionKindError, NoAttentionError, ReadoutError
+from captum_attn_lime.capture.session import check_complete
+from captum_attn_lime.errors import AttentionKindError, ReadoutError
 
 # Gradient rows with a smaller cosine than this are not parallel.
 PARALLEL = 1 - 1e-4
@@ -37,12 +37,21 @@ class ForwardPass:
         recorder: What the capture saw.
         maps: The main stack: the model's self-attention calls in order; where it has none, all its calls.
         readout: Weight of each output token of the last map of the stack, (B, Q), rows sum to 1; None if not asked for.
+        top: A last layer that was computed for the read token only, one query over the stack's tokens; ``readout`` is
+            then what reaches the prediction beside it, by its residual connection.
     """
 
     output: Tensor
     recorder: Recorder
     maps: list[AttentionMap]
     readout: Tensor | None
+    top: AttentionMap | None = None
+
+    def first(self, examples: int) -> ForwardPass:
+        """Return the pass of the first examples of the batch."""
+        readout = None if self.readout is None else self.readout[:examples]
+        top = None if self.top is None else self.top.first(examples)
+        return ForwardPass(self.output[:examples], self.recorder, [m.first(examples) for m in self.maps], readout, top)
 
 
 class ReadoutFinder:
@@ -70,19 +79,30 @@ class ReadoutFinder:
         with torch.inference_mode(False):
             inputs = tuple(_ordinary(x) for x in inputs)
             forward_args = tuple(_ordinary(x) for x in forward_args)
-            if not find:
-                return _captured(forward_func, inputs, forward_args)
-            key = (id(forward_func), tuple((x.dim(), x.dtype) for x in inputs))
-            leaf_at = self._last_call.get(key)
-            if leaf_at is None:
-                leaf_at = _last(_captured(forward_func, inputs, forward_args).recorder.maps)
-            for _ in range(2):
-                done = _captured(forward_func, inputs, forward_args, leaf_at)
-                expected = _last(done.recorder.maps)
-                self._last_call[key] = expected
-                if expected == leaf_at:
-                    return done
-                leaf_at = expected
+            done = self._run(forward_func, inputs, forward_args, find=find)
+            if not done.recorder.is_ambiguous:
+                return done
+            # As many heads as examples: with one example more their dimensions cannot be mistaken for each other.
+            batch = len(inputs[0])
+            more = [tuple(with_one_more(x, batch) for x in group) for group in (inputs, forward_args)]
+            return self._run(forward_func, more[0], more[1], find=find).first(batch)
+
+    def _run(
+        self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], forward_args: Any, *, find: bool
+    ) -> ForwardPass:
+        if not find:
+            return _captured(forward_func, inputs, forward_args)
+        key = (id(forward_func), tuple((x.dim(), x.dtype) for x in inputs))
+        leaf_at = self._last_call.get(key)
+        if leaf_at is None:
+            leaf_at = _last(_captured(forward_func, inputs, forward_args).recorder.maps)
+        for _ in range(2):
+            done = _captured(forward_func, inputs, forward_args, leaf_at)
+            expected = _last(done.recorder.maps)
+            self._last_call[key] = expected
+            if expected == leaf_at:
+                return done
+            leaf_at = expected
         raise ReadoutError(f"the model makes other attention calls from one forward pass to the next. {_ASK}")
 
 
@@ -92,10 +112,9 @@ def _captured(
     forward_args: Any,
     leaf_at: int | None = None,
 ) -> ForwardPass:
-    with torch.no_grad(), record(forward_func, leaf_at=leaf_at) as recorder:
+    with torch.no_grad(), record(forward_func, leaf_at=leaf_at, batch=len(inputs[0])) as recorder:
         output = run_forward(forward_func, inputs, forward_args or None)
-    if not recorder.maps:
-        raise NoAttentionError(no_attention_message(forward_func))
+    check_complete(recorder, forward_func)
     maps = main_stack(recorder.maps)
     for attention in maps:
         if attention.shape[0] != len(output):
@@ -103,62 +122,48 @@ def _captured(
                 f"attention {attention.name!r} runs over {attention.shape[0]} groups of tokens for {len(output)} "
                 "examples (windows, or a batch folded with another dimension); its tokens are not the input's tokens."
             )
-    readout = None
+    readout, top = None, None
     if leaf_at is not None and _last(recorder.maps) == leaf_at:
-        readout = _pooling_weights(recorder, leaf_at)
-        if readout is None:
-            readout = _read(output, recorder)
-    return ForwardPass(output.detach(), recorder, maps, readout)
+        readout, top = _read(output, recorder)
+    return ForwardPass(output.detach(), recorder, maps, readout, top)
 
 
 def main_stack(maps: list[AttentionMap]) -> list[AttentionMap]:
-    """Return the maps that explanations are made of: self-attention, else what may be, else all."""
-    for kinds in (("self",), ("unknown",)):
-        chosen = [m for m in maps if m.kind in kinds]
-        if chosen:
-            return chosen
-    return maps
+    """Return the maps that explanations are made of: the layers over sequences of tokens, else all.
 
-
-def second_stack(maps: list[AttentionMap]) -> list[AttentionMap]:
-    """Return the calls of a decoder that follows an encoder; none where there is no cross-attention.
-
-    A decoder's first layer attends to its own tokens and then across, so it begins with the last self-attention call
-    before the first cross-attention. Attention pooling (one query) does not begin a decoder.
+    A layer that was not seen to be self-attention stays among them: products then refuse it by name, where without it
+    they would be short of a layer.
     """
-    crossing = [i for i, m in enumerate(maps) if m.kind == "cross" and m.shape[2] > 1]
-    if not crossing:
-        return []
-    before = [i for i in range(crossing[0]) if maps[i].kind == "self"]
-    return maps[before[-1] if before else crossing[0] :]
+    chosen = [m for m in maps if m.kind == "self" or (m.kind == "unknown" and m.shape[2] == m.shape[3])]
+    return chosen or maps
 
 
 def _last(maps: list[AttentionMap]) -> int:
     return maps.index(main_stack(maps)[-1])
 
 
-def _pooling_weights(recorder: Recorder, leaf_at: int) -> Tensor | None:
-    """Return the model's own pooling over the leaf's tokens, head mean, where it pools by captured attention."""
-    n = recorder.maps[leaf_at].shape[2]
-    for attention in recorder.maps[leaf_at + 1 :]:
-        if attention.shape[2:] == (1, n):
-            return attention.rows(0).mean(dim=1).squeeze(1)  # (B, N)
-    return None
-
-
-def _read(output: Tensor, recorder: Recorder) -> Tensor:
-    """Return the weights with which the output reads the last call's rows, per example, (B, Q)."""
+def _read(output: Tensor, recorder: Recorder) -> tuple[Tensor, AttentionMap | None]:
+    """Return the weights with which the output reads the last call's rows, (B, Q), and a last layer of one query."""
     name = recorder.maps[_last(recorder.maps)].name
     n = recorder.maps[_last(recorder.maps)].shape[2]
     if output.dim() > 2 and output.shape[1] == n:
         raise ReadoutError(
             f"the output of shape {tuple(output.shape)} has one row per token, and each token reads itself. {_ASK}"
         )
-    norms, states = _gradients(output, recorder)
+    norms, states, pools = _gradients(output, recorder)
+    top = recorder.pool[0] if recorder.pool is not None and pools else None
+    if top is not None:
+        if not bool((norms > 0).any()):
+            return top.rows(0).mean(dim=1).squeeze(1), None  # (B, N): the model's own pooling, head mean
+        if _last(recorder.maps) not in top.follows:
+            raise ReadoutError(
+                f"the output reads the tokens of {name!r} by the attention pooling {top.name!r} and by another way as "
+                f"well. {_ASK}"
+            )
     dead = ~(norms > 0).any(dim=1)
     if bool(dead.any()) and recorder.squash_input is not None:
         # A saturated softmax passes no gradient on; its input does.
-        more_norms, more_states = _gradients(recorder.squash_input, recorder)
+        more_norms, more_states, _ = _gradients(recorder.squash_input, recorder)
         norms = torch.where(dead[:, None], more_norms, norms)
         states = [torch.where(dead[:, None, None], more, g) for more, g in zip(more_states, states, strict=True)]
         dead = ~(norms > 0).any(dim=1)
@@ -169,7 +174,7 @@ def _read(output: Tensor, recorder: Recorder) -> Tensor:
         )
     # What rounding leaves of a zero is not read.
     read = norms > norms.amax(dim=1, keepdim=True) * torch.finfo(norms.dtype).eps
-    return torch.stack([_pooling(i, read[i], [g[i] for g in states]) for i in range(len(read))])
+    return torch.stack([_pooling(i, read[i], [g[i] for g in states]) for i in range(len(read))]), top
 
 
 def _pooling(example: int, read: Tensor, gradients: list[Tensor]) -> Tensor:
@@ -202,12 +207,12 @@ def _pooling(example: int, read: Tensor, gradients: list[Tensor]) -> Tensor:
     return weights / weights.sum()
 
 
-def _gradients(output: Tensor, recorder: Recorder) -> tuple[Tensor, list[Tensor]]:
+def _gradients(output: Tensor, recorder: Recorder) -> tuple[Tensor, list[Tensor], bool]:
     """Return gradients of the output for a fixed random cotangent.
 
     Returns:
-        The norm on each row of the last call's output, (B, Q), and the gradient at each token state behind it, in
-        order, (B, Q, D).
+        The norm on each row of the last call's output, (B, Q); the gradient at each token state behind it, in order,
+        (B, Q, D); and whether the output depends on the attention pooling behind it, if there is one.
     """
     leaf, rows = recorder.leaf, recorder.leaf_rows
     if leaf is None or rows is None or not output.requires_grad:
@@ -218,9 +223,10 @@ def _gradients(output: Tensor, recorder: Recorder) -> tuple[Tensor, list[Tensor]
     generator = torch.Generator().manual_seed(0)
     cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
     # The graph is kept: a second gradient may be asked for, of the input of a last softmax.
-    at_leaf, *at_states = torch.autograd.grad(
+    pooled = () if recorder.pool is None else (recorder.pool[1],)
+    at_leaf, *others = torch.autograd.grad(
         output,
-        (leaf, *recorder.token_states),
+        (leaf, *pooled, *recorder.token_states),
         cotangent,
         retain_graph=True,
         allow_unused=True,
@@ -229,7 +235,16 @@ def _gradients(output: Tensor, recorder: Recorder) -> tuple[Tensor, list[Tensor]
     by_row = rows(at_leaf)  # (B, H, Q, d)
     by_row = by_row.to(torch.promote_types(by_row.dtype, torch.float32))
     norms = by_row.pow(2).sum(dim=(1, 3)).sqrt()
-    return norms, [g if tuple(g.shape[:2]) == tuple(norms.shape) else g.transpose(0, 1) for g in at_states]
+    at_pool, at_states = others[: len(pooled)], others[len(pooled) :]
+    states = [g if tuple(g.shape[:2]) == tuple(norms.shape) else g.transpose(0, 1) for g in at_states]
+    return norms, states, any(bool(g.any()) for g in at_pool)
+
+
+def with_one_more(x: Any, batch: int) -> Any:
+    """Return a tensor over the batch with its first example once more at the end; anything else as it is."""
+    if isinstance(x, Tensor) and x.dim() and len(x) == batch:
+        return torch.cat([x, x[:1]])
+    return x
 
 
 def _ordinary(x: Any) -> Any:

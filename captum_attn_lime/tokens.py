@@ -7,7 +7,6 @@ each cell the index of its token, or -1 where the cell belongs to none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,13 +15,17 @@ from captum_attn_lime.capture.recorder import PatchConvolution
 from captum_attn_lime.errors import InputError, TokenMapError
 
 TokenMap = tuple[Tensor, ...]
-Probe = Callable[[tuple[Tensor, ...], int], "Tensor | None"]
+Probe = Callable[[tuple[Tensor, ...]], "Tensor | None"]
 
 _ASK = "Pass token_map=: for each input tensor the token index of each cell, -1 for none."
-# How many altered copies of an example go through the model at once when its tokens are looked for.
-_PROBE_ROWS = 64
+# Integers as large as this are token ids; smaller ones may be categories, of which a column surely has 0 and 1.
+_SURELY_IDS = 64
 # How far numbers are moved, in their own size: further where a model that divides by a large scale did not notice.
 _STEPS = (1.0, 1e3, 1e6)
+
+
+class _MixedError(TokenMapError):
+    """Altering the input does not tell which token is made of what."""
 
 
 def place(scores: Tensor, token_map: TokenMap, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -57,116 +60,188 @@ def check_token_map(token_map: Tensor | Sequence[Tensor], inputs: tuple[Tensor, 
     return maps
 
 
-def find_token_map(
-    inputs: tuple[Tensor, ...], n_tokens: int, convolutions: Sequence[PatchConvolution], probe: Probe
-) -> TokenMap:
-    """Return the token map of a model's inputs.
+def plain_token_map(inputs: tuple[Tensor, ...], n_tokens: int) -> TokenMap | None:
+    """Return the map in which position j of the first fitting input is token j; None where no input fits."""
+    carrier = next((i for i, x in enumerate(inputs) if x.dim() in (2, 3) and x.shape[1] == n_tokens), None)
+    return None if carrier is None else _one_to_one(inputs, carrier, torch.arange(n_tokens))
 
-    Ids (B, N) and embeddings (B, N, D) map one to one. Images map through the patch convolution. Everything else, and
-    the number of tokens before the patches, is found by altering one cell at a time and looking which token's value in
-    the first attention call changes.
+
+def is_plain(found: TokenMap, inputs: tuple[Tensor, ...], n_tokens: int) -> bool:
+    """Return whether a map is the one that `plain_token_map` would give."""
+    plain = plain_token_map(inputs, n_tokens)
+    return plain is not None and all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+
+
+def find_token_map(
+    inputs: tuple[Tensor, ...],
+    n_tokens: int,
+    convolutions: Sequence[PatchConvolution],
+    probe: Probe,
+    *,
+    is_first_call: bool = True,
+) -> TokenMap:
+    """Return the token map of a model's inputs, found by altering the inputs and looking which tokens change.
+
+    The cells that may belong to one token (a column, a position, the pixels of a patch) are numbered, and altered
+    together by the binary digits of their numbers: a token whose value changes just where the digits of number c are
+    one, and not where they are zero, is made of cell c alone. So 2 log2(cells) altered copies are enough.
 
     Args:
         inputs: The input tensors, (B, ...).
         n_tokens: Number of tokens of the attention.
-        convolutions: The convolutions seen in the forward pass.
-        probe: Runs the model on altered copies ``(rows, ...)`` of the example and returns the first attention call's
-            value, (rows, H, N, ...).
+        convolutions: The convolutions seen in the forward pass; they tell an image's patches.
+        probe: Runs the model on altered copies ``(rows, ...)`` of the example and returns the value tensor of the
+            stack's first attention call, (rows, H, N, ...).
+        is_first_call: Whether that call is the first of the whole model.
 
     Raises:
         TokenMapError: The tokens cannot be placed with certainty.
     """
-    nothing = [torch.full((1,) * (x.dim() - 1), -1) for x in inputs]
-    for position, x in enumerate(inputs):
-        # Rows of numbers (B, n) are not taken as they stand: a table's columns may be in another order.
-        ids_or_embeddings = x.is_floating_point() if x.dim() == 3 else x.dim() == 2 and not x.is_floating_point()
-        if ids_or_embeddings and x.shape[1] == n_tokens:
-            index = torch.arange(n_tokens)
-            nothing[position] = index if x.dim() == 2 else index[:, None]
-            return tuple(nothing)
-    for position, x in enumerate(inputs):
+    try:
+        return _found_token_map(inputs, n_tokens, convolutions, probe)
+    except _MixedError:
+        # A recurrent encoder's states hold all ids before them, and some models refuse ids without their last token.
+        # The ids that the model's first attention runs over are then taken as they stand.
+        plain = plain_token_map(inputs, n_tokens)
+        carriers = [x for x in inputs if x.dim() == 2 and x.shape[1] == n_tokens]
+        if is_first_call and plain is not None and len(carriers) == 1 and not carriers[0].is_floating_point():
+            return plain
+        raise
+
+
+def _found_token_map(
+    inputs: tuple[Tensor, ...], n_tokens: int, convolutions: Sequence[PatchConvolution], probe: Probe
+) -> TokenMap:
+    groups = [_cell_groups(x, convolutions) for x in inputs]
+    numbers, start = [], 0
+    for group in groups:
+        numbers.append(torch.where(group < 0, -1, group + start))
+        start += int(group.max()) + 1
+    token_of = _tokens_of_cells(inputs, numbers, start, n_tokens, probe)
+    padded = torch.cat([token_of, torch.tensor([-1])])  # index -1: cells of no group
+    found = tuple(padded[n] for n in numbers)
+    _check_found(inputs, groups, found, n_tokens)
+    return tuple(_shrink(x, f) for x, f in zip(inputs, found, strict=True))
+
+
+def _cell_groups(x: Tensor, convolutions: Sequence[PatchConvolution]) -> Tensor:
+    """Return the number of each cell's group, without the batch: columns, positions along dimension 1, or patches."""
+    if x.dim() == 4:
         for convolution in convolutions:
-            if x.dim() == 4 and tuple(x.shape) == convolution.input_shape:
-                nothing[position] = _from_patches(inputs, position, convolution, n_tokens, probe)
-                return tuple(nothing)
-    if all(x.dim() == 2 for x in inputs):
-        return _from_columns(inputs, n_tokens, probe)
-    shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-    raise TokenMapError(f"inputs of shape {shapes} cannot be matched with {n_tokens} attended tokens. {_ASK}")
+            if tuple(x.shape[1:]) == convolution.input_shape[1:]:
+                return _patches(x, convolution)
+        raise TokenMapError(f"an image of shape {tuple(x.shape)} goes through no convolution that was seen. {_ASK}")
+    if x.dim() not in (2, 3):
+        raise TokenMapError(f"an input of shape {tuple(x.shape)} cannot be matched with attended tokens. {_ASK}")
+    return torch.arange(x.shape[1]).reshape(-1, *[1] * (x.dim() - 2)).expand(x.shape[1:])
 
 
-def _from_patches(
-    inputs: tuple[Tensor, ...], position: int, convolution: PatchConvolution, n_tokens: int, probe: Probe
-) -> Tensor:
-    """Return the token of each pixel, (1, H, W)."""
+def _patches(x: Tensor, convolution: PatchConvolution) -> Tensor:
+    """Return the patch of each pixel, (C, H, W); -1 for pixels beyond the last patch."""
     (rows, columns), (stride_y, stride_x) = convolution.grid, convolution.stride
     padding = convolution.padding
     padded = any(padding) if isinstance(padding, (tuple, list)) else padding not in (0, "valid")
-    if convolution.kernel != convolution.stride or padded or rows * columns > n_tokens:
+    if convolution.kernel != convolution.stride or padded:
         raise TokenMapError(
             f"the image goes through a convolution with kernel {convolution.kernel}, stride {convolution.stride} and "
-            f"padding {padding} onto a grid of {rows} x {columns}, for {n_tokens} attended tokens; patches that do "
-            f"not overlap are needed to say which pixels are which token's. {_ASK}"
+            f"padding {padding}; patches that do not overlap are needed to say which pixels are which token's. {_ASK}"
         )
-    height, width = inputs[position].shape[2:]
-    y, x = torch.arange(height) // stride_y, torch.arange(width) // stride_x
-    patch = torch.where((y < rows)[:, None] & (x < columns), y[:, None] * columns + x, -1)  # (H, W)
-    last = rows * columns - 1
-    altered = tuple(t[:1].repeat(2, *[1] * (t.dim() - 1)) for t in inputs)
-    for row, index in enumerate((0, last)):
-        altered[position][row][:, patch.to(altered[position].device) == index] += 1.0
-    first_token, last_token = _changed_tokens(inputs, altered, n_tokens, probe)
-    if first_token is None or last_token is None or last_token - first_token != last:
-        raise TokenMapError(
-            f"the first and the last of {last + 1} patches were found at tokens {first_token} and {last_token}, so "
-            f"patches and tokens are not in the same order. {_ASK}"
-        )
-    return torch.where(patch < 0, -1, patch + first_token)[None]
+    y, x_ = torch.arange(x.shape[2]) // stride_y, torch.arange(x.shape[3]) // stride_x
+    patch = torch.where((y < rows)[:, None] & (x_ < columns), y[:, None] * columns + x_, -1)  # (H, W)
+    return patch.expand(x.shape[1:])
 
 
-def _from_columns(inputs: tuple[Tensor, ...], n_tokens: int, probe: Probe) -> TokenMap:
-    """Return the token of each column of one or several tables, (columns,) each."""
-    places = [(t, column) for t, x in enumerate(inputs) for column in range(x.shape[1])]
-    found: dict[tuple[int, int], int] = {}
+def _tokens_of_cells(
+    inputs: tuple[Tensor, ...], numbers: Sequence[Tensor], n_cells: int, n_tokens: int, probe: Probe
+) -> Tensor:
+    """Return the token of each numbered group of cells, (cells,), -1 for none."""
+    token_of = torch.full((n_cells,), -1)
+    bits = max(1, (n_cells).bit_length())
     for step in _STEPS:
-        missing = [place for place in places if place not in found]
-        for start in range(0, len(missing), _PROBE_ROWS):
-            chunk = missing[start : start + _PROBE_ROWS]
-            altered = tuple(x[:1].repeat(len(chunk), 1) for x in inputs)
-            for row, (t, column) in enumerate(chunk):
-                altered[t][row, column] = _other_value(inputs[t], column, step)
-            changed = _changed_tokens(inputs, altered, n_tokens, probe)
-            found.update({place: token for place, token in zip(chunk, changed, strict=True) if token is not None})
-    tokens = [found.get(place, -1) for place in places]
-    if -1 in tokens or len(set(tokens)) != len(tokens):
-        raise TokenMapError(
-            f"the columns of the input were found at tokens {tokens} (-1: changing the column changed no token); "
-            f"one token for each column is needed. {_ASK}"
-        )
-    starts = torch.tensor([0] + [x.shape[1] for x in inputs]).cumsum(0).tolist()
-    return tuple(torch.tensor(tokens[a:b]) for a, b in pairwise(starts))
+        patterns = _changed(inputs, numbers, bits, n_tokens, probe, step)  # (2 * bits, N)
+        ones, zeros = patterns[:bits], patterns[bits:]
+        touched = (ones | zeros).any(dim=0)
+        mixed = touched & ~(ones ^ zeros).all(dim=0)
+        if bool(mixed.any()):
+            raise _MixedError(
+                f"token {int(mixed.nonzero()[0])} is made of several positions, columns or patches of the input (or "
+                f"they mix before the first layer). {_ASK}"
+            )
+        weights = 2 ** torch.arange(bits)
+        codes = (ones.long() * weights[:, None]).sum(dim=0)  # the number of the cell plus one
+        for token in touched.nonzero().flatten().tolist():
+            cell = int(codes[token]) - 1
+            if 0 <= cell < n_cells and token_of[cell] in (-1, token):
+                token_of[cell] = token
+            else:
+                raise TokenMapError(
+                    f"tokens {int(token_of[cell])} and {token} are both made of the same part of the input. {_ASK}"
+                )
+        if bool((token_of >= 0).all()) or not any(x.is_floating_point() for x in inputs):
+            break
+    return token_of
 
 
-def _other_value(x: Tensor, column: int, step: float) -> float:
-    """Return another value than the first example's: some steps away, or a category that every column has."""
-    value = x[0, column].item()
-    if x.is_floating_point():
-        return float(value) + step * max(1.0, abs(float(value)))
-    return 1 if value == 0 else 0
-
-
-def _changed_tokens(
-    inputs: tuple[Tensor, ...], altered: tuple[Tensor, ...], n_tokens: int, probe: Probe
-) -> list[int | None]:
-    """Return, for each altered copy of the first example, the one token whose value changed; None for no token."""
-    both = tuple(torch.cat([x[:1], a]) for x, a in zip(inputs, altered, strict=True))
-    value = probe(both, len(both[0]))
-    if value is None or value.shape[0] != len(both[0]) or value.shape[2] != n_tokens:
-        raise TokenMapError(f"the values of the first attention call do not show {n_tokens} tokens. {_ASK}")
+def _changed(
+    inputs: tuple[Tensor, ...], numbers: Sequence[Tensor], bits: int, n_tokens: int, probe: Probe, step: float
+) -> Tensor:
+    """Return which tokens change when the cells with one (then with zero) in each binary digit are altered."""
+    altered = []
+    for x, number in zip(inputs, numbers, strict=True):
+        code = (number + 1).to(x.device)  # from 1, so that every cell is altered in some copy
+        digit = torch.stack([(code >> bit) & 1 for bit in range(bits)]).bool()  # (bits, cells...)
+        chosen = torch.cat([torch.zeros_like(digit[:1]), digit, ~digit & (code > 0)])
+        altered.append(torch.where(chosen, _other_values(x[:1], step), x[:1]))
+    try:
+        value = probe(tuple(altered))
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise _MixedError(f"the model does not run on altered copies of the input ({error}). {_ASK}") from error
+    if value is None or value.shape[0] != 2 * bits + 1 or value.shape[2] != n_tokens:
+        raise TokenMapError(f"the values of the stack's first attention call do not show {n_tokens} tokens. {_ASK}")
     value = value.transpose(1, 2).flatten(2).double()  # (rows, N, ...)
-    change = (value[1:] - value[:1]).abs().amax(dim=2)  # (altered rows, N)
+    change = (value[1:] - value[:1]).abs().amax(dim=2)
     # Against each token's own size: columns of very different scale stand side by side.
-    changed = change > 1e-5 * value[:1].abs().amax(dim=2)
-    if bool((changed.sum(dim=1) > 1).any()):
-        raise TokenMapError(f"one part of the input changes several tokens before the first attention call. {_ASK}")
-    return [int(row.nonzero()[0]) if bool(row.any()) else None for row in changed]
+    return (change > 1e-5 * value[:1].abs().amax(dim=2)).cpu()
+
+
+def _other_values(x: Tensor, step: float) -> Tensor:
+    """Return another value for each cell: some steps away, or a category that every column has."""
+    if x.is_floating_point():
+        return x + step * x.abs().clamp(min=1.0)
+    if x.dtype == torch.bool:
+        return ~x
+    largest = int(x.max())
+    if largest < _SURELY_IDS:
+        return torch.where(x == 0, 1, 0).to(x.dtype)
+    # Ids: another one of the same text, so that none becomes padding, which may move the positions of the others.
+    distinct = torch.unique(x)
+    return torch.where(x == largest, distinct[-2] if len(distinct) > 1 else largest - 1, largest).to(x.dtype)
+
+
+def _check_found(inputs: tuple[Tensor, ...], groups: Sequence[Tensor], found: Sequence[Tensor], n_tokens: int) -> None:
+    """Check that an input is placed wholly or not at all, and that something is placed."""
+    placed = [bool((f >= 0).any()) for f in found]
+    for x, group, f in zip(inputs, groups, found, strict=True):
+        missing = (f < 0) & (group >= 0)
+        if bool((f >= 0).any()) and bool(missing.any()):
+            lost = sorted(set(group[missing].tolist()))
+            raise TokenMapError(
+                f"of an input of shape {tuple(x.shape)} the positions, columns or patches {lost[:8]} change no token, "
+                f"while others do. {_ASK}"
+            )
+    if not any(placed):
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise TokenMapError(f"inputs of shape {shapes} change none of the {n_tokens} attended tokens. {_ASK}")
+
+
+def _one_to_one(inputs: tuple[Tensor, ...], carrier: int, token_of: Tensor) -> TokenMap:
+    out = [torch.full((1,) * (x.dim() - 1), -1) for x in inputs]
+    out[carrier] = token_of.reshape(-1, *[1] * (inputs[carrier].dim() - 2))
+    return tuple(out)
+
+
+def _shrink(x: Tensor, found: Tensor) -> Tensor:
+    """Return the map with the dimensions along which it does not change kept as one."""
+    if not bool((found >= 0).any()):
+        return torch.full((1,) * (x.dim() - 1), -1)
+    return found[:, :1] if x.dim() == 3 else found[:1] if x.dim() == 4 else found

@@ -86,7 +86,7 @@ def test_rollout_options_equal_the_dense_product(make, head_fusion):
         family.forward, method="rollout", heads=[0, 2], head_fusion=head_fusion, residual=0.3, layers=slice(1, None)
     )
     done = attribution._finder.run(family.forward, (family.inputs,), family.args, find=True)
-    scores = attribution._scores(attribution._select_layers(done.maps), done.readout, done)
+    scores = attribution._scores(attribution._select_layers(done), done.readout, done, own_query=False)
     expected = rollout_matrix(layers[1:], head_fusion, 0.3, [0, 2])[np.arange(2), family.reads]
     assert np.abs(scores.numpy() - expected).max() < 1e-12
 

@@ -116,7 +116,7 @@ def test_map_pooling_gives_the_models_own_pooling_weights():
     assert torch.equal(found[1, 5:], torch.zeros(2))
 
 
-def test_siglip_map_pooling():
+def test_siglip_with_and_without_its_map_pooling():
     from transformers import SiglipConfig, SiglipForImageClassification
 
     common = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
@@ -124,9 +124,14 @@ def test_siglip_map_pooling():
         vision_config={**common, "image_size": 24, "patch_size": 8}, text_config={**common, "vocab_size": 70}
     )
     model = SiglipForImageClassification(config).eval()
-    found = _readout(lambda x: model(x).logits, torch.randn(2, 3, 24, 24), ())
-    assert found.shape == (2, 9)
-    assert torch.allclose(found.sum(1), torch.ones(2))
+    images = torch.randn(2, 3, 24, 24)
+    # The classifier computes the pooling head and then reads the mean of the tokens.
+    assert torch.allclose(_readout(lambda x: model(x).logits, images, ()), torch.full((2, 9), 1 / 9))
+    head, seen = model.vision_model.head.attention, []
+    handle = head.register_forward_pre_hook(lambda m, args: seen.append(args))
+    found = _readout(lambda x: model.vision_model(x).pooler_output, images, ())
+    handle.remove()
+    assert torch.allclose(found, head(*seen[-1])[1][:, 0], atol=1e-6)
     image = AttentionAttribution(lambda x: model(x).logits).attribute(torch.randn(2, 3, 24, 24))
     assert torch.allclose(image[:, 0].sum(dim=(1, 2)) / 64, torch.ones(2), atol=1e-5)
 

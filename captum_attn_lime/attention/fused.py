@@ -58,6 +58,8 @@ def readable(
         if mask.dtype == torch.bool:
             part = torch.zeros_like(part).masked_fill(~same_for_all, -torch.inf)
         bias = part if bias is None else bias + part
+    # The kernel itself does not look: it takes the last dimension for contiguous.
+    query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
     # Heads that share a key get it each: O(K), where fewer heads of queries than of keys would end the process.
     groups = query.shape[1] // key.shape[1]
     return FusedScores(query, key.repeat_interleave(groups, dim=1) if groups > 1 else key, scale, bias, is_causal)

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from captum_attn_lime.attention import blocks, fused
 from captum_attn_lime.attention.fusion import HeadFusion, check_head_fusion, select_heads
-from captum_attn_lime.errors import SelectionError
+from captum_attn_lime.errors import SelectionError, UnreadableAttentionError
+
+# What is added to a score to mask it: -10,000 in old models, the least number of the type in new ones.
+_MASKED = -9_000.0
 
 AttentionKind = Literal["self", "cross", "pool", "unknown"]
 
@@ -26,6 +29,8 @@ class AttentionMap(ABC):
             for attention without a query of its own (one learned row), ``"unknown"`` where the call did not tell.
         is_causal: Whether the call was flagged causal (query i sees keys up to i); a mask may be causal without it.
         shape: ``(B, H, Q, K)``: examples, query heads, query tokens, key tokens.
+        index: Which call of the captured forward pass it was; None for a map made by hand.
+        follows: Indices of the calls that its query tokens had passed through before.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], *, name: str, kind: AttentionKind, is_causal: bool) -> None:
@@ -33,10 +38,23 @@ class AttentionMap(ABC):
         self.name = name
         self.kind: AttentionKind = kind
         self.is_causal = is_causal
+        self.index: int | None = None
+        self.follows: frozenset[int] = frozenset()
 
     def __repr__(self) -> str:
         causal = ", causal" if self.is_causal else ""
         return f"{type(self).__name__}({self.name!r}, (B, H, Q, K)={self.shape}, {self.kind}{causal})"
+
+    def _watch(self, *tensors: Tensor) -> None:
+        """Remember the state of tensors that are kept as the model made them, not copied."""
+        self._watched = [(t, t._version) for t in tensors if not t.is_inference()]
+
+    def _check_unwritten(self) -> None:
+        if any(t._version != version for t, version in self._watched):
+            raise UnreadableAttentionError(
+                f"the model has written into the query, key, mask or weights of {self.name!r} since it computed this "
+                "attention, so the weights can no longer be read."
+            )
 
     @property
     @abstractmethod
@@ -67,6 +85,7 @@ class AttentionMap(ABC):
         Raises:
             SelectionError: A row or head the map does not have.
         """
+        self._check_unwritten()
         index = _row_index(queries, self.shape[2], self.name).to(self.device)
         return self._rows(index, select_heads(heads, self.shape[1], name=self.name))
 
@@ -85,17 +104,33 @@ class AttentionMap(ABC):
         Returns:
             ``(B, K)``.
         """
+        self._check_unwritten()
         chosen = select_heads(heads, self.shape[1], name=self.name)
         return self._vecmat(self._check_vector(r), chosen, check_head_fusion(head_fusion))
 
     def row_sums(self, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None) -> Tensor:
         """Return the sum of each fused row, (B, Q): 1 for the mean of plain softmax rows, not so for max or min."""
+        self._check_unwritten()
         chosen = select_heads(heads, self.shape[1], name=self.name)
         return blocks.row_sums(self._rows, self.shape, chosen, check_head_fusion(head_fusion), self.device)
 
     def dense(self) -> Tensor:
         """Return all weights, (B, H, Q, K): memory grows with Q·K, so ask only for what is to be looked at."""
-        return self._rows(torch.arange(self.shape[2], device=self.device), list(range(self.shape[1])))
+        return self.rows(slice(None))
+
+    @abstractmethod
+    def reads_itself(self) -> Tensor:
+        """Return which tokens may attend to themselves, (B, N) of bool: padding may not."""
+
+    def first(self, examples: int) -> AttentionMap:
+        """Return the map of the first examples of the batch."""
+        part = self._first(examples)
+        part.index, part.follows = self.index, self.follows
+        return part
+
+    @abstractmethod
+    def _first(self, examples: int) -> AttentionMap:
+        """Return the map of the first examples of the batch."""
 
     def _vecmat(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
         return blocks.vecmat(self._rows, self.shape, r, heads, head_fusion)
@@ -147,6 +182,7 @@ class ScoreMap(AttentionMap):
         self.masks = tuple(m.detach() for m in masks)
         self.scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
         self._log_sums: Tensor | None = None
+        self._watch(self.query, self.key, *self.masks)
 
     @property
     def device(self) -> torch.device:
@@ -178,6 +214,27 @@ class ScoreMap(AttentionMap):
         nothing = (scores == -math.inf).all(dim=-1, keepdim=True)
         return weights.masked_fill(nothing, 0.0).expand(self.shape[0], -1, -1, -1)
 
+    def reads_itself(self) -> Tensor:
+        """Return which tokens may attend to themselves, (B, N) of bool, as the masks say."""
+        self._check_unwritten()
+        n = self.shape[2]
+        allowed = torch.ones(self.shape[0], n, dtype=torch.bool, device=self.device)
+        for mask in self.masks:
+            part = mask if mask.dtype == torch.bool else mask > _MASKED
+            full = part.expand(*part.shape[:-2], n, n) if part.dim() >= 2 else part.expand(n, n)
+            own = full.diagonal(dim1=-2, dim2=-1)  # (..., N)
+            while own.dim() > 2:
+                own = own.any(dim=1)  # some head
+            allowed = allowed & own
+        return allowed
+
+    def _first(self, examples: int) -> ScoreMap:
+        masks = [m[:examples] if m.dim() == 4 and len(m) == self.shape[0] else m for m in self.masks]
+        query, key = (x[:examples] for x in (self.query, self.key))
+        return ScoreMap(
+            query, key, masks=masks, scale=self.scale, is_causal=self.is_causal, name=self.name, kind=self.kind
+        )
+
     def _vecmat(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
         # A few rows are cheaper one by one than two passes of the kernel over all of them.
         few = int((r != 0).any(dim=0).sum()) * 8 < self.shape[2]
@@ -203,6 +260,7 @@ class DenseMap(AttentionMap):
         batch, heads, queries, keys = weights.shape
         super().__init__((batch, heads, queries, keys), name=name, kind=kind, is_causal=False)
         self.weights = weights.detach()
+        self._watch(self.weights)
 
     @property
     def device(self) -> torch.device:
@@ -213,6 +271,19 @@ class DenseMap(AttentionMap):
     def dtype(self) -> torch.dtype:
         """The weights' type, or float32 where that is narrower."""
         return torch.promote_types(self.weights.dtype, torch.float32)
+
+    def reads_itself(self) -> Tensor:
+        """Return which tokens attend to themselves, (B, N) of bool.
+
+        A row that is the same for all keys is that of padding whose scores were all masked by the same number.
+        """
+        self._check_unwritten()
+        own = self.weights.diagonal(dim1=-2, dim2=-1).amax(dim=1) > 0
+        even = (self.weights.amax(dim=-1) == self.weights.amin(dim=-1)).all(dim=1)
+        return own & (~even | even.all(dim=1, keepdim=True))
+
+    def _first(self, examples: int) -> DenseMap:
+        return DenseMap(self.weights[:examples], name=self.name, kind=self.kind)
 
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
         return _pick_heads(self.weights[:, :, queries], heads).to(self.dtype)

@@ -97,8 +97,10 @@ def from_einsum(
     """Place an einsum of weights and values by its letters; None where it does not contract the softmax dimension."""
     inputs, _, out = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
-    if len(terms) != 2 or not out or "." in equation:
+    if len(terms) != 2 or not out:
         return None
+    if "..." in inputs:
+        terms, out = _spelled_out(terms, out, index, weights, value)
     own, other = terms[index], terms[1 - index]
     if len(set(own)) != len(own) or len(own) != weights.dim():
         return None
@@ -110,8 +112,9 @@ def from_einsum(
     queries = [c for c in own if c in out and c not in other]
     heads: list[str] = []
     if len(batch) == 2:
-        # The letter of the batch's size is the batch; where both have it, the first.
-        example = batch[0] if sizes[batch[0]] == recorder.batch else batch[1]
+        # The letter of the batch's size is the batch; where both have it or none is known, the first.
+        second = sizes[batch[1]] == recorder.batch and sizes[batch[0]] != recorder.batch
+        example = batch[1] if second else batch[0]
         heads = [c for c in batch if c != example]
         batch = [example]
     elif len(queries) == 2:
@@ -126,6 +129,16 @@ def from_einsum(
             "queries and keys."
         )
     return _by_letters(own, other, out, batch + heads, queries, key, weights, value)
+
+
+def _spelled_out(terms: list[str], out: str, index: int, weights: Tensor, value: Tensor) -> tuple[list[str], str]:
+    """Return an einsum's terms with letters in place of ``...``; shapes broadcast from the right."""
+    dims = (weights.dim(), value.dim()) if index == 0 else (value.dim(), weights.dim())
+    free = [c for c in "ABCDEFGHIJKLMNOP" if c not in "".join(terms)]
+    hidden = [n - len(t) + 3 if "..." in t else 0 for t, n in zip(terms, dims, strict=True)]
+    letters = "".join(free[: max(hidden)])
+    spelled = [t.replace("...", letters[len(letters) - n :]) for t, n in zip(terms, hidden, strict=True)]
+    return spelled, out.replace("...", letters)
 
 
 def _by_letters(
@@ -166,6 +179,8 @@ def moved_axis(func: Callable[..., Any], args: tuple[Any, ...], before: Tensor, 
         return axis + int(args[1] % after.dim() <= axis)
     if after.shape == before.shape:
         return axis
+    if func is Tensor.__getitem__ and after.dim() == before.dim():
+        return axis  # a slice, along the keys too: sinks are cut off so
     same_size = [d for d in range(after.dim()) if after.shape[d] == before.shape[axis]]
     if axis == before.dim() - 1 and after.dim() - 1 in same_size:
         return after.dim() - 1

@@ -36,7 +36,11 @@ def multi_head_attention_forward(recorder: Recorder, func: Any, args: tuple[Any,
     }
     body = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
     body.__kwdefaults__ = func.__kwdefaults__
-    return recorder.run(body, args, kwargs)
+    result = recorder.run(body, args, kwargs)
+    if recorder.maps:
+        # The projection behind the attention is a part of the body, and out of the function mode's sight.
+        recorder.provenance.attended(result[0], bound.arguments["query"], len(recorder.maps) - 1)
+    return result
 
 
 class _Torch:
@@ -76,7 +80,8 @@ class _Call:
         if query is key or same:
             self._kind = "self"
         else:
-            self._kind = "cross" if same is False or key is value else "unknown"
+            other_tokens = key is value and key.shape[0] != query.shape[0]
+            self._kind = "cross" if same is False or other_tokens else "unknown"
 
     @property
     def scores_seen(self) -> bool:
@@ -95,6 +100,7 @@ class _Call:
         """Stand in for scaled_dot_product_attention."""
         output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal)
         given = {"query": query, "key": key, "value": value, "attn_mask": attn_mask, "is_causal": is_causal}
+        given["tokens"] = self._given["query"]
         masks = self._separate_masks(key.shape[2])
         return record_scores(self._recorder, output, given, self._kind, masks)
 
@@ -113,7 +119,7 @@ class _Call:
         query, key, masks = self._scores
         name = self._recorder.stack.current
         attention = ScoreMap(query, key, masks=masks, scale=1.0, name=name, kind=self._kind)
-        return self._recorder.add(attention, output, self._unfold, self._unfold(value))
+        return self._recorder.add(attention, output, self._unfold, self._unfold(value), self._given["query"])
 
     def _unfold(self, x: Tensor) -> Tensor:
         return x.reshape(self._batch, self._heads, *x.shape[1:])

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 class ModuleStack:
     """The paths of the modules being run, outermost first, in the thread that made the stack."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int | None = None) -> None:
         self._thread = threading.get_ident()
         self._paths: list[str] = []
-        self.batch: int | None = None  # dimension 0 of the first tensor that entered a module
+        self.batch = batch  # as given, else dimension 0 of the first tensor that entered a module
 
     @property
     def current(self) -> str:
@@ -70,21 +70,33 @@ def find_modules(forward_func: Any) -> dict[str, nn.Module]:
         >>> find_modules(lambda x: layer(x).relu())
         {'': Linear(in_features=2, out_features=2, bias=True)}
     """
-    if isinstance(forward_func, nn.Module):
-        return {"": forward_func}
-    owner = getattr(forward_func, "__self__", None)
-    if isinstance(owner, nn.Module):
-        return {"": owner}
-    inner = getattr(forward_func, "func", None)  # functools.partial
-    if inner is not None:
-        return find_modules(inner)
-    if not inspect.isfunction(forward_func):
-        reached = dict(getattr(forward_func, "__dict__", {}))
-    else:
-        closure = inspect.getclosurevars(forward_func)
+    modules: dict[str, nn.Module] = {}
+    _reach(forward_func, "", modules, depth=4)
+    distinct = list({id(m): m for m in modules.values()}.values())
+    return {"": distinct[0]} if len(distinct) == 1 else modules
+
+
+def _reach(thing: Any, name: str, found: dict[str, nn.Module], *, depth: int) -> None:
+    """Collect the modules that a callable holds, or that functions it calls hold."""
+    if isinstance(thing, nn.Module):
+        found.setdefault(name, thing)
+        return
+    if depth == 0 or (not callable(thing) and name == ""):
+        return
+    holder = getattr(thing, "__self__", None)  # a bound method's object
+    inner = getattr(thing, "func", None)  # functools.partial's function
+    if holder is not None and not inspect.ismodule(holder):
+        reached = {name: holder} if isinstance(holder, nn.Module) else dict(getattr(holder, "__dict__", {}))
+    elif inner is not None:
+        reached = {"": inner, **dict(enumerate(thing.args)), **thing.keywords}
+    elif inspect.isfunction(thing):
+        closure = inspect.getclosurevars(thing)
         reached = {**closure.globals, **closure.nonlocals}
-    modules = {name: value for name, value in reached.items() if isinstance(value, nn.Module)}
-    return {"": next(iter(modules.values()))} if len(modules) == 1 else modules
+    else:
+        reached = dict(getattr(thing, "__dict__", {}))
+    for key, value in reached.items():
+        if isinstance(value, nn.Module) or inspect.isfunction(value) or inspect.ismethod(value):
+            _reach(value, str(key), found, depth=depth - 1)
 
 
 def _has_batch(x: Any) -> bool:

@@ -3,7 +3,9 @@
 Shapes cannot tell self-attention from cross-attention (a decoder's cross-attention can be square), but the projections
 can: queries and keys of self-attention are projections of the same tensor. Each tensor therefore remembers which
 tensors its last projection was applied to (its *origins*); a product of two tensors remembers both sides' origins (its
-*pairs*), which is how a score matrix tells what its queries and keys were.
+*pairs*), which is how a score matrix tells what its queries and keys were. And each tensor knows its *lineage*: the
+attention calls that its tokens passed through as queries. Layers that follow one another form one stack; two towers, or
+an encoder and a decoder, do not, however equal their lengths.
 """
 
 from __future__ import annotations
@@ -17,7 +19,17 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 Origins = frozenset[int]
-Pairs = frozenset[tuple[Origins, Origins]]
+Lineage = frozenset[int]
+
+
+class Side(NamedTuple):
+    """One factor of a product: what it is a projection of, and the attention calls its tokens passed through."""
+
+    origins: Origins
+    lineage: Lineage
+
+
+Pairs = frozenset[tuple[Side, Side]]
 _NONE: Origins = frozenset()
 _NO_PAIRS: Pairs = frozenset()
 # Along a residual stream origins add up; only the newest matter for the next attention call.
@@ -83,6 +95,7 @@ class Provenance:
         self._origins: MutableMapping[Tensor, Origins] = weak_table()
         self._pairs: MutableMapping[Tensor, Pairs] = weak_table()
         self._folds: MutableMapping[Tensor, Fold] = weak_table()
+        self._lineage: MutableMapping[Tensor, Lineage] = weak_table()
         self._next = 0
 
     def origins(self, tensor: Tensor) -> Origins:
@@ -90,23 +103,31 @@ class Provenance:
         found = self._origins.get(tensor)
         return frozenset({-self._id(tensor)}) if found is None else found
 
+    def lineage(self, tensor: Tensor) -> Lineage:
+        """Return the attention calls that the tensor's tokens passed through as queries."""
+        return self._lineage.get(tensor, _NONE)
+
     def same_source(self, query: Tensor, key: Tensor) -> bool | None:
         """Return whether query and key are projections of one tensor; None where that was not seen."""
-        return _same({(self.origins(query), self.origins(key))})
+        return _same({(self._side(query), self._side(key))})
 
     def scores_same_source(self, scores: Tensor) -> bool | None:
         """Return whether the scores are a product of projections of one tensor; None where that was not seen."""
         return _same(self._pairs.get(scores, _NO_PAIRS))
 
+    def attended(self, output: Tensor, query: Tensor, call: int) -> None:
+        """Make the output of an attention call an origin of its own, with the lineage of its queries and the call."""
+        self._origins.pop(output, None)
+        self._pairs.pop(output, None)
+        self._lineage[output] = self.lineage(query) | {call}
+
+    def _side(self, tensor: Tensor) -> Side:
+        return Side(self.origins(tensor), self.lineage(tensor))
+
     def fold(self, tensor: Tensor) -> Fold | None:
         """Return how the tensor's dimension 0 was folded from batch and heads, if that was seen."""
         found = self._folds.get(tensor)
         return found if found is not None and tensor.shape[0] == found.size else None
-
-    def forget(self, tensor: Tensor) -> None:
-        """Make the tensor an origin of its own, as the output of an attention call is."""
-        self._origins.pop(tensor, None)
-        self._pairs.pop(tensor, None)
 
     def follow(
         self,
@@ -128,8 +149,10 @@ class Provenance:
             return
         origins = self._union(sources)
         pairs = frozenset().union(*(self._pairs.get(s, _NO_PAIRS) for s in sources))
+        lineage = _NONE.union(*(self.lineage(s) for s in sources))
         if func in _PRODUCTS and len(sources) >= 2:
-            pairs |= {(self.origins(sources[-2]), self.origins(sources[-1]))}
+            pairs |= {(self._side(sources[-2]), self._side(sources[-1]))}
+            lineage = self.lineage(sources[-2])  # a product's rows are its first factor's
         folds = [f for f in (self._folds.get(s) for s in sources) if f is not None]
         if func in _RESHAPES and (made := _made_fold(sources[0], results[0], batch)) is not None:
             folds = [made]
@@ -138,6 +161,8 @@ class Provenance:
                 self._origins[result] = origins
             if pairs:
                 self._pairs[result] = pairs
+            if lineage:
+                self._lineage[result] = lineage
             if folds:
                 self._folds[result] = folds[0]
             if func in _SAME_TOKENS:
@@ -148,9 +173,11 @@ class Provenance:
         inputs = [s for s in sources[(func is torch.addmm) :] if not isinstance(s, nn.Parameter)]
         if not inputs:
             return
-        origin = frozenset({self._id(inputs[0])})
+        origin, lineage = frozenset({self._id(inputs[0])}), self.lineage(inputs[0])
         for result in results:
             self._origins[result] = origin
+            if lineage:
+                self._lineage[result] = lineage
             fold = self._folds.get(inputs[0])
             if fold is not None:
                 self._folds[result] = fold
@@ -167,12 +194,14 @@ class Provenance:
         return found
 
 
-def _same(pairs: Iterable[tuple[Origins, Origins]]) -> bool | None:
+def _same(pairs: Iterable[tuple[Side, Side]]) -> bool | None:
     pairs = list(pairs)
-    if any(q & k for q, k in pairs):
+    # Ancestors are shared by an encoder and a decoder that read the same ids: the way since then must be the same too.
+    if any(q.origins & k.origins and q.lineage == k.lineage for q, k in pairs):
         return True
-    # Only projections can be told apart; a tensor used as it is may be anything derived from the other.
-    if not pairs or any(min(q | k) < 0 for q, k in pairs):
+    # Different projections' inputs may be two forms of the same tokens (x and x + position), unless they came by
+    # different ways.
+    if not pairs or any(q.lineage == k.lineage for q, k in pairs):
         return None
     return False
 

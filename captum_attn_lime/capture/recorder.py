@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_attn_lime.attention import AttentionKind, AttentionMap
 from captum_attn_lime.capture.names import ModuleStack
-from captum_attn_lime.capture.provenance import Provenance
+from captum_attn_lime.capture.provenance import Provenance, weak_table
 
 MULTIPLIES: frozenset[Callable[..., Any]] = frozenset(
     {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply}
 )
+SCALINGS: frozenset[Callable[..., Any]] = MULTIPLIES | {
+    Tensor.mul_,
+    Tensor.__imul__,
+    torch.div,
+    Tensor.div,
+    Tensor.div_,
+    Tensor.__truediv__,
+    Tensor.__itruediv__,
+    torch.true_divide,
+}
 RowView = Callable[[Tensor], Tensor]  # an attention output in the model's own layout -> (B, H, Q, d)
 
 
@@ -35,22 +45,27 @@ class Recorder:
         leaf_at: Index of the attention call whose output is to become a gradient leaf. Everything before it then runs
             without a graph and everything after it with one, whatever the caller's grad mode and the model's own
             ``no_grad`` blocks say, so that a backward pass goes through the end of the model only.
-        keep_value: Keep the value tensor of the first call, (B, H, K, ...), which shows what each token is made of.
+        value_at: Index of the call whose value tensor, (B, H, K, ...), is kept: it shows what each token is made of.
+        batch: Number of examples; by default dimension 0 of the first tensor that enters a module.
     """
 
-    def __init__(self, *, leaf_at: int | None = None, keep_value: bool = False) -> None:
+    def __init__(self, *, leaf_at: int | None = None, value_at: int | None = None, batch: int | None = None) -> None:
         self.maps: list[AttentionMap] = []
-        self.stack = ModuleStack()
+        self.stack = ModuleStack(batch)
         self.provenance = Provenance()
+        self.unread: dict[int, str] = {}  # softmaxes over self-attention scores that have not met values: their modules
         self.convolutions: list[PatchConvolution] = []
-        self.first_value: Tensor | None = None
+        self.value: Tensor | None = None
+        self.is_ambiguous = False  # batch and heads have one size, and their order was assumed
         self.leaf: Tensor | None = None
         self.leaf_rows: RowView | None = None
         self.squash_input: Tensor | None = None
         self.token_states: list[Tensor] = []  # behind the leaf, in order: (B, Q, D) or (Q, B, D)
+        self.pool: tuple[AttentionMap, Tensor] | None = None  # attention pooling behind the leaf, and its output
+        self._weighted: MutableMapping[Tensor, bool] = weak_table()
         self._leaf_at = leaf_at
         self._leaf_tokens = (0, 0)  # the leaf's batch and query sizes
-        self._keep_value = keep_value
+        self._value_at = value_at
 
     @property
     def batch(self) -> int | None:
@@ -64,7 +79,9 @@ class Recorder:
         with torch.set_grad_enabled(self.leaf is not None):
             return func(*args, **kwargs)
 
-    def add(self, attention: AttentionMap, output: Tensor, rows: RowView, value: Tensor | None) -> Tensor:
+    def add(
+        self, attention: AttentionMap, output: Tensor, rows: RowView, value: Tensor | None, query: Tensor
+    ) -> Tensor:
         """Record a call and return the output the model is to go on with.
 
         Args:
@@ -72,14 +89,23 @@ class Recorder:
             output: The call's output in the model's own layout.
             rows: Brings ``output`` (or its gradient) to (B, H, Q, d).
             value: The value tensor, (B, Hk, K, ...).
+            query: What the query tokens are told by: the query, or the weights.
         """
-        if self._keep_value and not self.maps and value is not None:
-            self.first_value = value.detach()
+        if len(self.maps) == self._value_at and value is not None:
+            self.value = value.detach()
+        if attention.shape[0] == attention.shape[1] == self.batch and attention.shape[0] > 1:
+            self.is_ambiguous = True
         is_leaf = len(self.maps) == self._leaf_at
+        if self._pools_the_leaf(attention):
+            # Its output becomes a leaf of its own: what then still reaches the first leaf does not go through it.
+            output = output.detach().requires_grad_()
+            self.pool = (attention, output)
+        else:
+            self.token_states.clear()  # only what follows the last call leads to the model's output alone
+        attention.index, attention.follows = len(self.maps), self.provenance.lineage(query)
         self.maps.append(attention)
-        self.token_states.clear()  # only what follows the last call leads to the model's output alone
-        self.provenance.forget(output)
         if not is_leaf or not output.is_floating_point():
+            self.provenance.attended(output, query, attention.index)
             return output
         self.leaf = output.detach().requires_grad_()
         self.leaf_rows = rows
@@ -88,7 +114,14 @@ class Recorder:
         # Whoever asked for the leaf has gradients off around the whole pass, which ends this again.
         torch.set_grad_enabled(True)
         # A copy, since models may write into their attention's output and a leaf must not be written to.
-        return self.leaf.clone()
+        copy = self.leaf.clone()
+        self.provenance.attended(copy, query, attention.index)
+        return copy
+
+    def _pools_the_leaf(self, attention: AttentionMap) -> bool:
+        """Return whether a call behind the leaf reads all the leaf's tokens with one query, as pooling does."""
+        alone = self.leaf is not None and self.pool is None
+        return alone and attention.kind != "self" and attention.shape[2:] == (1, self._leaf_tokens[1])
 
     def note_squash(self, scores: Tensor) -> None:
         """Remember the input of the latest softmax or sigmoid behind the leaf; it may be the model's last step."""
@@ -98,24 +131,30 @@ class Recorder:
     def note_token_state(self, func: Callable[..., Any], args: tuple[Any, ...], output: Tensor) -> None:
         """Remember a tensor behind the leaf that still has one row per token.
 
-        A product with one factor per token is left out: it may be the weighting of a pooling, behind which all rows
-        look alike.
+        What comes of a product with one factor per token is left out: it may be the weighting of a pooling, behind
+        which all rows look alike. The weight of a norm ends that: such a product was a normalisation.
         """
         if self.leaf is None or output.dim() != 3 or not output.requires_grad:
             return
         batch, queries = self._leaf_tokens
-        if tuple(output.shape[:2]) not in ((batch, queries), (queries, batch)):
+        if output.shape[2] == 1 or tuple(output.shape[:2]) not in ((batch, queries), (queries, batch)):
             return
-        if func in MULTIPLIES and any(isinstance(a, Tensor) and _one_per_token(a, output) for a in args):
-            return
-        self.token_states.append(output)
+        # Written in place, an earlier state is no longer what it was.
+        self.token_states = [state for state in self.token_states if state is not output]
+        factors = [a for a in args if isinstance(a, Tensor)]
+        is_norm = func in MULTIPLIES and any(isinstance(a, nn.Parameter) for a in factors)
+        inherited = any(a in self._weighted for a in factors) and not is_norm
+        if inherited or (func in SCALINGS and any(_one_per_token(a, output) for a in factors)):
+            self._weighted[output] = True
+        else:
+            self.token_states.append(output)
 
 
 def _one_per_token(factor: Tensor, output: Tensor) -> bool:
-    """Return whether a factor has one value per token, broadcast or expanded over the features."""
-    if factor.dim() != 3 or output.shape[2] == 1 or factor.shape[:2].numel() == 1:
+    """Return whether a factor has one value per token, broadcast over the features or repeated for each."""
+    if factor.dim() != 3 or factor.shape[:2].numel() == 1:
         return False
-    return factor.shape[2] == 1 or factor.stride(2) == 0
+    return factor.shape[2] == 1 or bool((factor == factor[..., :1]).all())
 
 
 def kind_of(same_source: bool | None, *, pooled: bool = False) -> AttentionKind:

@@ -34,7 +34,7 @@ def record_scores(
     Args:
         recorder: The capture.
         output: The call's output, (B, H, Q, d) or (B, Q, d).
-        given: The call's arguments by name.
+        given: The call's arguments by name; ``tokens`` where the query does not tell its lineage itself.
         kind: Kind of the call.
         masks: The mask in a form that takes less memory than ``attn_mask``, where the caller has one.
     """
@@ -61,7 +61,7 @@ def record_scores(
         name=name,
         kind=kind,
     )
-    return recorder.add(attention, output, _with_heads, value)
+    return recorder.add(attention, output, _with_heads, value, given.get("tokens", given["query"]))
 
 
 def _with_heads(output: Tensor) -> Tensor:

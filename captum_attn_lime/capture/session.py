@@ -46,14 +46,15 @@ def capture(model: Callable[..., Any]) -> Iterator[list[AttentionMap]]:
     """
     with record(model) as recorder:
         yield recorder.maps
-    if not recorder.maps:
-        raise NoAttentionError(no_attention_message(model))
+    check_complete(recorder, model)
 
 
 @contextmanager
-def record(model: Callable[..., Any], *, leaf_at: int | None = None, keep_value: bool = False) -> Iterator[Recorder]:
+def record(
+    model: Callable[..., Any], *, leaf_at: int | None = None, value_at: int | None = None, batch: int | None = None
+) -> Iterator[Recorder]:
     """Return, inside a ``with`` block, the `Recorder` that watches the model; what :func:`capture` is made of."""
-    recorder = Recorder(leaf_at=leaf_at, keep_value=keep_value)
+    recorder = Recorder(leaf_at=leaf_at, value_at=value_at, batch=batch)
     try:
         with recorder.stack.watching(find_modules(model)), _Watch(recorder):
             yield recorder
@@ -66,8 +67,24 @@ def record(model: Callable[..., Any], *, leaf_at: int | None = None, keep_value:
         ) from error
 
 
-def no_attention_message(model: Any) -> str:
-    """Return what to tell a user whose model showed no attention."""
+def check_complete(recorder: Recorder, model: Any) -> None:
+    """Raise unless attention was seen, and all that was recognised was read.
+
+    Raises:
+        NoAttentionError: There was none.
+        UnreadableAttentionError: Scores of self-attention went through a softmax that was not seen to weigh values.
+    """
+    if recorder.unread:
+        names = ", ".join(dict.fromkeys(repr(name) for name in recorder.unread.values()))
+        raise UnreadableAttentionError(
+            f"self-attention scores go through a softmax in {names}, but how its result weighs values was not seen; "
+            "layers would be missing. Write the product of weights and values as a matmul, bmm or einsum."
+        )
+    if not recorder.maps:
+        raise NoAttentionError(_no_attention_message(model))
+
+
+def _no_attention_message(model: Any) -> str:
     name = type(model).__name__ if not hasattr(model, "__qualname__") else model.__qualname__
     return (
         f"no attention was seen while {name} ran. Seen are scaled_dot_product_attention, nn.MultiheadAttention and a "
@@ -95,11 +112,11 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         recorder = self._recorder
         if func is F.scaled_dot_product_attention:
-            output = sdpa.scaled_dot_product_attention(recorder, func, args, kwargs)
-        elif func is F.multi_head_attention_forward:
+            return sdpa.scaled_dot_product_attention(recorder, func, args, kwargs)
+        if func is F.multi_head_attention_forward:
             # Its output has no origin: it is what the next layer's queries and keys are projections of.
             return multi_head_attention.multi_head_attention_forward(recorder, func, args, kwargs)
-        elif func in SOFTMAXES:
+        if func in SOFTMAXES:
             output = self._softmax.softmax(func, args, kwargs)
         else:
             output = recorder.run(func, args, kwargs)
@@ -109,9 +126,10 @@ class _Watch(TorchFunctionMode):
                 recorder.note_squash(args[0] if args else kwargs["input"])
             elif func is torch.conv2d and isinstance(output, Tensor):
                 _note_convolution(recorder, args, kwargs, output)
-            seen = self._softmax.see(func, args, kwargs, output)
-            if seen is not output:
-                return seen
+            calls = len(recorder.maps)
+            output = self._softmax.see(func, args, kwargs, output)
+            if len(recorder.maps) > calls:
+                return output  # an attention call's output: nothing is carried over to it but its lineage
             if isinstance(output, Tensor):
                 recorder.note_token_state(func, args, output)
         recorder.provenance.follow(func, args, kwargs, output, recorder.batch)

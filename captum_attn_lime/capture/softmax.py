@@ -44,7 +44,7 @@ _CARRIERS: frozenset[Func] = frozenset(
         torch.unsqueeze, Tensor.squeeze, torch.squeeze, Tensor.transpose, torch.transpose, Tensor.permute,
         torch.permute, Tensor.expand, Tensor.flatten, torch.flatten, Tensor.masked_fill, torch.masked_fill,
         Tensor.masked_fill_, Tensor.nan_to_num, torch.nan_to_num, MATRIX_TRANSPOSE, Tensor.swapaxes, torch.where,
-        Tensor.detach,
+        Tensor.detach, Tensor.__getitem__, Tensor.narrow, torch.narrow, Tensor.div, torch.div, Tensor.__truediv__,
     }
 )  # fmt: skip
 
@@ -86,6 +86,8 @@ class SoftmaxWatch:
         if isinstance(dim, int) and output.dim() >= 2:
             self._calls += 1
             same = self._recorder.provenance.scores_same_source(scores)
+            if same:
+                self._recorder.unread[self._calls] = self._recorder.stack.current
             self._weights[output] = Weights(dim % output.dim(), self._calls, same)
         return output
 
@@ -93,8 +95,9 @@ class SoftmaxWatch:
         """Look at an operation's result; return it, or the leaf that takes its place."""
         if not isinstance(output, Tensor) or not (self._weights or self._weighted):
             return output
-        if func in _MATMULS and len(args) == 2:
-            return self._matmul(args[0], args[1], output)
+        if func in _MATMULS:
+            factors = [*args, *(kwargs[name] for name in ("input", "other", "mat2") if name in kwargs)]
+            return self._matmul(factors[0], factors[1], output) if len(factors) == 2 else output
         if func is torch.einsum:
             return self._einsum(args, output)
         if func in _SUMS:
@@ -138,14 +141,14 @@ class SoftmaxWatch:
         if not isinstance(dim, int) or dim % source.dim() != axis:
             return output
         placed = layout.from_broadcast(held.weights, held.value, axis, self._recorder)
-        return self._record(placed, held.held, output)
+        return self._record(placed, held.held, output, held.weights)
 
     def _matmul(self, a: Tensor, b: Tensor, output: Tensor) -> Any:
         if a in self._weights and (held := self._weights[a]).axis == a.dim() - 1 and _are_values(b, a):
-            return self._record(layout.from_matmul(a, b, self._recorder), held, output)
+            return self._record(layout.from_matmul(a, b, self._recorder), held, output, a)
         if b in self._weights and (held := self._weights[b]).axis == b.dim() - 2 and _are_values(a, b):
             placed = layout.from_matmul(b.transpose(-1, -2), a.transpose(-1, -2), self._recorder)
-            return self._record(layout.transposed(placed), held, output)
+            return self._record(layout.transposed(placed), held, output, b)
         return output
 
     def _einsum(self, args: tuple[Any, ...], output: Tensor) -> Any:
@@ -159,16 +162,17 @@ class SoftmaxWatch:
             held = self._weights[weights]
             placed = layout.from_einsum(args[0], index, weights, held.axis, value, self._recorder)
             if placed is not None:
-                return self._record(placed, held, output)
+                return self._record(placed, held, output, weights)
         return output
 
-    def _record(self, placed: layout.Placed, held: Weights, output: Tensor) -> Tensor:
+    def _record(self, placed: layout.Placed, held: Weights, output: Tensor, weights: Tensor) -> Tensor:
         if held.call in self._done:
             return output  # the same weights used a second time, as with relative values
         self._done.add(held.call)
+        self._recorder.unread.pop(held.call, None)
         kind = kind_of(held.same_source, pooled=placed.weights.shape[2] == 1)
         attention = DenseMap(placed.weights, name=self._recorder.stack.current, kind=kind)
-        return self._recorder.add(attention, output, placed.rows, placed.value)
+        return self._recorder.add(attention, output, placed.rows, placed.value, weights)
 
 
 def _are_values(value: Tensor, weights: Tensor) -> bool:

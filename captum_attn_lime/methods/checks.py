@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.errors import AttentionKindError
@@ -35,3 +36,22 @@ def require_products(maps: Sequence[AttentionMap], method: str) -> None:
             f"{method} multiplies self-attention maps, but {attention.name!r} {reason}. "
             "Choose layers=, or use method='raw'."
         )
+    require_one_stack(maps)
+
+
+def require_one_stack(maps: Sequence[AttentionMap]) -> None:
+    """Check that each layer's tokens passed through the layer before it.
+
+    Two towers, or an encoder and a decoder, may be over equally many tokens; their layers must not be mixed.
+
+    Raises:
+        AttentionKindError: Names the two layers between which the stack breaks.
+    """
+    for before, after in pairwise(maps):
+        if before.index is None or after.index is None or before.index == after.index:
+            continue  # made by hand, or the same layer twice
+        if before.index not in after.follows:
+            raise AttentionKindError(
+                f"the tokens of {after.name!r} did not pass through {before.name!r}: they are layers of two stacks "
+                "(two towers, or an encoder and a decoder). Choose layers= within one of them."
+            )

@@ -100,7 +100,8 @@ def test_modules_behind_a_callable_are_found():
             return self.net(x)
 
     assert find_modules(model.forward) == {"": model}
-    assert find_modules(functools.partial(lambda x, m: m(x), m=model)) == {}
+    assert find_modules(functools.partial(lambda x, m: m(x), m=model)) == {"": model}
+    assert find_modules(Holder().__call__) == {"": model}
     assert find_modules(Holder()) == {"": model}
     assert find_modules(lambda x: model(x)) == {"": model}
 
