@@ -29,7 +29,7 @@ from captum_attn_lime.methods import MethodFunction, get_method
 from captum_attn_lime.methods.checks import require_one_stack
 from captum_attn_lime.query import Query, query_weights
 from captum_attn_lime.readout import ForwardPass, ReadoutFinder, with_one_more
-from captum_attn_lime.tokens import TokenMap, check_token_map, find_token_map, is_plain, place, plain_token_map
+from captum_attn_lime.tokens import TokenMap, carrier_of, check_token_map, find_token_map, place, plain_token_map
 
 Layers = int | str | slice | Sequence[int | str] | None
 
@@ -87,7 +87,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         self._finder = ReadoutFinder()
         # With each map the function it belongs to, held so that another one cannot come to have its id.
         self._token_maps: dict[Any, tuple[Any, TokenMap]] = {}
-        self._plain: dict[Any, Any] = {}
+        self._carriers: dict[Any, tuple[Any, int | None]] = {}
 
     @property
     def uses_target(self) -> bool:
@@ -217,14 +217,14 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         kind = (id(self.forward_func), first, tuple((x.dim(), x.dtype) for x in inputs))
         key = (kind, tuple(x.shape[1:] for x in inputs), n_tokens)
         if key not in self._token_maps:
-            plain = plain_token_map(inputs, n_tokens) if kind in self._plain else None
+            carrier = self._carriers.get(kind, (None, None))[1]
+            plain = None if carrier is None else plain_token_map(inputs, n_tokens, carrier)
             if plain is None:
                 probe = _Probe(self.forward_func, forward_args, len(inputs[0]), first or 0)
                 convolutions = done.recorder.convolutions
                 found = find_token_map(inputs, n_tokens, convolutions, probe, is_first_call=not first)
-                if is_plain(found, inputs, n_tokens):
-                    # Ids and embeddings that map one to one do so for every length.
-                    self._plain[kind] = self.forward_func
+                # Ids and embeddings that map one to one do so for every length.
+                self._carriers[kind] = (self.forward_func, carrier_of(found, inputs, n_tokens))
             else:
                 found = plain
             self._token_maps[key] = (self.forward_func, found)

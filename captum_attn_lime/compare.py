@@ -135,9 +135,11 @@ def _notes(agreement: DataFrame) -> list[str]:
         notes.append(
             f"Agreement compares {compared}. It is not quality: methods can agree and all be wrong about the model."
         )
-        chance = agreement.attrs["jaccard_by_chance"]
-        if chance == chance:  # not NaN: there are more features than the top holds
-            notes.append(f"Random scores would overlap in their top {agreement.attrs['k']} by {chance:.2f} on average.")
+        # NaN where a pair has no more features than the top holds.
+        levels = sorted({f"{c:.2f}" for c in agreement.attrs["jaccard_by_chance"].values() if c == c})
+        if levels:
+            by = levels[0] if len(levels) == 1 else f"between {levels[0]} and {levels[-1]}, depending on the pair,"
+            notes.append(f"Random scores would overlap in their top {agreement.attrs['k']} by {by} on average.")
     return notes
 
 
@@ -166,7 +168,9 @@ def compare(
         k: Size of the top in the agreement's overlap.
         signed: Compare scores instead of their magnitudes; attention has no sign.
         reduction: How cells become features: ``"sum"``, ``"first"`` (all cells repeat their feature's value), or
-            ``"auto"``: the first cell where all cells of every feature are equal, else the sum. For one method or all.
+            ``"auto"``: for attributions that are run, the first if they take a feature mask and else the sum; for
+            tensors the first cell where all cells of every feature are equal and there is no further dimension, else
+            the sum. For one method or all.
         show_progress: Show a progress bar over the methods, and those of the methods that have one.
 
     Raises:
@@ -193,22 +197,27 @@ def compare(
     _check_readings(readings, attributions)
     check_k(k)  # before any method runs: some take minutes
     given = {}
+    known: dict[str, Reading] = {}
     with progress(len(attributions), show_progress, "compare") as tick:
         for name, value in attributions.items():
-            given[name] = _run(name, value, encoding, target, show_progress)
+            given[name], reading = _run(name, value, encoding, target, show_progress)
+            asked = readings.get(name, "auto")
+            known[name] = reading if asked == "auto" else asked
             tick(1)
-    columns = {
-        name: _to_features(name, value, encoding, target, readings.get(name, "auto")) for name, value in given.items()
-    }
+    columns = {name: _to_features(name, value, encoding, target, known[name]) for name, value in given.items()}
     index = pd.Index(encoding.feature_names[0], name="feature")
     scores = pd.DataFrame(columns, index=index)
     return Comparison(scores, agreement(scores, k=k, signed=signed), given, encoding)
 
 
-def _run(name: str, value: Any, encoding: Encoding, target: Any, show_progress: bool) -> Any:
-    """Return the value, or what it attributes if it is an attribution method."""
+def _run(name: str, value: Any, encoding: Encoding, target: Any, show_progress: bool) -> tuple[Any, Reading]:
+    """Return the value, or what it attributes if it is an attribution method, and how its cells are to be read.
+
+    A method that was told the features repeats each one's value in its cells; any other gives every cell its own,
+    also where these happen to be equal. Of values that came ready that is to be guessed.
+    """
     if not callable(getattr(value, "attribute", None)):
-        return value
+        return value, "auto"
     if isinstance(value, type):
         raise InputError(
             f"the attribution {name!r} is the class {value.__name__}; pass an instance, {value.__name__}(model)."
@@ -219,7 +228,7 @@ def _run(name: str, value: Any, encoding: Encoding, target: Any, show_progress: 
         arguments["target"] = target
     if show_progress and "show_progress" in takes:
         arguments["show_progress"] = True
-    return value.attribute(**arguments)
+    return value.attribute(**arguments), "first" if "feature_mask" in arguments else "sum"
 
 
 def _to_features(name: str, value: Any, encoding: Encoding, target: Any, reading: Reading) -> Any:
@@ -234,6 +243,8 @@ def _to_features(name: str, value: Any, encoding: Encoding, target: Any, reading
         return tensors[0].numpy()
     masks = encoding.feature_mask if isinstance(encoding.feature_mask, tuple) else (encoding.feature_mask,)
     if len(tensors) == len(masks):
+        if reading == "auto" and any(t.dim() > m.dim() for t, m in zip(tensors, masks, strict=True)):
+            reading = "sum"  # Methods that know features do not work on embeddings.
         tensors = tuple(_without_further_dimensions(t, m) for t, m in zip(tensors, masks, strict=True))
     if tuple(t.shape for t in tensors) != tuple(m.shape for m in masks):
         came = ", ".join(str(tuple(t.shape)) for t in tensors)
@@ -256,6 +267,7 @@ def _without_further_dimensions(attribution: Tensor, mask: Tensor) -> Tensor:
 
 def _from_explanation(name: str, explanation: Any, encoding: Encoding, target: Any) -> Any:
     from captum_attn_lime.lime import explanation_weights, word_weights
+    from captum_attn_lime.lime.explanations import row_difference
 
     label = _label(target)
     n = len(encoding.feature_names[0])
@@ -267,6 +279,13 @@ def _from_explanation(name: str, explanation: Any, encoding: Encoding, target: A
             )
         return word_weights(explanation, encoding.words[0], label).numpy()
     weights = explanation_weights(explanation, label)
+    row = getattr(encoding, "rows", None)
+    difference = None if row is None else row_difference(explanation, row[0], encoding.feature_names[0])
+    if difference is not None:
+        raise InputError(
+            f"the explanation {name!r} is of another row: {difference}. Explain the row that was encoded; if it is "
+            "that row in another form, pass the weights as a vector, one value per column."
+        )
     if max(weights, default=0) >= n:
         raise InputError(f"the explanation {name!r} is over column {max(weights)}, but the input has {n} columns.")
     # lime leaves out what it did not select (num_features): no value, rather than a zero nobody measured.

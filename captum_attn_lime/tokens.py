@@ -60,16 +60,34 @@ def check_token_map(token_map: Tensor | Sequence[Tensor], inputs: tuple[Tensor, 
     return maps
 
 
-def plain_token_map(inputs: tuple[Tensor, ...], n_tokens: int) -> TokenMap | None:
-    """Return the map in which position j of the first fitting input is token j; None where no input fits."""
-    carrier = next((i for i, x in enumerate(inputs) if x.dim() in (2, 3) and x.shape[1] == n_tokens), None)
-    return None if carrier is None else _one_to_one(inputs, carrier, torch.arange(n_tokens))
+def plain_token_map(inputs: tuple[Tensor, ...], n_tokens: int, carrier: int | None = None) -> TokenMap | None:
+    """Return the map in which position j of an input is token j; None where no input has as many positions.
+
+    Args:
+        inputs: The input tensors, (B, ...).
+        n_tokens: Number of tokens.
+        carrier: Which input; by default the first that fits.
+    """
+    fitting = _fitting(inputs, n_tokens)
+    if not fitting:
+        return None
+    carrier = fitting[0] if carrier is None else carrier
+    out = [torch.full((1,) * (x.dim() - 1), -1) for x in inputs]
+    out[carrier] = torch.arange(n_tokens).reshape(-1, *[1] * (inputs[carrier].dim() - 2))
+    return tuple(out)
 
 
-def is_plain(found: TokenMap, inputs: tuple[Tensor, ...], n_tokens: int) -> bool:
-    """Return whether a map is the one that `plain_token_map` would give."""
-    plain = plain_token_map(inputs, n_tokens)
-    return plain is not None and all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+def _fitting(inputs: tuple[Tensor, ...], n_tokens: int) -> list[int]:
+    return [i for i, x in enumerate(inputs) if x.dim() in (2, 3) and x.shape[1] == n_tokens]
+
+
+def carrier_of(found: TokenMap, inputs: tuple[Tensor, ...], n_tokens: int) -> int | None:
+    """Return the input whose position j is token j in a map; None if it is another kind of map."""
+    for carrier in _fitting(inputs, n_tokens):
+        plain = plain_token_map(inputs, n_tokens, carrier)
+        if plain is not None and all(torch.equal(a, b) for a, b in zip(found, plain, strict=True)):
+            return carrier
+    return None
 
 
 def find_token_map(
@@ -82,9 +100,11 @@ def find_token_map(
 ) -> TokenMap:
     """Return the token map of a model's inputs, found by altering the inputs and looking which tokens change.
 
-    The cells that may belong to one token (a column, a position, the pixels of a patch) are numbered, and altered
-    together by the binary digits of their numbers: a token whose value changes just where the digits of number c are
-    one, and not where they are zero, is made of cell c alone. So 2 log2(cells) altered copies are enough.
+    Position j of an input is taken for token j where altering half of the positions, and then the other half, changes
+    just those tokens. Otherwise all is looked for: the cells that may belong to one token (a column, a position, the
+    pixels of a patch) are numbered, and altered together by the binary digits of their numbers. A token whose value
+    changes just where the digits of number c are one, and not where they are zero, is made of cell c alone. So
+    2 log2(cells) altered copies are enough.
 
     Args:
         inputs: The input tensors, (B, ...).
@@ -98,6 +118,9 @@ def find_token_map(
         TokenMapError: The tokens cannot be placed with certainty.
     """
     try:
+        for carrier in _fitting(inputs, n_tokens):
+            if _is_one_to_one(inputs, carrier, n_tokens, probe):
+                return plain_token_map(inputs, n_tokens, carrier) or ()
         return _found_token_map(inputs, n_tokens, convolutions, probe)
     except _MixedError:
         # A recurrent encoder's states hold all ids before them, and some models refuse ids without their last token.
@@ -122,6 +145,24 @@ def _found_token_map(
     found = tuple(padded[n] for n in numbers)
     _check_found(inputs, groups, found, n_tokens)
     return tuple(_shrink(x, f) for x, f in zip(inputs, found, strict=True))
+
+
+def _is_one_to_one(inputs: tuple[Tensor, ...], carrier: int, n_tokens: int, probe: Probe) -> bool:
+    """Return whether altering positions of one input changes the tokens of the same numbers, and no others."""
+    x = inputs[carrier]
+    half = torch.rand(n_tokens, generator=torch.Generator().manual_seed(0)) < 0.5
+    half[0], half[-1] = True, False
+    if n_tokens == 1:
+        half[0] = True
+    chosen = torch.stack([torch.zeros_like(half), half, ~half]).to(x.device)
+    cells = chosen.reshape(3, n_tokens, *[1] * (x.dim() - 2))
+    altered = [t[:1].expand(3, *t.shape[1:]) for t in inputs]
+    altered[carrier] = torch.where(cells, _other_values(x[:1], _STEPS[0]), x[:1])
+    try:
+        changed = _changed_tokens(tuple(altered), n_tokens, probe)
+    except _MixedError:
+        return False
+    return bool((changed == chosen[1:].cpu()).all())
 
 
 def _cell_groups(x: Tensor, convolutions: Sequence[PatchConvolution]) -> Tensor:
@@ -192,13 +233,18 @@ def _changed(
         digit = torch.stack([(code >> bit) & 1 for bit in range(bits)]).bool()  # (bits, cells...)
         chosen = torch.cat([torch.zeros_like(digit[:1]), digit, ~digit & (code > 0)])
         altered.append(torch.where(chosen, _other_values(x[:1], step), x[:1]))
+    return _changed_tokens(tuple(altered), n_tokens, probe)
+
+
+def _changed_tokens(altered: tuple[Tensor, ...], n_tokens: int, probe: Probe) -> Tensor:
+    """Return, for each copy but the first, which tokens' values differ from the first copy's, (copies - 1, N)."""
     try:
-        value = probe(tuple(altered))
+        value = probe(altered)
     except (IndexError, RuntimeError, ValueError) as error:
         raise _MixedError(f"the model does not run on altered copies of the input ({error}). {_ASK}") from error
-    if value is None or value.shape[0] != 2 * bits + 1 or value.shape[2] != n_tokens:
+    if value is None or value.shape[0] != len(altered[0]) or value.shape[2] != n_tokens:
         raise TokenMapError(f"the values of the stack's first attention call do not show {n_tokens} tokens. {_ASK}")
-    value = value.transpose(1, 2).flatten(2).double()  # (rows, N, ...)
+    value = value.transpose(1, 2).flatten(2).double()  # (copies, N, ...)
     change = (value[1:] - value[:1]).abs().amax(dim=2)
     # Against each token's own size: columns of very different scale stand side by side.
     return (change > 1e-5 * value[:1].abs().amax(dim=2)).cpu()
@@ -232,12 +278,6 @@ def _check_found(inputs: tuple[Tensor, ...], groups: Sequence[Tensor], found: Se
     if not any(placed):
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise TokenMapError(f"inputs of shape {shapes} change none of the {n_tokens} attended tokens. {_ASK}")
-
-
-def _one_to_one(inputs: tuple[Tensor, ...], carrier: int, token_of: Tensor) -> TokenMap:
-    out = [torch.full((1,) * (x.dim() - 1), -1) for x in inputs]
-    out[carrier] = token_of.reshape(-1, *[1] * (inputs[carrier].dim() - 2))
-    return tuple(out)
 
 
 def _shrink(x: Tensor, found: Tensor) -> Tensor:
