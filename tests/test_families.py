@@ -182,7 +182,7 @@ def test_trained_weights():
         layers.append(softmax_rows(*parts, allowed))
         real = mask.bool().numpy()[:, None, :, None]
         assert np.abs((attention.dense().numpy() - layers[-1]) * real).max() < 1e-12
-    weights = (mask / mask.sum(1, keepdim=True)).numpy()
+    weights = (mask.double() / mask.sum(1, keepdim=True)).numpy()
     for method, matrix in (("raw", fuse(layers[-1], "mean")), ("rollout", rollout_matrix(layers))):
         scores = AttentionAttribution(forward, method=method).attribute(ids, target=3, additional_forward_args=mask)
         assert np.abs(scores.numpy() - np.einsum("bq,bqk->bk", weights, matrix)).max() < 1e-12
