@@ -91,6 +91,100 @@ def test_every_form_of_target_picks_the_class_of_an_explanation(adapter, x, targ
         compare({"LIME": explanation}, x, target=target)
 
 
+def test_methods_that_know_no_features_are_summed_also_where_tokens_agree(pieces):
+    class PerCell:
+        def attribute(self, inputs, target=None):
+            return _values([9, 1, 2, 2, 4, 4, 9])
+
+    class PerFeature(PerCell):
+        def attribute(self, inputs, target=None, feature_mask=None):
+            return super().attribute(inputs)
+
+    embedded = _values([9, 1, 2, 2, 4, 4, 9])[..., None] * torch.tensor([0.25, 0.75])
+    found = compare({"cell": PerCell(), "feature": PerFeature(), "embeddings": embedded}, pieces).scores
+    assert found["cell"].tolist() == [1, 4, 8]
+    assert found["feature"].tolist() == [1, 2, 4]
+    assert found["embeddings"].tolist() == [1, 4, 8]
+    asked = compare({"cell": PerCell()}, pieces, reduction="first").scores
+    assert asked["cell"].tolist() == [1, 2, 4]
+
+
+def test_uneven_cells_of_a_method_that_knows_features_are_read_once(pieces):
+    class Noisy:
+        def attribute(self, inputs, target=None, feature_mask=None):
+            return _values([9, 1, 2, 2.0000002, 4, 4, 9])
+
+    assert compare({"a": Noisy()}, pieces).scores["a"].tolist() == [1, 2, 4]
+
+
+ROWS = np.stack([np.linspace(0, 4, 40), np.linspace(9, -9, 40), np.arange(40) % 3], axis=1)
+
+
+@pytest.fixture
+def table():
+    torch.manual_seed(0)
+    return TabularAdapter(
+        nn.Linear(3, 2), training_data=ROWS, feature_names=["age", "pay", "city"], categorical_features=["city"]
+    )
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["LimeTabular", "official"])
+@pytest.mark.parametrize("semantics", ["contrast", "gradient"])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (ROWS[4], None),
+        (ROWS[4] + [0.3, 0, 0], "its 'age' is 0.7.*, not 0.41"),
+        (ROWS[4] + [0, 0, 1], "its 'city' is 2.*, not 1"),
+    ],
+    ids=["same", "number", "category"],
+)
+def test_an_explanation_of_another_row_is_refused(table, ours, semantics, row, message):
+    from lime.lime_tabular import LimeTabularExplainer
+
+    if ours:
+        explanation = LimeTabular(table, semantics=semantics).explain(row, target=1, num_samples=50)
+    else:
+        explainer = LimeTabularExplainer(
+            ROWS,
+            feature_names=["age", "pay", "city"],
+            categorical_features=[2],
+            discretize_continuous=semantics == "contrast",
+        )
+        explanation = explainer.explain_instance(row, table.predict_proba, labels=(1,), num_samples=50)
+    x = table.encode(ROWS[4])
+    if message is None:
+        assert not compare({"LIME": explanation}, x, target=1).scores.isna().any().any()
+    else:
+        with pytest.raises(InputError, match=f"'LIME' is of another row: {message}"):
+            compare({"LIME": explanation}, x, target=1)
+
+
+def test_rows_that_lime_shows_alike_are_told_apart(table):
+    explanation = LimeTabular(table).explain(ROWS[4] + [0.0001, 0, 0], target=1, num_samples=50)
+    with pytest.raises(InputError, match="of another row"):
+        compare({"LIME": explanation}, table.encode(ROWS[4]), target=1)
+
+
+def test_columns_of_an_explanation_must_be_those_of_the_row(table):
+    x = table.encode(ROWS[4])
+    other = TabularAdapter(nn.Linear(3, 2), training_data=ROWS, feature_names=["pay", "age", "city"])
+    explanation = LimeTabular(other, categorical_features=["city"]).explain(ROWS[4], target=1, num_samples=50)
+    with pytest.raises(InputError, match="column 0 is 'pay', not 'age'"):
+        compare({"LIME": explanation}, x, target=1)
+    numbered = TabularAdapter(table.model, training_data=ROWS, categorical_features=[2])
+    explanation = LimeTabular(numbered, categorical_names={2: ["Bonn", "Oslo", "Rome"]}).explain(
+        ROWS[4], target=1, num_samples=50
+    )
+    assert len(compare({"LIME": explanation}, x, target=1).scores) == 3
+    named = LimeTabular(table).explain(ROWS[4], target=1, num_samples=50)
+    assert len(compare({"LIME": named}, numbered.encode(ROWS[4]), target=1).scores) == 3
+    narrow = TabularAdapter(nn.Linear(2, 2), training_data=ROWS[:, :2])
+    short = LimeTabular(narrow).explain(ROWS[4, :2], target=1, num_samples=50)
+    with pytest.raises(InputError, match="2 columns, not 3"):
+        compare({"LIME": short}, x, target=1)
+
+
 def test_options_are_checked_before_methods_run(pieces):
     class Slow:
         def attribute(self, inputs, target=None):
@@ -123,6 +217,8 @@ def test_the_page_says_what_the_agreement_compares(pieces):
     assert "top 1 by 0.33 on average" in page
     assert "with their signs" in compare(given, pieces, k=1, signed=True).to_html()
     assert "Random scores" not in compare(given, pieces, k=5).to_html()
+    lacking = compare({**given, "c": [1.0, float("nan"), 2.0]}, pieces, k=1).to_html()
+    assert "top 1 by between 0.33 and 0.50, depending on the pair, on average" in lacking
 
 
 def test_real_methods_side_by_side(adapter, x):

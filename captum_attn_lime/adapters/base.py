@@ -97,9 +97,22 @@ class Adapter(nn.Module):
     def predict_proba(self, raw: Any, *, show_progress: bool = False) -> Array:
         """Return class probabilities of raw inputs, (n, classes) float64: lime's ``classifier_fn``.
 
-        A single logit z gives the two columns 1 - sigmoid(z) and sigmoid(z).
+        A single logit z gives the two columns 1 - sigmoid(z) and sigmoid(z). Several logits give their softmax, or,
+        where a HuggingFace configuration says ``"multi_label_classification"``, the sigmoid of each.
+
+        Raises:
+            InputError: The configuration says ``"regression"``: there are no probabilities.
         """
-        return probabilities(self.logits(raw, show_progress=show_progress))
+        kind = getattr(getattr(self.model, "config", None), "problem_type", None)
+        if kind == "regression":
+            raise InputError(
+                f"{type(self.model).__name__} is configured for regression, so it has no probabilities; use logits, "
+                "which are its predictions (for LimeText.explain: output='logits'), or set config.problem_type."
+            )
+        logits = self.logits(raw, show_progress=show_progress)
+        if kind == "multi_label_classification" and logits.shape[1] > 1:
+            return np.asarray(torch.from_numpy(logits).sigmoid().numpy(), dtype=np.float64)
+        return probabilities(logits)
 
     @property
     def device(self) -> torch.device:

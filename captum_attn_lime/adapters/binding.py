@@ -19,6 +19,8 @@ NAMES = {
     "padding_mask": ("padding_mask", "src_key_padding_mask", "key_padding_mask", "pad_mask"),
     "token_type_ids": ("token_type_ids",),
 }
+# Names that can only be the ids', wherever they stand; the others count at the first place alone.
+_SURE = ("input_ids", "ids", "token_ids", "tokens")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -95,11 +97,13 @@ def _ids_parameter(
     first = next(iter(parameters.values()), None)
     if first is None or first.kind is inspect.Parameter.VAR_KEYWORD:
         raise ForwardError(f"{model}.forward takes no positional argument; an adapter passes it the token ids.")
+    taken = {name for role, name in chosen.items() if role != "input_ids"}
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    sure = next((n for n in _SURE if n in parameters and n not in taken and parameters[n].kind in by_name), None)
+    if sure is not None:
+        return sure
     if first.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
         return None
-    if "input_ids" in parameters:
-        return "input_ids"
-    taken = {name for role, name in chosen.items() if role != "input_ids"}
     return first.name if first.name not in taken else chosen.get("input_ids", first.name)
 
 

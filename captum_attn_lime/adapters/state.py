@@ -78,20 +78,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def padding_id(model: nn.Module, value: int) -> Iterator[None]:
-    """Lend a model's configuration a padding id for a block, where it has none.
+    """Lend a model's configuration a padding id for a block.
 
     Causal HuggingFace classifiers look for the last token that is not padding and refuse batches without that id.
     """
     config = text_config(model)
-    if config is None or getattr(config, "pad_token_id", 0) is not None:
+    if not hasattr(config, "pad_token_id"):
         yield
         return
     with _lock:  # Held for the whole block: two calls may lend different ids.
+        own = config.pad_token_id
         config.pad_token_id = value
         try:
             yield
         finally:
-            config.pad_token_id = None
+            config.pad_token_id = own
 
 
 def text_config(model: nn.Module) -> Any:

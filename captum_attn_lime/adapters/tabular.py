@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,7 +37,8 @@ class TabularAdapter(Adapter):
 
     The model is called as ``model(x)`` with all columns as numbers, or as ``model(x_num, x_cat)``, with None in the
     place of a kind of column that there is not, as FT-Transformer wants it. Which of the two is read off its forward:
-    a second parameter that has no default, or "cat" in its name, makes the second form.
+    a second parameter that has no default, or one of None and "cat" or "categories" in its name (``x_cat``), makes
+    the second form.
 
     Args:
         model: The model. It returns (n, classes) or (n,), a tuple that begins with it, or ``.logits``.
@@ -237,7 +239,14 @@ def _takes_two(model: nn.Module) -> bool:
             f"{type(model).__name__}.forward needs {', '.join(p.name for p in required)}; a TabularAdapter gives rows, "
             "or numeric and categorical columns. Wrap the model in a module that takes those."
         )
-    return len(required) == 2 or (len(parameters) > 1 and "cat" in parameters[1].name.lower())
+    return len(required) == 2 or (len(parameters) > 1 and _takes_categories(parameters[1]))
+
+
+def _takes_categories(parameter: inspect.Parameter) -> bool:
+    """Return whether an optional parameter is for categories: a part of its name says so, and it is no switch."""
+    name = parameter.name.lower()
+    says_so = re.search(r"(^|_)(cat|cats|categ\w*)(_|$)", name) is not None and not name.startswith("return_")
+    return says_so and (parameter.default is None or parameter.default is parameter.empty)
 
 
 def _count(names: Sequence[str] | None) -> int | None:

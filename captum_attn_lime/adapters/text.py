@@ -22,6 +22,7 @@ from captum_attn_lime.adapters.limits import (
     padding_token,
     position_limit,
 )
+from captum_attn_lime.adapters.padding import without_doubt
 from captum_attn_lime.adapters.state import evaluating, padding_id
 from captum_attn_lime.adapters.tokenize import PlainIds, Tokenizing, Tokens
 from captum_attn_lime.adapters.words import WORD_PATTERN, Word, find_words, word_of_tokens
@@ -114,7 +115,9 @@ class TextAdapter(Adapter):
         limits = [n for n in (max_length, position_limit(model)) if n is not None]
         self._tokenizing = Tokenizing(tokenizer, min(limits, default=None), types=self._binding.types is not None)
         self._pad = self._padding_id()
+        self._found_embedding: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule of the adapter
         self._baseline = self._baseline_id(baseline)
+        self._ending = self._tokenizing.ending(self._pad) if padding_token(model) is not None else 0
 
     @property
     def tokenizer(self) -> Any:
@@ -133,7 +136,9 @@ class TextAdapter(Adapter):
         Raises:
             SelectionError: It is not to be found.
         """
-        return find_embedding(self.model, self._binding, self.device)
+        if not any(m is self._found_embedding[0] for m in self.model.modules() if self._found_embedding):
+            self._found_embedding = (find_embedding(self.model, self._binding, self.device),)
+        return self._found_embedding[0]
 
     def encode(self, texts: str | Sequence[str]) -> TextEncoding:
         """Return a text or several as tensors with their words as features.
@@ -224,10 +229,16 @@ class TextAdapter(Adapter):
             )
         named = dict(zip(takes, further, strict=False))
         mask = named.get("attention_mask")
-        # -1 is no token: without padding every model must read the last cell, whatever token stands there.
-        full = mask is None or not lacks_padding_token(self.model) or bool((mask != 0).all())
-        with padding_id(self.model, -1 if full else self._pad):
-            return self._binding.call(self.model, ids, mask, named.get("token_type_ids"))
+        types = named.get("token_type_ids")
+        if ids.dim() != 2 or not self._doubtful_padding():
+            return self._binding.call(self.model, ids, mask, types)
+        ids, lent = without_doubt(self.model, ids, mask, self._ending)
+        with padding_id(self.model, lent):
+            return self._binding.call(self.model, ids, mask, types)
+
+    def _doubtful_padding(self) -> bool:
+        """Return whether the model could take a real token for padding: its padding id is lent, or the baseline's."""
+        return lacks_padding_token(self.model) or padding_token(self.model) == self._baseline
 
     def _further(self) -> list[str]:
         """Return what goes to forward after the ids, in order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from captum_attn_lime.adapters.words import WORD_PATTERN, Span, find_words
@@ -76,9 +76,30 @@ class Tokenizing:
         if not self.is_huggingface:
             ids, spans = self.tokenizer.spans(text)
             return self._keep(text, Tokens(text, tuple(ids), tuple(spans)))
-        if self.tokenizer.is_fast:
-            return self._fast(text)
-        return self._slow(text)
+        found = self._as_given(text)
+        return self._from_whole_word(text, found) if found.cut and found.cut_left else found
+
+    def _as_given(self, text: str) -> Tokens:
+        return self._fast(text) if self.tokenizer.is_fast else self._slow(text)
+
+    def _from_whole_word(self, text: str, cut: Tokens) -> Tokens:
+        """Return a text that was cut on the left from its first whole word on.
+
+        The cut may fall inside a word. The rest of that word stands for something else by itself ("##tive" would be
+        read as "tive" once the text begins there), so it goes too, and the tokens are those of the text that is left.
+        """
+        for word in find_words(text, WORD_PATTERN):
+            if word.start < len(cut.rest):
+                continue
+            before = word.start - 1 if word.start and text[word.start - 1].isspace() else word.start
+            parts = [(start, self._as_given(text[start:])) for start in dict.fromkeys((word.start, before))]
+            fitting = [(start, part) for start, part in parts if not part.cut]
+            if fitting:
+                # The space before it belongs to the first token of some tokenizers: the one that keeps the tokens.
+                same = [(start, part) for start, part in fitting if _ends_alike(part, cut)]
+                start, part = (same or fitting)[0]
+                return replace(part, cut=cut.cut + len(cut.ids) - len(part.ids), rest=text[:start], cut_left=True)
+        return cut
 
     def ids(self, texts: Sequence[str]) -> list[PlainIds]:
         """Return the ids of many texts, cut to the greatest length."""
@@ -89,7 +110,10 @@ class Tokenizing:
         types = full.get("token_type_ids", [None] * len(texts))
         out = []
         for text, ids, kinds in zip(texts, full["input_ids"], types, strict=True):
-            if self.max_length is not None and len(ids) > self.max_length:
+            if self.max_length is not None and len(ids) > self.max_length and self._cuts_left():
+                row = self.tokens(text)
+                out.append(PlainIds(row.ids, row.types, row.cut))
+            elif self.max_length is not None and len(ids) > self.max_length:
                 short = self._encode(text, truncation=True, max_length=self.max_length)
                 cut = len(ids) - len(short["input_ids"])
                 out.append(PlainIds(tuple(short["input_ids"]), _types(short), cut))
@@ -109,6 +133,14 @@ class Tokenizing:
             if found is not None:
                 return int(found)
         return None
+
+    def ending(self, special: int) -> int:
+        """Return how many tokens with this id the tokenizer adds at the end of every text."""
+        if not self.is_huggingface:
+            return 0
+        ids = list(self._encode("a")["input_ids"])
+        added = len(ids) - len(self._encode("a", add_special_tokens=False)["input_ids"])
+        return next((n for n, k in enumerate(reversed(ids)) if k != special or n == added), 0)
 
     def _encode(self, text: str | list[str], **options: Any) -> Any:
         # verbose=False: we count and report the length ourselves.
@@ -171,6 +203,15 @@ class Tokenizing:
 
     def _cuts_left(self) -> bool:
         return getattr(self.tokenizer, "truncation_side", "right") == "left"
+
+
+def _ends_alike(part: Tokens, cut: Tokens) -> bool:
+    """Return whether the text tokens of a part are the last ones of the cut text."""
+    ids, all_ids = (
+        [k for k, span in zip(t.ids, t.spans, strict=True) if span is not None and span[1] > span[0]]
+        for t in (part, cut)
+    )
+    return bool(ids) and all_ids[-len(ids) :] == ids
 
 
 def _types(encoded: Any) -> tuple[int, ...] | None:

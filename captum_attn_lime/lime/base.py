@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_attn_lime._captum import Target, expand_forward_args, format_forward_args, run_forward, select_target
+from captum_attn_lime.adapters import Adapter
+from captum_attn_lime.adapters.state import evaluating
 from captum_attn_lime.errors import ForwardError, InputError, TargetError
 
 Array = NDArray[np.float64]
@@ -81,6 +84,14 @@ def target_scalars(
             f"{tuple(output.shape)}; pass the class to explain."
         )
     return [TargetScalar(forward_func, _row_args(args, i, n), _row_target(target, i)) for i in range(n)]
+
+
+def settled(forward_func: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Return the block in which an adapter's model is in eval mode: LIME would fit the noise of dropout.
+
+    Any other function keeps the mode that its owner gave it.
+    """
+    return evaluating(forward_func.model) if isinstance(forward_func, Adapter) else nullcontext()
 
 
 def class_of(target: int | None, scores: Array) -> int:

@@ -59,6 +59,37 @@ def explanation_spans(explanation: Any, label: int | None = None) -> list[tuple[
     return sorted(out)
 
 
+def row_difference(explanation: Any, row: Sequence[float], names: Sequence[str]) -> str | None:
+    """Return what shows that a table explanation is of another row, in words; None where nothing does.
+
+    :meth:`LimeTabular.explain` leaves the row itself. The official explainer leaves what it would display: numbers
+    with two decimals, and "name=category" for categorical columns.
+
+    Args:
+        explanation: The ``Explanation`` of a row.
+        row: The row, one number per column.
+        names: The columns' names.
+    """
+    mapper = getattr(explanation, "domain_mapper", None)
+    shown, labels = getattr(mapper, "feature_values", None), getattr(mapper, "feature_names", None)
+    if shown is None or labels is None:
+        return "it is not lime's explanation of a row"
+    if getattr(mapper, "feature_indexes", None) is not None:  # a sparse row, of which zeros are left out
+        return None
+    if len(labels) != len(row):
+        return f"it has {len(labels)} columns, not {len(row)}"
+    exact = getattr(explanation, "explained_row", None)
+    for i, value in enumerate(row):
+        is_category = shown[i] == "True"
+        rest = _after_name(str(labels[i]), names[i], i, mark="=" if is_category else "")
+        if rest is None:
+            return f"its column {i} is {labels[i]!r}, not {names[i]!r}"
+        came = exact[i] if exact is not None else rest if is_category else shown[i]
+        if not _may_be(came, float(value), decimals=exact is None and not is_category):
+            return f"its {names[i]!r} is {came}, not {value:g}"
+    return None
+
+
 def word_weights(explanation: Any, words: Sequence[Word], label: int | None = None) -> Tensor:
     """Return the weight of each word of a text explanation, so that LIME stands beside methods that score words.
 
@@ -84,6 +115,28 @@ def word_weights(explanation: Any, words: Sequence[Word], label: int | None = No
         if shares:
             out[i] = sum(shares)
     return out
+
+
+def _after_name(label: str, name: str, i: int, *, mark: str) -> str | None:
+    """Return what a column's label says after its name and the mark; None where it is the label of another column.
+
+    Either side may have its columns numbered for lack of names.
+    """
+    for known in (name, str(i)):
+        if label.startswith(known + mark) and (mark or label == known):
+            return label[len(known + mark) :]
+    if name != str(i):
+        return None
+    return label.rpartition(mark)[2] if mark else ""
+
+
+def _may_be(came: Any, value: float, *, decimals: bool) -> bool:
+    """Return whether a number as lime shows it may be this value; what is no number (a category's name) may be."""
+    try:
+        number = float(came)
+    except ValueError:
+        return True
+    return abs(number - value) <= (0.005 if decimals else 0.0) + 1e-6 * abs(value)
 
 
 def _local_exp(explanation: Any) -> dict[Any, Any]:

@@ -16,7 +16,15 @@ from captum_attn_lime._progress import Tick, progress
 from captum_attn_lime.adapters import TabularAdapter
 from captum_attn_lime.adapters.columns import as_table, column_indices, table_names
 from captum_attn_lime.errors import InputError, TargetError
-from captum_attn_lime.lime.base import Array, TargetScalar, check_count, class_of, result_dtype, target_scalars
+from captum_attn_lime.lime.base import (
+    Array,
+    TargetScalar,
+    check_count,
+    class_of,
+    result_dtype,
+    settled,
+    target_scalars,
+)
 from captum_attn_lime.lime.explanations import explanation_weights
 
 Semantics = Literal["contrast", "gradient", "times_input"]
@@ -159,8 +167,9 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         weights = np.zeros_like(rows)
         scalars = target_scalars(self.forward_func, tensors, target, additional_forward_args)
         integer = [c for x, group in zip(tensors, groups, strict=True) if not x.is_floating_point() for c in group]
-        explainer = self._explainer("regression", self.seed, "none", integer)
-        with progress(len(rows) * n_samples, show_progress, "LimeTabular") as tick:
+        training = _rounded_like(self._training, tensors, groups)
+        explainer = self._explainer("regression", self.seed, "none", integer, training=training)
+        with settled(self.forward_func), progress(len(rows) * n_samples, show_progress, "LimeTabular") as tick:
             for i, scalar in enumerate(scalars):
                 explainer.random_state.seed(self.seed)  # The explainer's parts share this generator.
                 predict = _predictor(scalar, tensors, groups, perturbations_per_eval, tick)
@@ -214,7 +223,7 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         label = _label(adapter, table, target)
         selection = "none" if num_features is None else "auto"
         explainer = self._explainer(adapter.task, self.seed if seed is None else seed, selection)
-        return explainer.explain_instance(
+        explanation = explainer.explain_instance(
             table[0],
             partial(function, show_progress=show_progress),
             labels=(label,),
@@ -223,6 +232,8 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
             distance_metric=self.distance_metric,
             model_regressor=self.model_regressor,
         )
+        explanation.explained_row = table[0]  # lime keeps two decimals; compare has to know the row
+        return explanation
 
     def _weights(self, explainer: Any, row: Array, predict: Callable[[Array], Array], n_samples: int) -> Array:
         """Return the number of each column, by the declared semantics."""
@@ -247,11 +258,13 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         distance[explainer.categorical_features] = 1.0
         return np.asarray(out * distance)
 
-    def _explainer(self, mode: str, seed: int, selection: str, integer: Sequence[int] = ()) -> Any:
+    def _explainer(
+        self, mode: str, seed: int, selection: str, integer: Sequence[int] = (), *, training: Array | None = None
+    ) -> Any:
         from lime.lime_tabular import LimeTabularExplainer
 
         explainer = LimeTabularExplainer(
-            self._training,
+            self._training if training is None else training,
             mode=mode,
             training_labels=self.training_labels,
             feature_names=list(self.feature_names),
@@ -285,6 +298,20 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
             return groups
         ends = np.cumsum([x.shape[1] for x in tensors]).tolist()
         return tuple(tuple(range(e - x.shape[1], e)) for x, e in zip(tensors, ends, strict=True))
+
+
+def _rounded_like(training: Array, like: tuple[Tensor, ...], groups: Sequence[Sequence[int]]) -> Array:
+    """Return the training rows rounded as the inputs are.
+
+    5.8 is not 5.8 in float32: next to unrounded training data a value that lies on a quartile would fall into the
+    neighbouring bin.
+    """
+    out: Array = training.copy()
+    for x, group in zip(like, groups, strict=True):
+        if x.is_floating_point():
+            columns = torch.from_numpy(training[:, list(group)])
+            out[:, list(group)] = columns.to(x.dtype).to(torch.float64).numpy()
+    return out
 
 
 def _check_one_feature_per_column(feature_mask: TensorOrTuple | None) -> None:

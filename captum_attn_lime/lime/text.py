@@ -14,7 +14,7 @@ from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_out
 from captum_attn_lime._progress import progress
 from captum_attn_lime.errors import InputError, TextError
 from captum_attn_lime.features import spread
-from captum_attn_lime.lime.base import Array, check_count, class_of, result_dtype, target_scalars
+from captum_attn_lime.lime.base import Array, check_count, class_of, result_dtype, settled, target_scalars
 from captum_attn_lime.lime.explanations import explanation_weights
 from captum_attn_lime.lime.masked import IndexTexts, Removable
 
@@ -122,7 +122,7 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         problem = Removable.of(tensors, baselines, feature_mask)
         weights = torch.zeros(problem.active.shape, dtype=torch.float64)
         scalars = target_scalars(self.forward_func, tensors, target, additional_forward_args)
-        with progress(len(scalars) * n_samples, show_progress, "LimeText") as tick:
+        with settled(self.forward_func), progress(len(scalars) * n_samples, show_progress, "LimeText") as tick:
             for i, scalar in enumerate(scalars):
                 example = IndexTexts(problem.example(i), scalar, perturbations_per_eval, tick)
                 weights[i] = self._fit(example, n_samples)

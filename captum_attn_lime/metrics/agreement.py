@@ -151,8 +151,8 @@ def agreement(scores: DataFrame, *, k: int = 5, signed: bool = False) -> DataFra
 
     Returns:
         One row per pair of methods, indexed by ``(method_a, method_b)``, with columns ``kendall_tau``, ``spearman``
-        and ``top_k_jaccard``. ``attrs`` holds ``k``, ``signed`` and ``jaccard_by_chance``, the overlap that random
-        scores over as many features would have. Empty where there is only one method.
+        and ``top_k_jaccard``. ``attrs`` holds ``k``, ``signed`` and ``jaccard_by_chance``: for each pair of methods
+        the overlap of random scores over the features that both have a value for. Empty where there is only one method.
 
     Raises:
         InputError: ``scores`` is not a table of numbers with a name per column, or ``k`` is not a positive int.
@@ -180,7 +180,8 @@ def agreement(scores: DataFrame, *, k: int = 5, signed: bool = False) -> DataFra
         for x, y in ((columns[a], columns[b]) for a, b in pairs)
     ]
     table: DataFrame = pd.DataFrame(values, index=index, columns=list(MEASURES), dtype=float)
-    table.attrs.update(k=k, signed=signed, jaccard_by_chance=jaccard_by_chance(len(scores), k))
+    chance = {(a, b): jaccard_by_chance(len(_pair(columns[a], columns[b])[0]), k) for a, b in pairs}
+    table.attrs.update(k=k, signed=signed, jaccard_by_chance=chance)
     return table
 
 

@@ -57,7 +57,7 @@ def test_training_flags_come_back_module_by_module():
     assert [m.training for m in model.modules()] == before
 
 
-def test_a_padding_id_is_lent_only_where_there_is_none():
+def test_a_padding_id_is_lent_and_the_models_own_comes_back():
     class Config:
         pad_token_id = None
 
@@ -68,4 +68,7 @@ def test_a_padding_id_is_lent_only_where_there_is_none():
     assert model.config.pad_token_id is None
     model.config.pad_token_id = 3
     with padding_id(model, 7):
-        assert model.config.pad_token_id == 3
+        assert model.config.pad_token_id == 7
+    assert model.config.pad_token_id == 3
+    with padding_id(nn.Linear(1, 1), 7):  # no configuration, nothing to lend to
+        pass

@@ -51,6 +51,32 @@ def test_columns_are_split_in_the_models_kinds_and_come_back():
     assert a.column_groups(4) == ((0, 2), (1, 3))
 
 
+@pytest.mark.parametrize(
+    ("name", "default", "two"),
+    [
+        ("x_cat", None, True),
+        ("cats", None, True),
+        ("categorical_inputs", None, True),
+        ("multiplicative", None, False),
+        ("concat", None, False),
+        ("location", None, False),
+        ("indicator", None, False),
+        ("return_categories", None, False),
+        ("categorical", False, False),
+    ],
+)
+def test_an_optional_second_parameter_is_for_categories_only_if_its_name_says_so(name, default, two):
+    seen = []
+
+    scope = {"seen": seen, "default": default}
+    exec(f"def forward(self, x, {name}=default):\n    seen.append({name})\n    return x[:, :2]", scope)
+    model = type("Model", (nn.Module,), {"forward": scope["forward"]})()
+    a = TabularAdapter(model, categorical_features=[2])
+    a.predict_proba([[1.0, 2.0, 0]])
+    assert isinstance(seen[0], torch.Tensor) == two
+    assert seen[0] is default or two
+
+
 @given(st.sets(st.integers(0, 4)), st.lists(st.lists(st.integers(0, 9), min_size=5, max_size=5), min_size=1))
 def test_rows_survive_the_way_to_tensors_and_back(categorical, rows):
     class Any(nn.Module):

@@ -276,3 +276,31 @@ def test_a_text_of_just_the_greatest_length_is_not_cut():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(adapter.encode("a fine film").tokens[0]) == 5
+
+
+@pytest.mark.parametrize("kind", ["word pieces", "byte pairs"])
+def test_a_text_cut_on_the_left_begins_with_a_whole_word_and_stands_for_itself(kind):
+    pieces = kind == "word pieces"
+    tokenizer = models.word_piece_tokenizer() if pieces else models.byte_bpe_tokenizer()
+    tokenizer.truncation_side = "left"
+    model = models.bert() if pieces else models.gpt2()
+    text = "unbelievably dull, a fine film with unbelievable acting and it isn't bad"
+    inside = 0
+    for length in range(6, 14):
+        adapter = TextAdapter(model, tokenizer, max_length=length)
+        with pytest.warns(TruncationWarning):
+            x = adapter.encode(text)
+        naive = tokenizer.encode(text, truncation=True, max_length=length)
+        inside += x.inputs[0].tolist() != naive
+        assert x.inputs.shape[1] <= length
+        assert text.endswith(x.texts[0])
+        assert x.texts[0].split()[0] in (*text.split(), ",")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # the text that is left is not cut again
+            again = adapter.encode(x.texts[0])
+        assert again.inputs.tolist() == x.inputs.tolist()
+        assert [(w.text, w.start, w.end) for w in again.words[0]] == [(w.text, w.start, w.end) for w in x.words[0]]
+        with pytest.warns(TruncationWarning):
+            whole = adapter.predict_proba(text)
+        np.testing.assert_allclose(whole, adapter.predict_proba(x.texts[0]), atol=1e-6)
+    assert inside  # some lengths cut inside a word

@@ -275,6 +275,36 @@ def test_rows_that_cannot_be_explained():
         LimeTabular("model")
 
 
+@pytest.mark.parametrize("semantics", ["contrast", "gradient"])
+def test_values_on_a_quartile_stay_in_their_bin_in_float32(semantics):
+    from sklearn.datasets import load_iris
+
+    torch.manual_seed(0)
+    rows = load_iris().data
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    a = TabularAdapter(model, training_data=rows, task="regression")
+    quartiles = np.percentile(rows, [25, 50, 75], axis=0)
+    on = [row for row in rows if (row == quartiles).any()][:12]
+    assert any(np.float32(row[0]) > row[0] for row in on)  # rounding would carry some over the edge
+    method = LimeTabular(a, semantics=semantics)
+    for row in on:
+        weights = explanation_weights(method.explain(row, num_samples=300))
+        scale = rows.std(axis=0) if semantics == "gradient" else np.ones(4)
+        expected = np.array([weights[i] for i in range(4)]) / scale
+        found = method.attribute(a.encode(row).inputs, target=0, n_samples=300)[0]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_dropout_of_an_adapter_is_off_and_comes_back():
+    rows = np.random.RandomState(0).normal(size=(50, 3))
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 2)).train()
+    a = TabularAdapter(model, training_data=rows)
+    method = LimeTabular(a)
+    one, two = (method.attribute(a.encode(rows[0]).inputs, target=0, n_samples=60) for _ in range(2))
+    assert torch.equal(one, two)
+    assert all(m.training for m in model.modules())
+
+
 def test_progress_is_shown(capsys):
     a = adapter()
     method = lime(a)

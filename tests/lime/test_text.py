@@ -140,6 +140,17 @@ def test_linear_models_are_recovered_whatever_the_baseline_and_the_batch(weights
     torch.testing.assert_close(out, w * (x - base), atol=1e-3, rtol=1e-3)
 
 
+def test_dropout_of_an_adapter_is_off_and_comes_back():
+    tokenizer = WordTokenizer.fit(models.CORPUS)
+    model = models.MaskedMean(len(tokenizer)).train()
+    adapter = TextAdapter(model, tokenizer)
+    x = adapter.encode("a fine film")
+    lime = LimeText(adapter)
+    one, two = (lime.attribute(**x.arguments(lime), target=0, n_samples=60) for _ in range(2))
+    assert torch.equal(one, two)
+    assert all(m.training for m in model.modules())
+
+
 def test_equal_calls_give_equal_results_and_seeds_matter():
     adapter = bert_adapter()
     x = adapter.encode("it isn't bad, it is good")

@@ -150,7 +150,10 @@ def test_agreement_has_one_row_per_pair():
     assert list(out.columns) == ["kendall_tau", "spearman", "top_k_jaccard"]
     assert out.attrs["k"] == 2
     assert out.attrs["signed"] is False
-    assert out.attrs["jaccard_by_chance"] == pytest.approx(jaccard_by_chance(4, 2))
+    # "c" has no value for one of the four features.
+    of_three = jaccard_by_chance(3, 2)
+    expected = {("a", "b"): jaccard_by_chance(4, 2), ("a", "c"): of_three, ("b", "c"): of_three}
+    assert out.attrs["jaccard_by_chance"] == pytest.approx(expected)
 
 
 def test_agreement_compares_magnitudes_unless_signed():
