@@ -106,9 +106,9 @@ def class_of(target: int | None, scores: Array) -> int:
     """
     if target is None:
         return int(scores.argmax())
-    if not isinstance(target, int) or not 0 <= target < len(scores):
+    if not isinstance(target, (int, np.integer)) or not 0 <= target < len(scores):
         raise TargetError(f"target {target!r} is not one of the model's {len(scores)} classes; pass an int.")
-    return target
+    return int(target)
 
 
 def check_count(name: str, value: int, least: int) -> None:
