@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_attn_lime import AttentionAttribution, capture
+from captum_attn_lime import AttentionAttribution, TextAdapter, capture
 from captum_attn_lime.attention import ScoreMap
 from captum_attn_lime.errors import AttentionKindError, ReadoutError, TokenMapError, UnreadableAttentionError
 from captum_attn_lime.readout import ReadoutFinder
@@ -325,6 +325,30 @@ def test_the_tensor_that_carries_the_tokens_is_found_not_guessed():
     on_mask, on_ids = AttentionAttribution(forward).attribute((torch.ones(1, 4, dtype=torch.long), ids))
     assert not on_mask.any()
     assert torch.allclose(on_ids.sum(), torch.tensor(1.0))
+
+
+def test_an_adapter_that_writes_over_padding():
+    """GPT-2 without a padding token, the first text of the batch shorter than the second."""
+    from tests.adapters.models import byte_bpe_tokenizer, gpt2
+
+    adapter = TextAdapter(gpt2(), byte_bpe_tokenizer())
+    x = adapter.encode(["a fine film", "a fine film with a fine cast"])
+    together = AttentionAttribution(adapter).attribute(x.inputs, additional_forward_args=x.forward_args)
+    for i, text in enumerate(x.texts):
+        one = adapter.encode(text)
+        alone = AttentionAttribution(adapter).attribute(one.inputs, additional_forward_args=one.forward_args)[0]
+        assert torch.allclose(together[i, : len(alone)], alone, atol=1e-6)
+        assert not together[i, len(alone) :].any()
+
+
+def test_lengths_that_fit_another_tensor():
+    """One to one for ids once does not make every tensor of as many positions the ids."""
+    embed, body, head = nn.Embedding(90, 16), encoder(), nn.Linear(16, 2)
+    attribution = AttentionAttribution(lambda other, ids: head(body(embed(ids))[:, 0]) + other[:, :1])
+    for n, m in ((4, 4), (5, 4), (4, 5)):
+        on_other, on_ids = attribution.attribute((torch.ones(1, n, dtype=torch.long), torch.randint(70, 90, (1, m))))
+        assert not on_other.any()
+        assert torch.allclose(on_ids.sum(), torch.tensor(1.0))
 
 
 def test_tokens_in_another_order_than_the_input():

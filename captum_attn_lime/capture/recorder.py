@@ -142,7 +142,9 @@ class Recorder:
         # Written in place, an earlier state is no longer what it was.
         self.token_states = [state for state in self.token_states if state is not output]
         factors = [a for a in args if isinstance(a, Tensor)]
-        is_norm = func in MULTIPLIES and any(isinstance(a, nn.Parameter) for a in factors)
+        is_norm = func in MULTIPLIES and any(
+            isinstance(a, nn.Parameter) and a.shape[-1:] == output.shape[2:] for a in factors
+        )
         inherited = any(a in self._weighted for a in factors) and not is_norm
         if inherited or (func in SCALINGS and any(_one_per_token(a, output) for a in factors)):
             self._weighted[output] = True
@@ -152,9 +154,9 @@ class Recorder:
 
 def _one_per_token(factor: Tensor, output: Tensor) -> bool:
     """Return whether a factor has one value per token, broadcast over the features or repeated for each."""
-    if factor.dim() != 3 or factor.shape[:2].numel() == 1:
+    if factor.dim() < 2 or factor.dim() > 3 or factor.shape[-2] != output.shape[1] or factor.shape[-2] == 1:
         return False
-    return factor.shape[2] == 1 or bool((factor == factor[..., :1]).all())
+    return factor.shape[-1] == 1 or bool((factor == factor[..., :1]).all())
 
 
 def kind_of(same_source: bool | None, *, pooled: bool = False) -> AttentionKind:
