@@ -19,7 +19,6 @@ from captum_attn_lime.errors import ForwardError, InputError, TargetError
 
 __all__ = [
     "as_tuple",
-    "call_forward",
     "expand_forward_args",
     "format_forward_args",
     "format_output",
@@ -63,11 +62,6 @@ def expand_forward_args(args: Any, n: int) -> Any:
 def run_forward(forward_func: Any, inputs: Any, additional_forward_args: Any = None) -> Tensor:
     """Return the forward function's output tensor, or say what came instead of one."""
     return check_output(_run_forward(forward_func, inputs, None, additional_forward_args))
-
-
-def call_forward(forward_func: Any, inputs: Any, target: Any, additional_forward_args: Any = None) -> Tensor:
-    """Return the forward function's output at the target."""
-    return select_target(run_forward(forward_func, inputs, additional_forward_args), target)
 
 
 def check_output(output: Any) -> Tensor:

@@ -57,7 +57,3 @@ class TokenMapError(ExplanationError, ValueError):
 
 class TruncationWarning(UserWarning):
     """A text was longer than the model takes; the rest was not seen and is not explained."""
-
-
-class CoverageWarning(UserWarning):
-    """Part of the input has no feature in the explanation."""

@@ -66,20 +66,25 @@ def _classifier(model: nn.Module) -> Callable[..., Tensor]:
     return lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits
 
 
+def _from_linear_layers(names: list[str], allowed: np.ndarray) -> tuple[Callable[[dict], list[np.ndarray]], list[str]]:
+    """The oracle, and what it hooks, of layers whose `query` and `key` are linear layers of their own."""
+
+    def oracle(seen: dict) -> list[np.ndarray]:
+        return [
+            softmax_rows(*(split_heads(_out(seen, f"{n}.{p}"), HEADS) for p in ("query", "key")), allowed)
+            for n in names
+        ]
+
+    return oracle, [f"{n}.{p}" for n in names for p in ("query", "key")]
+
+
 def bert() -> Family:
     from transformers import BertConfig, BertForSequenceClassification
 
     model = BertForSequenceClassification(BertConfig(**SIZES, num_labels=3)).eval()
     names = [f"bert.encoder.layer.{i}.attention.self" for i in range(LAYERS)]
 
-    def oracle(seen):
-        allowed = _allowed(MASK, 7, causal=False)
-        return [
-            softmax_rows(*(split_heads(_out(seen, f"{n}.{p}"), HEADS) for p in ("query", "key")), allowed)
-            for n in names
-        ]
-
-    hooked = [f"{n}.{p}" for n in names for p in ("query", "key")]
+    oracle, hooked = _from_linear_layers(names, _allowed(MASK, 7, causal=False))
     return Family("bert", model, _classifier(model), IDS, (MASK,), [0, 0], oracle, hooked)
 
 
@@ -225,14 +230,7 @@ def hand_written() -> Family:
     model = HandWritten().eval()
     names = [f"layers.{i}" for i in range(LAYERS)]
 
-    def oracle(seen):
-        allowed = _allowed(MASK, 7, causal=False)
-        return [
-            softmax_rows(*(split_heads(_out(seen, f"{n}.{p}"), HEADS) for p in ("query", "key")), allowed)
-            for n in names
-        ]
-
-    hooked = [f"{n}.{p}" for n in names for p in ("query", "key")]
+    oracle, hooked = _from_linear_layers(names, _allowed(MASK, 7, causal=False))
     return Family("hand_written", model, model, IDS, (MASK,), [0, 0], oracle, hooked)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captum_attn_lime.attention import AttentionMap
@@ -55,8 +55,10 @@ def record(
 ) -> Iterator[Recorder]:
     """Return, inside a ``with`` block, the `Recorder` that watches the model; what :func:`capture` is made of."""
     recorder = Recorder(leaf_at=leaf_at, value_at=value_at, batch=batch)
+    modules = find_modules(model)
+    _refuse_compiled(modules)
     try:
-        with recorder.stack.watching(find_modules(model)), _Watch(recorder):
+        with recorder.stack.watching(modules), _Watch(recorder):
             yield recorder
     except Exception as error:
         if not type(error).__module__.startswith("torch._dynamo"):
@@ -65,6 +67,17 @@ def record(
             "the model runs compiled code (flex_attention, or torch.compile), into which a capture cannot look. "
             "Switch it to sdpa or eager attention, or capture the model before compiling."
         ) from error
+
+
+def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
+    """Raise for modules that torch.compile has wrapped: it would compile the watching too, and not always rightly."""
+    for root in modules.values():
+        for path, module in root.named_modules():
+            if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+                raise UnreadableAttentionError(
+                    f"the module {path!r} is compiled, and a capture cannot look into compiled code. Pass the model "
+                    "that torch.compile was given (compiled._orig_mod), or one on which .compile() was not called."
+                )
 
 
 def check_complete(recorder: Recorder, model: Any) -> None:

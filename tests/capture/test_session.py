@@ -117,3 +117,15 @@ def test_compiled_attention_is_refused_by_name():
     with pytest.raises(UnreadableAttentionError, match="sdpa or eager"), capture(model := Flex()):
         model(torch.randn(1, 2, 16, 16))
     assert not model._forward_hooks
+
+
+@pytest.mark.parametrize("how", ["function", "method"])
+def test_compiled_modules_are_refused_by_name(how):
+    model = EncoderClassifier().eval()
+    if how == "method":
+        model.encoder.compile(backend="eager")
+        compiled = model
+    else:
+        compiled = torch.compile(model, backend="eager")
+    with pytest.raises(UnreadableAttentionError, match="is compiled"), capture(compiled):
+        compiled(torch.tensor([[2, 5, 3]]))
