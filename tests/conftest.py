@@ -1,6 +1,8 @@
 """What every test starts from: one torch thread, no display, a fixed seed."""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -11,6 +13,33 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+
+
+def _make_torchvision_importable() -> None:
+    """Declare two operators where torchvision's compiled part does not fit the torch that is installed.
+
+    There is no CPU build of torchvision for every torch, and without these two its Python part, timm and some of
+    transformers cannot be imported. `make test` keeps torchvision in a folder of its own, so that nothing but the tests
+    sees it.
+    """
+    apart = Path(sys.prefix) / "torchvision"
+    if apart.is_dir():
+        sys.path.append(str(apart))
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        sys.torchvision_operators = library  # it undeclares them when it is collected
+        import torchvision  # noqa: F401
+
+
+_make_torchvision_importable()
 settings.register_profile("steady", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("steady")
 
