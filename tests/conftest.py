@@ -15,6 +15,9 @@ from hypothesis import settings
 torch.set_num_threads(1)
 
 
+_KEPT: list[object] = []
+
+
 def _make_torchvision_importable() -> None:
     """Declare two operators where torchvision's compiled part does not fit the torch that is installed.
 
@@ -35,7 +38,7 @@ def _make_torchvision_importable() -> None:
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        sys.torchvision_operators = library  # it undeclares them when it is collected
+        _KEPT.append(library)  # it undeclares them when it is collected
         import torchvision  # noqa: F401
 
 
