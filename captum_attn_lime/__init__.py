@@ -4,7 +4,7 @@ from captum_attn_lime import features, plot
 from captum_attn_lime.adapters import TabularAdapter, TextAdapter, WordTokenizer
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attribution import AttentionAttribution
-from captum_attn_lime.capture import capture
+from captum_attn_lime.capture import capture, register_attention
 from captum_attn_lime.compare import Comparison, compare
 from captum_attn_lime.lime import LimeTabular, LimeText
 
@@ -23,4 +23,5 @@ __all__ = [
     "compare",
     "features",
     "plot",
+    "register_attention",
 ]

@@ -13,22 +13,20 @@ from captum_attn_lime._captum import (
     Target,
     TensorOrTuple,
     as_tuple,
-    expand_forward_args,
     format_forward_args,
     format_output,
     log_usage,
-    run_forward,
     select_target,
 )
 from captum_attn_lime.attention import AttentionMap, HeadFusion
 from captum_attn_lime.attention.fusion import check_head_fusion, select_heads
-from captum_attn_lime.capture import Recorder, record
 from captum_attn_lime.errors import InputError, SelectionError
 from captum_attn_lime.features import pool, spread
 from captum_attn_lime.methods import MethodFunction, get_method
 from captum_attn_lime.methods.checks import require_one_stack
+from captum_attn_lime.probing import ValueProbe, mixed_layers
 from captum_attn_lime.query import Query, query_weights
-from captum_attn_lime.readout import ForwardPass, ReadoutFinder, with_one_more
+from captum_attn_lime.readout import ForwardPass, ReadoutFinder, positions_of
 from captum_attn_lime.tokens import TokenMap, carrier_of, check_token_map, find_token_map, place, plain_token_map
 
 Layers = int | str | slice | Sequence[int | str] | None
@@ -45,8 +43,9 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
     Args:
         forward_func: The model, or any function of tensors that runs one and returns a tensor (B, ...).
         method: ``"raw"``, ``"rollout"``, or a function ``(maps, query, *, heads, head_fusion, residual) -> (B, N)``.
-        layers: Which layers of the self-attention stack: an index (negative ones from the end), a module path, a slice,
-            or a sequence of these. By default the last layer for raw attention and all layers for rollout.
+        layers: Which layers: an index into the self-attention stack (negative ones from the end), a slice of it, the
+            module path of any attention call (cross-attention too, for raw attention), or a sequence of these. By
+            default the last layer for raw attention and all layers for rollout.
         heads: Which heads, in every layer; all by default.
         head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
         residual: Share of the residual connection in products of layers, 0 to 1.
@@ -88,6 +87,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         # With each map the function it belongs to, held so that another one cannot come to have its id.
         self._token_maps: dict[Any, tuple[Any, TokenMap]] = {}
         self._carriers: dict[Any, tuple[Any, int | None]] = {}
+        self._mixed: dict[Any, tuple[Any, frozenset[int]]] = {}
 
     @property
     def uses_target(self) -> bool:
@@ -115,7 +115,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             feature_mask: Feature ids from 0, one tensor per input. Each cell then carries its whole feature's score,
                 the sum over the feature's share of tokens.
             query: The output tokens to explain: ``"auto"`` (those that the prediction reads), an index or one index
-                per example, a slice, weights (B, N), or ``"first"``, ``"last"``, ``"mean"`` over real tokens.
+                per example, a slice, weights (B, N), or ``"first"``, ``"last"``, ``"mean"`` over real tokens. Where the
+                output has one row per token, ``"auto"`` is the position that the target (position, class) names.
             token_map: For each input tensor the token index of each cell (-1 for none), where it cannot be found.
 
         Returns:
@@ -134,15 +135,18 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         tensors = _checked(inputs)
         forward_args = format_forward_args(additional_forward_args)
         auto = isinstance(query, str) and query == "auto"
-        done = self._finder.run(self.forward_func, tensors, forward_args, find=auto)
+        positions = positions_of(target, len(tensors[0])) if auto else None
+        done = self._finder.run(self.forward_func, tensors, forward_args, find=auto, positions=positions)
         select_target(done.output, target)
         maps = self._select_layers(done)
+        index = self._token_map(token_map, tensors, forward_args, done, maps[-1])
+        if not self._method.last_layer_only:
+            self._look_for_mixing(maps, tensors, forward_args)
         if maps[-1] is done.top:
             weights: Tensor | None = torch.ones(maps[-1].shape[0], 1)
         else:
             weights = self._readout(done) if auto else query_weights(query, done.maps[-1])
         scores = self._scores(maps, weights, done, own_query=not auto)
-        index = self._token_map(token_map, tensors, forward_args, done, maps[-1])
         cells = place(scores, index, tensors)
         if feature_mask is not None:
             cells = _by_feature(cells, index, feature_mask)
@@ -161,8 +165,13 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         self, maps: list[AttentionMap], weights: Tensor | None, done: ForwardPass, *, own_query: bool
     ) -> Tensor:
         n_queries, last = maps[-1].shape[2], done.maps[-1]
-        is_below = maps[-1] is done.top or maps[-1].index == last.index or maps[-1].index in last.follows
-        if not own_query and not is_below:
+        of_same_tokens = (
+            maps[-1] is done.top
+            or maps[-1].index == last.index
+            or maps[-1].index in last.follows
+            or last.index in maps[-1].follows
+        )
+        if not own_query and not of_same_tokens:
             raise SelectionError(
                 f"layer {maps[-1].name!r} is over other tokens than {last.name!r}, whose tokens the prediction reads; "
                 "pass query= for the layers you chose."
@@ -194,12 +203,23 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             chosen = maps[layers]
         else:
             wanted = [layers] if isinstance(layers, (int, str)) else list(layers)
-            chosen = [_one_layer(maps, layer) for layer in wanted]
+            chosen = [_one_layer(maps, layer, done.recorder.maps) for layer in wanted]
         if not chosen:
             raise SelectionError(f"layers={layers!r} selects none of the {len(maps)} attention layers.")
         chosen.sort(key=lambda m: m.index or 0)
         require_one_stack(chosen)
         return chosen
+
+    def _look_for_mixing(
+        self, maps: list[AttentionMap], inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...]
+    ) -> None:
+        """Mark the layers over tokens that something else than attention has mixed."""
+        calls = frozenset(m.index for m in maps if m.index is not None)
+        key = (id(self.forward_func), calls, tuple((x.dim(), x.dtype) for x in inputs))
+        if key not in self._mixed:
+            self._mixed[key] = (self.forward_func, mixed_layers(self.forward_func, inputs, forward_args, calls))
+        for attention in maps:
+            attention.mixed = attention.index in self._mixed[key][1]
 
     def _token_map(
         self,
@@ -212,15 +232,17 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         n_tokens = layer.shape[3]
         if given is not None:
             return check_token_map(given, inputs, n_tokens)
-        # The values of the stack's first layer show what each token was made of.
-        first = min((m.index for m in done.maps if m.index in layer.follows), default=layer.index)
+        # The values of the first layer over the same tokens show what each token was made of. The tokens that are read
+        # by cross-attention are those of another stack.
+        before = layer.reads if layer.kind == "cross" else layer.follows
+        first = min((m.index for m in done.maps if m.index in before), default=layer.index)
         kind = (id(self.forward_func), first, tuple((x.dim(), x.dtype) for x in inputs))
         key = (kind, tuple(x.shape[1:] for x in inputs), n_tokens)
         if key not in self._token_maps:
             carrier = self._carriers.get(kind, (None, None))[1]
             plain = None if carrier is None else plain_token_map(inputs, n_tokens, carrier)
             if plain is None:
-                probe = _Probe(self.forward_func, forward_args, len(inputs[0]), first or 0)
+                probe = ValueProbe(self.forward_func, forward_args, len(inputs[0]), first or 0)
                 convolutions = done.recorder.convolutions
                 found = find_token_map(inputs, n_tokens, convolutions, probe, is_first_call=not first)
                 # Ids and embeddings that map one to one do so for every length.
@@ -229,29 +251,6 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
                 found = plain
             self._token_maps[key] = (self.forward_func, found)
         return self._token_maps[key][1]
-
-
-class _Probe:
-    """Runs the model on altered copies of an example and returns the values of one attention call."""
-
-    def __init__(self, forward_func: Callable[..., Any], forward_args: tuple[Any, ...], batch: int, call: int) -> None:
-        self._forward_func = forward_func
-        self._args = tuple(x[:1] if isinstance(x, Tensor) and x.dim() and len(x) == batch else x for x in forward_args)
-        self._call = call
-
-    def __call__(self, altered: tuple[Tensor, ...]) -> Tensor | None:
-        rows = len(altered[0])
-        recorder = self._run(altered)
-        if recorder.is_ambiguous:
-            recorder = self._run(tuple(with_one_more(x, rows) for x in altered))
-        return None if recorder.value is None else recorder.value[:rows]
-
-    def _run(self, altered: tuple[Tensor, ...]) -> Recorder:
-        rows = len(altered[0])
-        args = expand_forward_args(self._args, rows) if self._args else None
-        with torch.no_grad(), record(self._forward_func, value_at=self._call, batch=rows) as recorder:
-            run_forward(self._forward_func, altered, args)
-        return recorder
 
 
 def _checked(inputs: TensorOrTuple) -> tuple[Tensor, ...]:
@@ -266,12 +265,13 @@ def _checked(inputs: TensorOrTuple) -> tuple[Tensor, ...]:
     return tensors
 
 
-def _one_layer(maps: list[AttentionMap], layer: int | str) -> AttentionMap:
+def _one_layer(maps: list[AttentionMap], layer: int | str, seen: list[AttentionMap]) -> AttentionMap:
+    """Return a layer by its index in the stack, or any attention call by its module's path."""
     if isinstance(layer, str):
-        named = [m for m in maps if m.name == layer]
+        named = [m for m in maps if m.name == layer] or [m for m in seen if m.name == layer]
         if len(named) == 1:
             return named[0]
-        names = ", ".join(dict.fromkeys(m.name for m in maps))
+        names = ", ".join(dict.fromkeys(m.name for m in seen))
         problem = "is not one of the attention layers" if not named else f"made {len(named)} attention calls"
         raise SelectionError(f"layer {layer!r} {problem}; they are {names}. Indices 0 to {len(maps) - 1} work too.")
     if isinstance(layer, bool) or not isinstance(layer, int) or not -len(maps) <= layer < len(maps):

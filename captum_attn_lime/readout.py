@@ -61,7 +61,13 @@ class ReadoutFinder:
         self._last_call: dict[Any, int] = {}
 
     def run(
-        self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], forward_args: Any, *, find: bool
+        self,
+        forward_func: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        forward_args: Any,
+        *,
+        find: bool,
+        positions: list[int] | None = None,
     ) -> ForwardPass:
         """Run the model once; where the last call is not known yet, or has changed, once more.
 
@@ -70,6 +76,7 @@ class ReadoutFinder:
             inputs: Its input tensors.
             forward_args: Further positional arguments.
             find: Whether the readout is wanted.
+            positions: For outputs with one row per token (B, N, ...): the row of each example to explain.
 
         Raises:
             NoAttentionError: The model showed no attention.
@@ -79,16 +86,22 @@ class ReadoutFinder:
         with torch.inference_mode(False):
             inputs = tuple(_ordinary(x) for x in inputs)
             forward_args = tuple(_ordinary(x) for x in forward_args)
-            done = self._run(forward_func, inputs, forward_args, find=find)
+            done = self._run(forward_func, inputs, forward_args, find, positions)
             if not done.recorder.is_ambiguous:
                 return done
             # As many heads as examples: with one example more their dimensions cannot be mistaken for each other.
             batch = len(inputs[0])
             more = [tuple(with_one_more(x, batch) for x in group) for group in (inputs, forward_args)]
-            return self._run(forward_func, more[0], more[1], find=find).first(batch)
+            positions = None if positions is None else [*positions, positions[0]]
+            return self._run(forward_func, more[0], more[1], find, positions).first(batch)
 
     def _run(
-        self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], forward_args: Any, *, find: bool
+        self,
+        forward_func: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        forward_args: Any,
+        find: bool,
+        positions: list[int] | None,
     ) -> ForwardPass:
         if not find:
             return _captured(forward_func, inputs, forward_args)
@@ -97,7 +110,7 @@ class ReadoutFinder:
         if leaf_at is None:
             leaf_at = _last(_captured(forward_func, inputs, forward_args).recorder.maps)
         for _ in range(2):
-            done = _captured(forward_func, inputs, forward_args, leaf_at)
+            done = _captured(forward_func, inputs, forward_args, leaf_at, positions)
             expected = _last(done.recorder.maps)
             self._last_call[key] = expected
             if expected == leaf_at:
@@ -111,6 +124,7 @@ def _captured(
     inputs: tuple[Tensor, ...],
     forward_args: Any,
     leaf_at: int | None = None,
+    positions: list[int] | None = None,
 ) -> ForwardPass:
     with torch.no_grad(), record(forward_func, leaf_at=leaf_at, batch=len(inputs[0])) as recorder:
         output = run_forward(forward_func, inputs, forward_args or None)
@@ -124,7 +138,7 @@ def _captured(
             )
     readout, top = None, None
     if leaf_at is not None and _last(recorder.maps) == leaf_at:
-        readout, top = _read(output, recorder)
+        readout, top = _read(output, recorder, positions)
     return ForwardPass(output.detach(), recorder, maps, readout, top)
 
 
@@ -142,14 +156,30 @@ def _last(maps: list[AttentionMap]) -> int:
     return maps.index(main_stack(maps)[-1])
 
 
-def _read(output: Tensor, recorder: Recorder) -> tuple[Tensor, AttentionMap | None]:
+def positions_of(target: Any, batch: int) -> list[int] | None:
+    """Return the position that each example's target names first, as (position, class) does; None if none does.
+
+    Example:
+        >>> positions_of((3, 1), 2), positions_of([(3, 1), (0, 1)], 2), positions_of(1, 2)
+        ([3, 3], [3, 0], None)
+    """
+    targets = list(target) if isinstance(target, list) else [target] * batch
+    named = len(targets) == batch and all(isinstance(t, tuple) and t and isinstance(t[0], int) for t in targets)
+    return [int(t[0]) for t in targets] if named else None
+
+
+def _read(output: Tensor, recorder: Recorder, positions: list[int] | None) -> tuple[Tensor, AttentionMap | None]:
     """Return the weights with which the output reads the last call's rows, (B, Q), and a last layer of one query."""
     name = recorder.maps[_last(recorder.maps)].name
     n = recorder.maps[_last(recorder.maps)].shape[2]
     if output.dim() > 2 and output.shape[1] == n:
-        raise ReadoutError(
-            f"the output of shape {tuple(output.shape)} has one row per token, and each token reads itself. {_ASK}"
-        )
+        if positions is None:
+            raise ReadoutError(
+                f"the output of shape {tuple(output.shape)} has one row per token. Pass target=(position, class), or "
+                f"one such pair per example. {_ASK}"
+            )
+        if all(-n <= k < n for k in positions):  # else the target is refused, with its own words
+            output = output[torch.arange(len(output), device=output.device), positions]
     norms, states, pools = _gradients(output, recorder)
     top = recorder.pool[0] if recorder.pool is not None and pools else None
     if top is not None:
@@ -198,9 +228,11 @@ def _pooling(example: int, read: Tensor, gradients: list[Tensor]) -> Tensor:
             break
         found = lengths
     if found is None:
+        which = read.nonzero().flatten().tolist()
+        listed = ", ".join(str(token) for token in which[:6]) + (", ..." if len(which) > 6 else "")
         raise ReadoutError(
-            f"the output of example {example} reads {int(read.sum())} tokens, and how it weighs them was not seen "
-            f"(it is not one weighted sum of the last layer's tokens). {_ASK}"
+            f"the output of example {example} reads {len(which)} tokens ({listed}), and how it weighs them was not "
+            f"seen (it is not one weighted sum of the last layer's tokens). {_ASK}"
         )
     if float(found.max() / found.min()) > EQUAL:
         weights[read] = found.to(weights)

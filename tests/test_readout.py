@@ -41,7 +41,8 @@ class Encoder(nn.Module):
             pooled = torch.sum(x * (weight * FIXED[None, :, None]).expand(x.shape).clone(), 1)
         elif self.pooling == "exponentials":
             e = torch.exp(x[..., :1]) * weight
-            pooled = (x * (e / e.sum(1, keepdim=True))).sum(1)
+            self.pooled_by = (e / e.sum(1, keepdim=True))[..., 0]
+            pooled = (x * self.pooled_by[..., None]).sum(1)
         elif self.pooling == "max":
             pooled = x.amax(1)
         elif self.pooling == "token_logits":
@@ -179,7 +180,6 @@ def test_probabilities_as_output(last, scale):
 @pytest.mark.parametrize(
     ("pooling", "message"),
     [
-        ("exponentials", "how it weighs them was not seen"),
         ("max", "how it weighs them was not seen"),
         ("detached", "no gradient"),
         ("tokens", "one row per token"),
@@ -192,6 +192,12 @@ def test_asks_for_a_query_where_it_cannot_know(pooling, message):
     assert "query=" in str(error.value)
     scores = AttentionAttribution(model).attribute(IDS, additional_forward_args=(MASK,), query="mean")
     assert torch.allclose(scores.sum(1), torch.ones(2))
+
+
+def test_a_pooling_by_exponentials_is_the_readout():
+    model = Encoder("exponentials").eval()
+    found = _readout(model)
+    assert torch.allclose(found, model.pooled_by.detach(), atol=1e-6)
 
 
 def test_a_dead_head():

@@ -2,12 +2,14 @@
 
 from captum_attn_lime.attention.fusion import HeadFusion, fuse_heads, select_heads
 from captum_attn_lime.attention.map import AttentionKind, AttentionMap, DenseMap, ScoreMap
+from captum_attn_lime.attention.modified import ModifiedScoreMap
 
 __all__ = [
     "AttentionKind",
     "AttentionMap",
     "DenseMap",
     "HeadFusion",
+    "ModifiedScoreMap",
     "ScoreMap",
     "fuse_heads",
     "select_heads",

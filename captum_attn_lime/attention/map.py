@@ -31,6 +31,9 @@ class AttentionMap(ABC):
         shape: ``(B, H, Q, K)``: examples, query heads, query tokens, key tokens.
         index: Which call of the captured forward pass it was; None for a map made by hand.
         follows: Indices of the calls that its query tokens had passed through before.
+        reads: Indices of the calls that its key tokens had passed through before.
+        mixed: Whether tokens were mixed by something else than attention since the first call of its stack, as far as
+            that was looked for; products of layers would leave that out.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], *, name: str, kind: AttentionKind, is_causal: bool) -> None:
@@ -40,6 +43,8 @@ class AttentionMap(ABC):
         self.is_causal = is_causal
         self.index: int | None = None
         self.follows: frozenset[int] = frozenset()
+        self.reads: frozenset[int] = frozenset()
+        self.mixed = False
 
     def __repr__(self) -> str:
         causal = ", causal" if self.is_causal else ""
@@ -125,7 +130,7 @@ class AttentionMap(ABC):
     def first(self, examples: int) -> AttentionMap:
         """Return the map of the first examples of the batch."""
         part = self._first(examples)
-        part.index, part.follows = self.index, self.follows
+        part.index, part.follows, part.reads, part.mixed = self.index, self.follows, self.reads, self.mixed
         return part
 
     @abstractmethod
@@ -195,6 +200,14 @@ class ScoreMap(AttentionMap):
         return torch.promote_types(self.query.dtype, torch.float32)
 
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
+        scores = self._scores(queries, heads)
+        weights = scores.softmax(dim=-1)
+        # A row that may attend to nothing gives 0/0; the kernels give it zeros.
+        nothing = (scores == -math.inf).all(dim=-1, keepdim=True)
+        return weights.masked_fill(nothing, 0.0).expand(self.shape[0], -1, -1, -1)
+
+    def _scores(self, queries: Tensor, heads: list[int]) -> Tensor:
+        """Return the scores of chosen rows and heads with all masks applied, (B, h, q, K)."""
         head = torch.tensor(heads, device=self.device)
         group = self.shape[1] // self.key.shape[1]  # grouped queries: this many heads share a key head
         q = _pick_heads(self.query[:, :, queries], heads).to(self.dtype) * self.scale  # (B, h, q, d)
@@ -209,10 +222,7 @@ class ScoreMap(AttentionMap):
         if self.is_causal:
             keys = torch.arange(self.shape[3], device=self.device)
             scores = scores.masked_fill(keys > queries[:, None], -math.inf)
-        weights = scores.softmax(dim=-1)
-        # A row that may attend to nothing gives 0/0; the kernels give it zeros.
-        nothing = (scores == -math.inf).all(dim=-1, keepdim=True)
-        return weights.masked_fill(nothing, 0.0).expand(self.shape[0], -1, -1, -1)
+        return scores
 
     def reads_itself(self) -> Tensor:
         """Return which tokens may attend to themselves, (B, N) of bool, as the masks say."""

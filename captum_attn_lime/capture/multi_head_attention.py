@@ -71,7 +71,7 @@ class _Call:
     def __init__(self, recorder: Recorder, arguments: dict[str, Any]) -> None:
         self._recorder = recorder
         self._given = arguments
-        query, key, value = arguments["query"], arguments["key"], arguments["value"]
+        query, key = arguments["query"], arguments["key"]
         self._batch = query.shape[1] if query.dim() == 3 else 1
         self._heads = int(arguments["num_heads"])
         self._scores: tuple[Tensor, Tensor, tuple[Tensor, ...]] | None = None
@@ -80,8 +80,9 @@ class _Call:
         if query is key or same:
             self._kind = "self"
         else:
-            other_tokens = key is value and key.shape[0] != query.shape[0]
-            self._kind = "cross" if same is False or other_tokens else "unknown"
+            is_pool = query.shape[0] == 1 and recorder.provenance.is_learned(query)
+            other_tokens = same is False or key.shape[0] != query.shape[0]
+            self._kind = "pool" if is_pool else "cross" if other_tokens else "unknown"
 
     @property
     def scores_seen(self) -> bool:
@@ -100,7 +101,7 @@ class _Call:
         """Stand in for scaled_dot_product_attention."""
         output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal)
         given = {"query": query, "key": key, "value": value, "attn_mask": attn_mask, "is_causal": is_causal}
-        given["tokens"] = self._given["query"]
+        given["tokens"], given["sources"] = self._given["query"], self._given["key"]
         masks = self._separate_masks(key.shape[2])
         return record_scores(self._recorder, output, given, self._kind, masks)
 
@@ -119,7 +120,8 @@ class _Call:
         query, key, masks = self._scores
         name = self._recorder.stack.current
         attention = ScoreMap(query, key, masks=masks, scale=1.0, name=name, kind=self._kind)
-        return self._recorder.add(attention, output, self._unfold, self._unfold(value), self._given["query"])
+        tokens, sources = self._given["query"], self._given["key"]
+        return self._recorder.add(attention, output, self._unfold, self._unfold(value), tokens, sources)
 
     def _unfold(self, x: Tensor) -> Tensor:
         return x.reshape(self._batch, self._heads, *x.shape[1:])

@@ -11,14 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# What wraps a module to run it elsewhere or otherwise, by the attribute that holds it; paths leave these out.
+_WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+# What is told of each module that has run: the module, its arguments and its output, and whether others ran inside it.
+Left = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any, bool], Any]
+
 
 class ModuleStack:
-    """The paths of the modules being run, outermost first, in the thread that made the stack."""
+    """The paths of the modules being run, outermost first, in the thread that made the stack.
+
+    Args:
+        batch: Number of examples; by default dimension 0 of the first tensor that enters a module.
+    """
 
     def __init__(self, batch: int | None = None) -> None:
         self._thread = threading.get_ident()
         self._paths: list[str] = []
-        self.batch = batch  # as given, else dimension 0 of the first tensor that entered a module
+        self._entered_others: list[bool] = []
+        self.batch = batch
+        self.modules: list[nn.Module] = []
+        self.on_enter: Callable[[nn.Module], None] | None = None
+        self.on_leave: Left | None = None
 
     @property
     def current(self) -> str:
@@ -32,14 +46,14 @@ class ModuleStack:
         seen: set[int] = set()
         try:
             for root_name, root in modules.items():
-                for path, module in root.named_modules():
-                    if id(module) in seen:
-                        continue
+                for path, module in _named_modules(root):
+                    if id(module) in seen or isinstance(module, torch.jit.ScriptModule):
+                        continue  # scripted code takes no hooks
                     seen.add(id(module))
                     full = ".".join(part for part in (root_name, path) if part)
                     handles.append(module.register_forward_pre_hook(self._enter(full), with_kwargs=True))
                     # always_call: the stack must shrink also when a forward raises.
-                    handles.append(module.register_forward_hook(self._leave, always_call=True))
+                    handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
             yield
         finally:
             for handle in handles:
@@ -51,13 +65,54 @@ class ModuleStack:
                 return
             if self.batch is None:
                 self.batch = next((len(x) for x in (*args, *kwargs.values()) if _has_batch(x)), None)
+            if self._entered_others:
+                self._entered_others[-1] = True
             self._paths.append(path)
+            self._entered_others.append(False)
+            if self.on_enter is not None:
+                self.on_enter(module)
 
         return enter
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if threading.get_ident() == self._thread and self._paths:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if threading.get_ident() != self._thread or not self._paths:
+            return None
+        try:
+            # After an exception in the module there is no output.
+            found = None if output is None or self.on_leave is None else self.on_leave
+            return None if found is None else found(module, args, kwargs, output, self._entered_others[-1])
+        finally:
             self._paths.pop()
+            self._entered_others.pop()
+
+
+def _named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Return a module's submodules by path, without the path's parts that only wrap (DataParallel, compiled, ...)."""
+    wrappers = {path for path, module in root.named_modules() if unwrapped(module) is not module}
+    for path, module in root.named_modules():
+        parts = path.split(".")
+        kept = [part for i, part in enumerate(parts) if not (part in _WRAPPED and ".".join(parts[:i]) in wrappers)]
+        yield ".".join(kept), module
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return what a wrapper (DataParallel, DistributedDataParallel, a compiled or checkpointed module) holds.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> unwrapped(nn.DataParallel(layer)) is layer, unwrapped(layer) is layer
+        (True, True)
+    """
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner: nn.Module = module.module
+        return inner
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
+    for name in _WRAPPED[1:]:
+        held = module._modules.get(name)
+        if held is not None and len(module._modules) == 1:
+            return held
+    return module
 
 
 def find_modules(forward_func: Any) -> dict[str, nn.Module]:

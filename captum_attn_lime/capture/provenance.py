@@ -6,6 +6,10 @@ tensors its last projection was applied to (its *origins*); a product of two ten
 *pairs*), which is how a score matrix tells what its queries and keys were. And each tensor knows its *lineage*: the
 attention calls that its tokens passed through as queries. Layers that follow one another form one stack; two towers, or
 an encoder and a decoder, do not, however equal their lengths.
+
+A key-value cache holds keys of several forward passes, put together by a concatenation or written into one buffer. Such
+a tensor remembers its *parts*, each with its own origins and lineage: the newest keys are projections of the tensor
+that the queries are projections of, and the older ones came by the ways of earlier passes.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils.weak import WeakIdKeyDictionary
 
 Origins = frozenset[int]
@@ -27,9 +32,12 @@ class Side(NamedTuple):
 
     origins: Origins
     lineage: Lineage
+    is_learned: bool
+    tensor: int  # the factor's own number, the same for its views
 
 
 Pairs = frozenset[tuple[Side, Side]]
+Compared = frozenset[tuple[int, int]]
 _NONE: Origins = frozenset()
 _NO_PAIRS: Pairs = frozenset()
 # Along a residual stream origins add up; only the newest matter for the next attention call.
@@ -40,6 +48,27 @@ MATRIX_TRANSPOSE: Callable[..., Any] = Tensor.mT.__get__  # type: ignore[attr-de
 _TRANSPOSE: Callable[..., Any] = Tensor.T.__get__  # type: ignore[attr-defined]
 
 _PROJECTIONS: frozenset[Callable[..., Any]] = frozenset({F.linear, torch.conv1d, torch.conv2d, torch.addmm})
+# Token ids are chosen, not computed from token to token: what is looked up by them begins a way of its own.
+_LOOKUPS: frozenset[Callable[..., Any]] = frozenset({F.embedding, torch.embedding})
+# How keys are put together after their projection: side by side, or into a buffer that already holds others.
+_WRITES: frozenset[Callable[..., Any]] = frozenset(
+    {
+        Tensor.__setitem__,
+        Tensor.copy_,
+        Tensor.index_copy_,
+        Tensor.index_put_,
+        Tensor.scatter_,
+    }
+)
+_ASSEMBLES: frozenset[Callable[..., Any]] = _WRITES | {
+    torch.cat,
+    torch.concat,
+    torch.concatenate,
+    torch.index_copy,
+    Tensor.index_copy,
+    torch.slice_scatter,
+    Tensor.slice_scatter,
+}
 _PRODUCTS: frozenset[Callable[..., Any]] = frozenset(
     {
         torch.matmul,
@@ -66,6 +95,17 @@ _SAME_TOKENS: frozenset[Callable[..., Any]] = _RESHAPES | {
     Tensor.contiguous,
     Tensor.to,
     Tensor.float,
+}
+# What may return a part of a tensor in the same memory.
+_VIEWS: frozenset[Callable[..., Any]] = _SAME_TOKENS | {
+    Tensor.__getitem__,
+    Tensor.narrow,
+    torch.narrow,
+    Tensor.unflatten,
+    Tensor.unsqueeze,
+    Tensor.squeeze,
+    Tensor.expand,
+    Tensor.detach,
 }
 
 
@@ -96,6 +136,10 @@ class Provenance:
         self._pairs: MutableMapping[Tensor, Pairs] = weak_table()
         self._folds: MutableMapping[Tensor, Fold] = weak_table()
         self._lineage: MutableMapping[Tensor, Lineage] = weak_table()
+        self._parts: MutableMapping[Tensor, tuple[Side, ...]] = weak_table()
+        self._written: MutableMapping[Tensor, bool] = weak_table()
+        self._groups: MutableMapping[Tensor, int] = weak_table()
+        self._learned: MutableMapping[Tensor, bool] = weak_table()
         self._next = 0
 
     def origins(self, tensor: Tensor) -> Origins:
@@ -109,11 +153,27 @@ class Provenance:
 
     def same_source(self, query: Tensor, key: Tensor) -> bool | None:
         """Return whether query and key are projections of one tensor; None where that was not seen."""
-        return _same({(self._side(query), self._side(key))})
+        return _same({(self._side(query), side) for side in self._sides(key)})
 
     def scores_same_source(self, scores: Tensor) -> bool | None:
         """Return whether the scores are a product of projections of one tensor; None where that was not seen."""
         return _same(self._pairs.get(scores, _NO_PAIRS))
+
+    def compared(self, scores: Tensor) -> Compared:
+        """Return the pairs of tensors, by number, whose products the scores are made of."""
+        return frozenset((q.tensor, k.tensor) for q, k in self._pairs.get(scores, _NO_PAIRS))
+
+    def pair(self, query: Tensor, key: Tensor) -> tuple[int, int]:
+        """Return the numbers of query and key, as `compared` gives them."""
+        return self._id(query), self._id(key)
+
+    def is_learned(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is made of parameters alone, as the query of an attention pooling is."""
+        return isinstance(tensor, nn.Parameter) or tensor in self._learned
+
+    def scores_of_learned(self, scores: Tensor) -> bool:
+        """Return whether the queries of the scores are made of parameters alone."""
+        return any(query.is_learned for query, _ in self._pairs.get(scores, _NO_PAIRS))
 
     def attended(self, output: Tensor, query: Tensor, call: int) -> None:
         """Make the output of an attention call an origin of its own, with the lineage of its queries and the call."""
@@ -121,8 +181,31 @@ class Provenance:
         self._pairs.pop(output, None)
         self._lineage[output] = self.lineage(query) | {call}
 
+    def bridge(self, given: Tensor, result: Tensor) -> None:
+        """Take the result of a module that could not be watched for a projection of what it was given.
+
+        Quantised layers and autograd functions of a model's own are such; anything seen of the result is kept.
+        """
+        if result in self._origins or result in self._lineage:
+            return
+        self._origins[result] = frozenset({self._id(given)})
+        if lineage := self.lineage(given):
+            self._lineage[result] = lineage
+
+    def is_buffer(self, tensor: Tensor) -> bool:
+        """Return whether the model writes into the tensor's memory piece by piece, and may do so again."""
+        return tensor in self._written
+
+    def packed_heads(self, query: Tensor) -> int:
+        """Return how many heads' single queries were packed into the dimension of the queries; 1 where none were."""
+        return self._groups.get(query, 1)
+
+    def _sides(self, tensor: Tensor) -> tuple[Side, ...]:
+        """Return what the tensor is as a whole, and each of the parts it was put together from."""
+        return (*self._parts.get(tensor, ()), self._side(tensor))
+
     def _side(self, tensor: Tensor) -> Side:
-        return Side(self.origins(tensor), self.lineage(tensor))
+        return Side(self.origins(tensor), self.lineage(tensor), self.is_learned(tensor), self._id(tensor))
 
     def fold(self, tensor: Tensor) -> Fold | None:
         """Return how the tensor's dimension 0 was folded from batch and heads, if that was seen."""
@@ -139,23 +222,25 @@ class Provenance:
     ) -> None:
         """Carry what is known of the arguments over to the results."""
         results = _tensors(out if isinstance(out, (tuple, list)) else (out,))
-        if not results:
-            return
         sources = _tensors(_flat(args, kwargs))
-        if not sources:
+        if not results or not sources:
             return
-        if func in _PROJECTIONS or (func in _PRODUCTS and any(isinstance(s, nn.Parameter) for s in sources)):
+        self._note_learned(sources, results)
+        if func in _LOOKUPS:
+            sources = [s for s in sources if s.is_floating_point()]
+        if _projects(func) or (func in _PRODUCTS and any(isinstance(s, nn.Parameter) for s in sources)):
             self._project(func, sources, results)
             return
         origins = self._union(sources)
         pairs = frozenset().union(*(self._pairs.get(s, _NO_PAIRS) for s in sources))
         lineage = _NONE.union(*(self.lineage(s) for s in sources))
         if func in _PRODUCTS and len(sources) >= 2:
-            pairs |= {(self._side(sources[-2]), self._side(sources[-1]))}
+            pairs |= {(self._side(sources[-2]), side) for side in self._sides(sources[-1])}
             lineage = self.lineage(sources[-2])  # a product's rows are its first factor's
         folds = [f for f in (self._folds.get(s) for s in sources) if f is not None]
         if func in _RESHAPES and (made := _made_fold(sources[0], results[0], batch)) is not None:
             folds = [made]
+        self._note_memory(func, sources, results)
         for result in results:
             if origins:
                 self._origins[result] = origins
@@ -167,6 +252,37 @@ class Provenance:
                 self._folds[result] = folds[0]
             if func in _SAME_TOKENS:
                 self._ids[result] = self._id(sources[0])
+
+    def _note_learned(self, sources: list[Tensor], results: list[Tensor]) -> None:
+        learned = all(self.is_learned(source) for source in sources)
+        if not learned and not self._learned:
+            return
+        for result in results:
+            if learned:
+                self._learned[result] = True
+            else:
+                self._learned.pop(result, None)  # written in place
+
+    def _assembled(self, func: Callable[..., Any], sources: list[Tensor]) -> tuple[Side, ...]:
+        """Return the parts of a result: what is put together here, or what its sources were put together from."""
+        if func in _ASSEMBLES:
+            pieces = [s for s in sources if s.is_floating_point() and s in self._origins]
+            parts = [side for s in pieces for side in self._sides(s)]
+        else:
+            parts = [side for s in sources for side in self._parts.get(s, ())] if self._parts else []
+        return tuple(dict.fromkeys(parts))[-_KEPT:]
+
+    def _note_memory(self, func: Callable[..., Any], sources: list[Tensor], results: list[Tensor]) -> None:
+        """Note the parts of results, buffers and their views, and single queries whose heads are packed."""
+        parts = self._assembled(func, sources)
+        is_view = bool(self._written) and func in _VIEWS and sources[0] in self._written
+        for result in results:
+            if len(parts) > 1:
+                self._parts[result] = parts
+            if func in _WRITES or is_view:
+                self._written[result] = True
+            if func in _RESHAPES and (heads := _packed_heads(sources[0], result)) > 1:
+                self._groups[result] = heads
 
     def _project(self, func: Callable[..., Any], sources: list[Tensor], results: list[Tensor]) -> None:
         # torch.addmm(bias, x, weight) has its input second, every other projection first.
@@ -194,6 +310,12 @@ class Provenance:
         return found
 
 
+def _projects(func: Callable[..., Any]) -> bool:
+    """Return whether an operation is a projection: a linear layer, quantised ones included, or a convolution."""
+    is_custom = isinstance(func, (OpOverload, OpOverloadPacket))
+    return func in _PROJECTIONS or (is_custom and "linear" in func.__name__)
+
+
 def _same(pairs: Iterable[tuple[Side, Side]]) -> bool | None:
     pairs = list(pairs)
     # Ancestors are shared by an encoder and a decoder that read the same ids: the way since then must be the same too.
@@ -204,6 +326,16 @@ def _same(pairs: Iterable[tuple[Side, Side]]) -> bool | None:
     if not pairs or any(q.lineage == k.lineage for q, k in pairs):
         return None
     return False
+
+
+def _packed_heads(before: Tensor, after: Tensor) -> int:
+    """Return how many heads a reshape (B, G * Hk, 1, d) to (B, Hk, G, d) packs into the queries' dimension, else 1.
+
+    With grouped queries and a single query, G heads that share a key can be given to the kernel as G queries.
+    """
+    old, new = before.shape, after.shape
+    packs = len(old) == len(new) == 4 and old[2] == 1 and new[2] > 1 and new[1] * new[2] == old[1]
+    return int(new[2]) if packs and (old[0], old[3]) == (new[0], new[3]) else 1
 
 
 def _made_fold(before: Tensor, after: Tensor, batch: int | None) -> Fold | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Container, MutableMapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from captum_attn_lime.attention import AttentionKind, AttentionMap
 from captum_attn_lime.capture.names import ModuleStack
-from captum_attn_lime.capture.provenance import Provenance, weak_table
+from captum_attn_lime.capture.provenance import Compared, Provenance, weak_table
+from captum_attn_lime.capture.registered import Registration, registration, told_map
 
 MULTIPLIES: frozenset[Callable[..., Any]] = frozenset(
     {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply}
@@ -45,17 +46,29 @@ class Recorder:
         leaf_at: Index of the attention call whose output is to become a gradient leaf. Everything before it then runs
             without a graph and everything after it with one, whatever the caller's grad mode and the model's own
             ``no_grad`` blocks say, so that a backward pass goes through the end of the model only.
-        value_at: Index of the call whose value tensor, (B, H, K, ...), is kept: it shows what each token is made of.
+        values_at: Indices of the calls whose value tensors, (B, H, K, ...), are kept: they show what tokens are
+            made of.
+        substitute: Takes a call's index, its output in the model's own layout and the way from that to (B, H, Q, d),
+            and returns what the model is to go on with.
         batch: Number of examples; by default dimension 0 of the first tensor that enters a module.
     """
 
-    def __init__(self, *, leaf_at: int | None = None, value_at: int | None = None, batch: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        leaf_at: int | None = None,
+        values_at: Container[int] = (),
+        substitute: Callable[[int, Tensor, RowView], Tensor] | None = None,
+        batch: int | None = None,
+    ) -> None:
         self.maps: list[AttentionMap] = []
         self.stack = ModuleStack(batch)
         self.provenance = Provenance()
-        self.unread: dict[int, str] = {}  # softmaxes over self-attention scores that have not met values: their modules
+        self.awaited: dict[int, tuple[str, Compared]] = {}  # softmaxes of self-attention that have not met values
+        self.read: set[tuple[int, int]] = set()  # the queries and keys of fused calls
         self.convolutions: list[PatchConvolution] = []
-        self.value: Tensor | None = None
+        self.values: dict[int, Tensor] = {}
+        self.is_random = False  # dropout was at work
         self.is_ambiguous = False  # batch and heads have one size, and their order was assumed
         self.leaf: Tensor | None = None
         self.leaf_rows: RowView | None = None
@@ -65,7 +78,19 @@ class Recorder:
         self._weighted: MutableMapping[Tensor, bool] = weak_table()
         self._leaf_at = leaf_at
         self._leaf_tokens = (0, 0)  # the leaf's batch and query sizes
-        self._value_at = value_at
+        self._values_at = values_at
+        self._substitute = substitute
+        self._registered: list[nn.Module] = []  # modules being run whose attention the user has told
+        self.stack.on_enter, self.stack.on_leave = self._entered, self._left
+
+    @property
+    def unread(self) -> list[str]:
+        """The modules with self-attention scores whose softmax has not met values.
+
+        A softmax over the scores of queries and keys that a fused call has also had is the same attention once more, to
+        be looked at.
+        """
+        return [name for name, compared in self.awaited.values() if not compared & self.read]
 
     @property
     def batch(self) -> int | None:
@@ -80,7 +105,7 @@ class Recorder:
             return func(*args, **kwargs)
 
     def add(
-        self, attention: AttentionMap, output: Tensor, rows: RowView, value: Tensor | None, query: Tensor
+        self, attention: AttentionMap, output: Tensor, rows: RowView, value: Tensor, query: Tensor, source: Tensor
     ) -> Tensor:
         """Record a call and return the output the model is to go on with.
 
@@ -90,9 +115,10 @@ class Recorder:
             rows: Brings ``output`` (or its gradient) to (B, H, Q, d).
             value: The value tensor, (B, Hk, K, ...).
             query: What the query tokens are told by: the query, or the weights.
+            source: What the key tokens are told by: the key or the value, as the model had it.
         """
-        if len(self.maps) == self._value_at and value is not None:
-            self.value = value.detach()
+        if len(self.maps) in self._values_at:
+            self.values[len(self.maps)] = value.detach()
         if attention.shape[0] == attention.shape[1] == self.batch and attention.shape[0] > 1:
             self.is_ambiguous = True
         is_leaf = len(self.maps) == self._leaf_at
@@ -103,7 +129,10 @@ class Recorder:
         else:
             self.token_states.clear()  # only what follows the last call leads to the model's output alone
         attention.index, attention.follows = len(self.maps), self.provenance.lineage(query)
+        attention.reads = self.provenance.lineage(source)
         self.maps.append(attention)
+        if self._substitute is not None:
+            output = self._substitute(attention.index, output, rows)
         if not is_leaf or not output.is_floating_point():
             self.provenance.attended(output, query, attention.index)
             return output
@@ -117,6 +146,47 @@ class Recorder:
         copy = self.leaf.clone()
         self.provenance.attended(copy, query, attention.index)
         return copy
+
+    def _entered(self, module: nn.Module) -> None:
+        if registration(module) is not None:
+            self._registered.append(module)
+
+    def _left(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, others_ran: bool
+    ) -> Any:
+        """Take what a user told of a module, or link an opaque module's output to its input.
+
+        Returns:
+            The output that takes the place of the module's own; None to leave it.
+        """
+        if self._registered and self._registered[-1] is module:
+            self._registered.pop()
+            said = registration(module)
+            return None if said is None or self._registered else self._told(said, module, args, kwargs, output)
+        if not others_ran and isinstance(output, Tensor):
+            came = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+            if came is not None and came is not output and came.is_floating_point():
+                self.provenance.bridge(came, output)
+        return None
+
+    def _told(
+        self, said: Registration, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        tokens = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
+        attention, first, rows = told_map(said, self.stack.current, module, args, kwargs, output)
+        query = tokens[0] if tokens else first
+        source = next((x for x in tokens if x.shape[1] == attention.shape[3]), query)
+        value = source.flatten(2).unsqueeze(1) if source.dim() > 2 else source[:, None, :, None]
+        with torch.set_grad_enabled(self.leaf is not None or self._leaf_at is None):
+            result = self.add(attention, first, rows, value, query, source)
+        if not isinstance(output, (tuple, list)):
+            return result
+        return type(output)([result, *output[1:]])
+
+    @property
+    def is_told(self) -> bool:
+        """Whether a module runs whose attention the user has told, so that nothing in it is to be looked at."""
+        return bool(self._registered)
 
     def _pools_the_leaf(self, attention: AttentionMap) -> bool:
         """Return whether a call behind the leaf reads all the leaf's tokens with one query, as pooling does."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captum_attn_lime.attention import ScoreMap
 from captum_attn_lime.attention.map import AttentionKind
-from captum_attn_lime.capture.recorder import Recorder, kind_of
+from captum_attn_lime.capture.recorder import Recorder, RowView, kind_of
 from captum_attn_lime.errors import UnreadableAttentionError
 
 _PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
@@ -18,7 +18,14 @@ def scaled_dot_product_attention(recorder: Recorder, func: Any, args: tuple[Any,
     """Run the fused kernel as the model asked for it and record its query, key and mask."""
     output = recorder.run(func, args, kwargs)
     given = {**dict(zip(_PARAMETERS, args, strict=False)), **kwargs}
-    kind = kind_of(recorder.provenance.same_source(given["query"], given["key"]))
+    query, key, provenance = given["query"], given["key"], recorder.provenance
+    kind = kind_of(provenance.same_source(query, key))
+    recorder.read.add(provenance.pair(query, key))
+    given.update(tokens=query, sources=key)
+    if provenance.is_buffer(key):
+        given["key"] = key.clone()  # the next step of a generation writes into the cache's memory
+    if (packed := provenance.packed_heads(query)) > 1 and query.shape[1] == key.shape[1]:
+        given.update(query=_unpacked(query, packed), attn_mask=_unpacked(given.get("attn_mask"), packed))
     return record_scores(recorder, output, given, kind)
 
 
@@ -34,7 +41,8 @@ def record_scores(
     Args:
         recorder: The capture.
         output: The call's output, (B, H, Q, d) or (B, Q, d).
-        given: The call's arguments by name; ``tokens`` where the query does not tell its lineage itself.
+        given: The call's arguments by name; ``tokens`` and ``sources`` where query and key do not tell their lineage
+            themselves.
         kind: Kind of the call.
         masks: The mask in a form that takes less memory than ``attn_mask``, where the caller has one.
     """
@@ -61,8 +69,17 @@ def record_scores(
         name=name,
         kind=kind,
     )
-    return recorder.add(attention, output, _with_heads, value, given.get("tokens", given["query"]))
+    tokens, sources = given.get("tokens", given["query"]), given.get("sources", given["key"])
+    return recorder.add(attention, output, _as_rows(attention), value, tokens, sources)
 
 
-def _with_heads(output: Tensor) -> Tensor:
-    return output.unsqueeze(1) if output.dim() == 3 else output
+def _unpacked(x: Any, heads: int) -> Any:
+    """Return (B, Hk, G, ...) as (B, Hk * G, 1, ...); a mask that all heads share is left as it is."""
+    is_packed = isinstance(x, Tensor) and x.dim() == 4 and x.shape[2] == heads
+    return x.flatten(1, 2).unsqueeze(2) if is_packed else x
+
+
+def _as_rows(attention: ScoreMap) -> RowView:
+    """Return what brings an output, (B, Q, d) or (B, Hk, G, d) where heads are packed, to (B, H, Q, d)."""
+    _, heads, queries, _ = attention.shape
+    return lambda output: output.reshape(len(output), heads, queries, output.shape[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captum_attn_lime.attention import AttentionMap
-from captum_attn_lime.capture import multi_head_attention, sdpa
+from captum_attn_lime.capture import flex, multi_head_attention, sdpa
+from captum_attn_lime.capture.compiled import running_eagerly
 from captum_attn_lime.capture.names import find_modules
-from captum_attn_lime.capture.recorder import PatchConvolution, Recorder
+from captum_attn_lime.capture.recorder import PatchConvolution, Recorder, RowView
 from captum_attn_lime.capture.softmax import SOFTMAXES, SQUASHES, SoftmaxWatch
 from captum_attn_lime.errors import NoAttentionError, UnreadableAttentionError
 
@@ -51,33 +52,40 @@ def capture(model: Callable[..., Any]) -> Iterator[list[AttentionMap]]:
 
 @contextmanager
 def record(
-    model: Callable[..., Any], *, leaf_at: int | None = None, value_at: int | None = None, batch: int | None = None
+    model: Callable[..., Any],
+    *,
+    leaf_at: int | None = None,
+    values_at: Container[int] = (),
+    substitute: Callable[[int, Tensor, RowView], Tensor] | None = None,
+    batch: int | None = None,
 ) -> Iterator[Recorder]:
     """Return, inside a ``with`` block, the `Recorder` that watches the model; what :func:`capture` is made of."""
-    recorder = Recorder(leaf_at=leaf_at, value_at=value_at, batch=batch)
+    recorder = Recorder(leaf_at=leaf_at, values_at=values_at, substitute=substitute, batch=batch)
     modules = find_modules(model)
-    _refuse_compiled(modules)
+    _refuse_scripted(modules)
     try:
-        with recorder.stack.watching(modules), _Watch(recorder):
+        with running_eagerly(), recorder.stack.watching(modules), _Watch(recorder):
             yield recorder
     except Exception as error:
         if not type(error).__module__.startswith("torch._dynamo"):
             raise
         raise UnreadableAttentionError(
-            "the model runs compiled code (flex_attention, or torch.compile), into which a capture cannot look. "
-            "Switch it to sdpa or eager attention, or capture the model before compiling."
+            "the model began to compile code while it was captured, and a capture cannot look into compiled code. "
+            "Run the model once before the capture, or switch it to sdpa or eager attention."
         ) from error
 
 
-def _refuse_compiled(modules: dict[str, nn.Module]) -> None:
-    """Raise for modules that torch.compile has wrapped: it would compile the watching too, and not always rightly."""
+def _refuse_scripted(modules: dict[str, nn.Module]) -> None:
+    """Raise for TorchScript that computes attention: none of its operations can be seen."""
     for root in modules.values():
         for path, module in root.named_modules():
-            if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-                raise UnreadableAttentionError(
-                    f"the module {path!r} is compiled, and a capture cannot look into compiled code. Pass the model "
-                    "that torch.compile was given (compiled._orig_mod), or one on which .compile() was not called."
-                )
+            if isinstance(module, torch.jit.ScriptModule) and hasattr(module, "graph"):
+                graph = str(module.inlined_graph)
+                if "softmax" in graph or "scaled_dot_product_attention" in graph:
+                    raise UnreadableAttentionError(
+                        f"the module {path!r} is TorchScript with attention in it, and a capture cannot look into "
+                        "TorchScript. Pass the model that was scripted or traced."
+                    )
 
 
 def check_complete(recorder: Recorder, model: Any) -> None:
@@ -88,10 +96,11 @@ def check_complete(recorder: Recorder, model: Any) -> None:
         UnreadableAttentionError: Scores of self-attention went through a softmax that was not seen to weigh values.
     """
     if recorder.unread:
-        names = ", ".join(dict.fromkeys(repr(name) for name in recorder.unread.values()))
+        names = ", ".join(dict.fromkeys(repr(name) for name in recorder.unread))
         raise UnreadableAttentionError(
-            f"self-attention scores go through a softmax in {names}, but how its result weighs values was not seen; "
-            "layers would be missing. Write the product of weights and values as a matmul, bmm or einsum."
+            f"self-attention scores go through a softmax or an exponential in {names}, but how the result weighs "
+            "values was not seen; layers would be missing. Write the product of weights and values as a matmul, bmm or "
+            "einsum, divide exponentials by their sum before that, or tell the weights with register_attention."
         )
     if not recorder.maps:
         raise NoAttentionError(_no_attention_message(model))
@@ -101,9 +110,9 @@ def _no_attention_message(model: Any) -> str:
     name = type(model).__name__ if not hasattr(model, "__qualname__") else model.__qualname__
     return (
         f"no attention was seen while {name} ran. Seen are scaled_dot_product_attention, nn.MultiheadAttention and a "
-        "softmax whose result weighs values; not seen are flex_attention, compiled models, exponentials normalised by "
-        "hand, and models run in another thread. If the model has attention of such a kind, switch it to sdpa or "
-        "eager attention."
+        "softmax whose result weighs values, flex_attention and compiled models included; not seen are kernels of a "
+        "model's own and models run in another thread. If the model has attention of such a kind, switch it to sdpa or "
+        "eager attention, or tell where its weights are with register_attention."
     )
 
 
@@ -124,15 +133,21 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         recorder = self._recorder
+        if recorder.is_told:
+            return recorder.run(func, args, kwargs)
         if func is F.scaled_dot_product_attention:
             return sdpa.scaled_dot_product_attention(recorder, func, args, kwargs)
         if func is F.multi_head_attention_forward:
             # Its output has no origin: it is what the next layer's queries and keys are projections of.
             return multi_head_attention.multi_head_attention_forward(recorder, func, args, kwargs)
+        if flex.is_flex_attention(func):
+            return flex.flex_attention(recorder, func, args, kwargs)
         if func in SOFTMAXES:
             output = self._softmax.softmax(func, args, kwargs)
         else:
             output = recorder.run(func, args, kwargs)
+            if func is Tensor.__setitem__:
+                recorder.provenance.follow(func, args, kwargs, args[0], recorder.batch)
             if not isinstance(output, (Tensor, tuple, list)):
                 return output
             if func in SQUASHES:

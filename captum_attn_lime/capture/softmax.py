@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from captum_attn_lime.attention import DenseMap
 from captum_attn_lime.capture import layout
+from captum_attn_lime.capture.exponentials import ExponentialWatch
 from captum_attn_lime.capture.provenance import MATRIX_TRANSPOSE, weak_table
 from captum_attn_lime.capture.recorder import MULTIPLIES, Recorder, kind_of
 
@@ -56,6 +57,7 @@ class Weights:
     axis: int  # the softmax dimension in this tensor
     call: int  # which softmax
     same_source: bool | None  # whether its scores compare a tensor with itself
+    is_learned: bool  # whether its queries are parameters
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class SoftmaxWatch:
         self._weighted: MutableMapping[Tensor, Weighted] = weak_table()
         self._calls = 0
         self._done: set[int] = set()
+        self._exponentials = ExponentialWatch(self._number, _CARRIERS, MULTIPLIES)
 
     def softmax(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a softmax and begin to follow its result."""
@@ -84,16 +87,31 @@ class SoftmaxWatch:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         self._recorder.note_squash(scores)
         if isinstance(dim, int) and output.dim() >= 2:
-            self._calls += 1
-            same = self._recorder.provenance.scores_same_source(scores)
-            if same:
-                self._recorder.unread[self._calls] = self._recorder.stack.current
-            self._weights[output] = Weights(dim % output.dim(), self._calls, same)
+            self._hold(output, dim % output.dim(), self._number(scores), scores)
         return output
+
+    def _number(self, scores: Tensor) -> int:
+        """Return the number of a new softmax; one over scores of self-attention is awaited to weigh values."""
+        self._calls += 1
+        provenance = self._recorder.provenance
+        if provenance.scores_same_source(scores):
+            self._recorder.awaited[self._calls] = (self._recorder.stack.current, provenance.compared(scores))
+        return self._calls
+
+    def _hold(self, output: Tensor, axis: int, call: int, scores: Tensor) -> None:
+        provenance = self._recorder.provenance
+        same, learned = provenance.scores_same_source(scores), provenance.scores_of_learned(scores)
+        self._weights[output] = Weights(axis, call, same, learned)
 
     def see(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Look at an operation's result; return it, or the leaf that takes its place."""
-        if not isinstance(output, Tensor) or not (self._weights or self._weighted):
+        if not isinstance(output, Tensor):
+            return output
+        found = self._exponentials.see(func, args, kwargs, output)
+        if found is not None:
+            self._hold(output, found.axis, found.call, found.scores)
+            return output
+        if not (self._weights or self._weighted):
             return output
         if func in _MATMULS:
             factors = [*args, *(kwargs[name] for name in ("input", "other", "mat2") if name in kwargs)]
@@ -141,14 +159,14 @@ class SoftmaxWatch:
         if not isinstance(dim, int) or dim % source.dim() != axis:
             return output
         placed = layout.from_broadcast(held.weights, held.value, axis, self._recorder)
-        return self._record(placed, held.held, output, held.weights)
+        return self._record(placed, held.held, output, held.weights, held.value)
 
     def _matmul(self, a: Tensor, b: Tensor, output: Tensor) -> Any:
         if a in self._weights and (held := self._weights[a]).axis == a.dim() - 1 and _are_values(b, a):
-            return self._record(layout.from_matmul(a, b, self._recorder), held, output, a)
+            return self._record(layout.from_matmul(a, b, self._recorder), held, output, a, b)
         if b in self._weights and (held := self._weights[b]).axis == b.dim() - 2 and _are_values(a, b):
             placed = layout.from_matmul(b.transpose(-1, -2), a.transpose(-1, -2), self._recorder)
-            return self._record(layout.transposed(placed), held, output, b)
+            return self._record(layout.transposed(placed), held, output, b, a)
         return output
 
     def _einsum(self, args: tuple[Any, ...], output: Tensor) -> Any:
@@ -162,17 +180,18 @@ class SoftmaxWatch:
             held = self._weights[weights]
             placed = layout.from_einsum(args[0], index, weights, held.axis, value, self._recorder)
             if placed is not None:
-                return self._record(placed, held, output, weights)
+                return self._record(placed, held, output, weights, value)
         return output
 
-    def _record(self, placed: layout.Placed, held: Weights, output: Tensor, weights: Tensor) -> Tensor:
+    def _record(self, placed: layout.Placed, held: Weights, output: Tensor, weights: Tensor, value: Tensor) -> Tensor:
         if held.call in self._done:
             return output  # the same weights used a second time, as with relative values
         self._done.add(held.call)
-        self._recorder.unread.pop(held.call, None)
-        kind = kind_of(held.same_source, pooled=placed.weights.shape[2] == 1)
+        self._recorder.awaited.pop(held.call, None)
+        pooled = placed.weights.shape[2] == 1
+        kind = kind_of(None if pooled and held.is_learned else held.same_source, pooled=pooled)
         attention = DenseMap(placed.weights, name=self._recorder.stack.current, kind=kind)
-        return self._recorder.add(attention, output, placed.rows, placed.value, weights)
+        return self._recorder.add(attention, output, placed.rows, placed.value, weights, value)
 
 
 def _are_values(value: Tensor, weights: Tensor) -> bool:

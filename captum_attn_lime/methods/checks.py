@@ -37,6 +37,13 @@ def require_products(maps: Sequence[AttentionMap], method: str) -> None:
             "Choose layers=, or use method='raw'."
         )
     require_one_stack(maps)
+    for attention in maps:
+        if attention.mixed:
+            raise AttentionKindError(
+                f"between {maps[0].name!r} and {attention.name!r} something else than attention mixes tokens (a "
+                f"recurrence, a convolution, a norm over tokens), which {method} would leave out. Choose layers= with "
+                "nothing of the kind between them, or use method='raw'."
+            )
 
 
 def require_one_stack(maps: Sequence[AttentionMap]) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from captum_attn_lime import capture
 from captum_attn_lime.capture.names import find_modules
-from captum_attn_lime.errors import NoAttentionError, UnreadableAttentionError
+from captum_attn_lime.errors import NoAttentionError
 from tests.families import EncoderClassifier, bert, build
 
 
@@ -104,28 +104,3 @@ def test_modules_behind_a_callable_are_found():
     assert find_modules(Holder().__call__) == {"": model}
     assert find_modules(Holder()) == {"": model}
     assert find_modules(lambda x: model(x)) == {"": model}
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_compiled_attention_is_refused_by_name():
-    from torch.nn.attention.flex_attention import flex_attention
-
-    class Flex(nn.Module):
-        def forward(self, x):
-            return flex_attention(x, x, x)
-
-    with pytest.raises(UnreadableAttentionError, match="sdpa or eager"), capture(model := Flex()):
-        model(torch.randn(1, 2, 16, 16))
-    assert not model._forward_hooks
-
-
-@pytest.mark.parametrize("how", ["function", "method"])
-def test_compiled_modules_are_refused_by_name(how):
-    model = EncoderClassifier().eval()
-    if how == "method":
-        model.encoder.compile(backend="eager")
-        compiled = model
-    else:
-        compiled = torch.compile(model, backend="eager")
-    with pytest.raises(UnreadableAttentionError, match="is compiled"), capture(compiled):
-        compiled(torch.tensor([[2, 5, 3]]))

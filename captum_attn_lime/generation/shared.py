@@ -1,0 +1,57 @@
+"""`SharedMap`: one example's attention map, asked by many queries at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_attn_lime.attention import AttentionMap, HeadFusion, fuse_heads
+
+# A block of attention rows stays near this size.
+_BLOCK_BYTES = 4 * 2**20
+
+
+class SharedMap(AttentionMap):
+    """One example's map that many queries ask at once: each attention row is computed once for all of them."""
+
+    def __init__(self, inner: AttentionMap, n: int) -> None:
+        shape = (n, *inner.shape[1:])
+        super().__init__(shape, name=inner.name, kind=inner.kind, is_causal=inner.is_causal)
+        self.index, self.follows, self.reads, self.mixed = inner.index, inner.follows, inner.reads, inner.mixed
+        self._inner = inner
+        self._watch()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        return self._inner.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of the weights."""
+        return self._inner.dtype
+
+    def row_sums(self, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None) -> Tensor:
+        """Return the sum of each fused row, (n, Q)."""
+        return self._inner.row_sums(head_fusion=head_fusion, heads=heads).expand(self.shape[0], -1)
+
+    def reads_itself(self) -> Tensor:
+        """Return which tokens may attend to themselves, (n, N) of bool."""
+        return self._inner.reads_itself().expand(self.shape[0], -1)
+
+    def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
+        return self._inner.rows(queries, heads=heads).expand(self.shape[0], -1, -1, -1)
+
+    def _first(self, examples: int) -> AttentionMap:
+        return SharedMap(self._inner, min(examples, self.shape[0]))
+
+    def _vecmat(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        out = r.new_zeros(self.shape[0], self.shape[3])
+        needed = (r != 0).any(dim=0).nonzero().flatten()
+        per_row = len(heads) * self.shape[3] * r.element_size()
+        for queries in torch.split(needed, max(1, _BLOCK_BYTES // per_row)):
+            fused = fuse_heads(self._inner.rows(queries, heads=heads), head_fusion)[0]  # (q, K)
+            out += r[:, queries] @ fused
+        return out

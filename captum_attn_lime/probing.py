@@ -1,0 +1,133 @@
+"""Trying a model out: what its tokens are made of, and whether anything but attention mixes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_attn_lime._captum import expand_forward_args, run_forward
+from captum_attn_lime.capture import Recorder, record
+from captum_attn_lime.capture.recorder import RowView
+from captum_attn_lime.readout import with_one_more
+
+# A token's value has changed when it differs by more than this share of its own size.
+CHANGE = 1e-5
+
+
+class ValueProbe:
+    """Runs the model on altered copies of an example and returns the values of one attention call.
+
+    Args:
+        forward_func: The model.
+        forward_args: Its further arguments, for a batch.
+        batch: Number of examples of that batch; the copies take the first one's arguments.
+        call: Index of the attention call.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], forward_args: tuple[Any, ...], batch: int, call: int) -> None:
+        self._forward_func = forward_func
+        self._args = of_first(forward_args, batch)
+        self._call = call
+
+    def __call__(self, altered: tuple[Tensor, ...]) -> Tensor | None:
+        """Return the values (copies, H, N, ...), or None if there was no such call."""
+        recorder = run_copies(self._forward_func, altered, self._args, values_at=(self._call,))
+        value = recorder.values.get(self._call)
+        return None if value is None else value[: len(altered[0])]
+
+
+def mixed_layers(
+    forward_func: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    forward_args: tuple[Any, ...],
+    layers: Collection[int],
+) -> frozenset[int]:
+    """Return which layers of a stack are over tokens that something else than attention has mixed.
+
+    A recurrence, a convolution over tokens or a norm over the sequence mixes tokens without attention, and products of
+    layers would leave that out. In a run in which the stack's attention gives out nothing but noise at half of the
+    tokens of its first layer, the values of the other tokens must stay as they are in all layers that follow.
+
+    Args:
+        forward_func: The model.
+        inputs: Its input tensors, (B, ...); the first example is tried.
+        forward_args: Its further arguments.
+        layers: Indices of the stack's attention calls.
+    """
+    first, *later = sorted(layers)
+    if not later:
+        return frozenset()
+    noise = _Noise(first, set(layers))
+    copies = tuple(x[:1].expand(3, *x.shape[1:]) for x in inputs)
+    args = of_first(forward_args, len(inputs[0]))
+    recorder = run_copies(forward_func, copies, args, values_at=later, substitute=noise)
+    mixed = set()
+    for layer in later:
+        value = recorder.values.get(layer)
+        if value is None or noise.chosen is None or value.shape[2] != len(noise.chosen):
+            continue  # other tokens than the first layer's: products refuse that by themselves
+        plain, noisy, again = value[:3].transpose(1, 2).flatten(2).double()  # (N, ...) each
+        size = plain.abs().amax(dim=1)
+        if bool(((plain - again).abs().amax(dim=1) > CHANGE * size).any()):
+            continue  # the model is random: equal copies differ
+        changed = (noisy - plain).abs().amax(dim=1) > CHANGE * size
+        if bool((changed.cpu() & ~noise.chosen).any()):
+            mixed.add(layer)
+    return frozenset(mixed)
+
+
+class _Noise:
+    """Takes the place of a stack's attention outputs: zeros, but noise in the first layer of the second copy."""
+
+    def __init__(self, first: int, layers: set[int]) -> None:
+        self._first, self._layers = first, layers
+        self.chosen: Tensor | None = None  # the tokens that get noise, (N,) of bool
+
+    def __call__(self, call: int, output: Tensor, rows: RowView) -> Tensor:
+        if call not in self._layers:
+            return output
+        if call != self._first or len(output) == 0:
+            return torch.zeros_like(output)
+        # The gradient of a sum that takes chosen rows only lies, in the model's own layout, on just those rows.
+        with torch.enable_grad():
+            place = torch.zeros_like(output).requires_grad_()
+            by_row = rows(place)  # (B, H, N, d)
+            generator = torch.Generator().manual_seed(0)
+            self.chosen = torch.rand(by_row.shape[2], generator=generator) < 0.5
+            self.chosen[0] = True
+            noise = torch.randn(by_row.shape, generator=generator).to(by_row)
+            noise = noise * self.chosen.to(noise)[:, None]
+            noise[:1], noise[2:] = 0.0, 0.0
+            return torch.autograd.grad((by_row * noise).sum(), place)[0]
+
+
+def of_first(forward_args: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
+    """Return further arguments for the first example alone."""
+    return tuple(x[:1] if isinstance(x, Tensor) and x.dim() and len(x) == batch else x for x in forward_args)
+
+
+def run_copies(
+    forward_func: Callable[..., Any], copies: tuple[Tensor, ...], args: tuple[Any, ...], **watch: Any
+) -> Recorder:
+    """Run the model on copies of one example and return what was recorded.
+
+    Args:
+        forward_func: The model.
+        copies: Its input tensors, (copies, ...).
+        args: Its further arguments for one example.
+        watch: Options of `record`.
+    """
+
+    def run(copies: tuple[Tensor, ...]) -> Recorder:
+        n = len(copies[0])
+        with torch.inference_mode(False), torch.no_grad(), record(forward_func, batch=n, **watch) as recorder:
+            run_forward(forward_func, copies, expand_forward_args(args, n) if args else None)
+        return recorder
+
+    recorder = run(copies)
+    if recorder.is_ambiguous:  # as many heads as copies
+        recorder = run(tuple(with_one_more(x, len(copies[0])) for x in copies))
+    return recorder
