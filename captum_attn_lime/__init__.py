@@ -6,6 +6,8 @@ from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attribution import AttentionAttribution
 from captum_attn_lime.capture import capture, register_attention
 from captum_attn_lime.compare import Comparison, compare
+from captum_attn_lime.describe import Description, describe
+from captum_attn_lime.generation import GenerationAttribution, GenerationAttributionResult
 from captum_attn_lime.lime import LimeTabular, LimeText
 
 __version__ = "0.1.0"
@@ -14,6 +16,9 @@ __all__ = [
     "AttentionAttribution",
     "AttentionMap",
     "Comparison",
+    "Description",
+    "GenerationAttribution",
+    "GenerationAttributionResult",
     "LimeTabular",
     "LimeText",
     "TabularAdapter",
@@ -21,6 +26,7 @@ __all__ = [
     "WordTokenizer",
     "capture",
     "compare",
+    "describe",
     "features",
     "plot",
     "register_attention",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from captum_attn_lime._captum import (
 )
 from captum_attn_lime.attention import AttentionMap, HeadFusion
 from captum_attn_lime.attention.fusion import check_head_fusion, select_heads
-from captum_attn_lime.errors import InputError, SelectionError
+from captum_attn_lime.errors import DropoutWarning, InputError, SelectionError
 from captum_attn_lime.features import pool, spread
 from captum_attn_lime.methods import MethodFunction, get_method
 from captum_attn_lime.methods.checks import require_one_stack
@@ -131,12 +132,20 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             ReadoutError: Which tokens the output reads cannot be known; pass ``query``.
             AttentionKindError: A product of layers over cross- or windowed attention.
             TokenMapError: Tokens cannot be placed on the input's cells; pass ``token_map``.
+
+        Warns:
+            DropoutWarning: The model's dropout is active.
         """
         tensors = _checked(inputs)
         forward_args = format_forward_args(additional_forward_args)
         auto = isinstance(query, str) and query == "auto"
-        positions = positions_of(target, len(tensors[0])) if auto else None
-        done = self._finder.run(self.forward_func, tensors, forward_args, find=auto, positions=positions)
+        done = self.run(tensors, target, forward_args, find=auto)
+        if done.recorder.is_random:
+            warnings.warn(
+                "the model's dropout is active, so its outputs and states are random; call model.eval() first.",
+                DropoutWarning,
+                stacklevel=3,
+            )
         select_target(done.output, target)
         maps = self._select_layers(done)
         index = self._token_map(token_map, tensors, forward_args, done, maps[-1])
@@ -145,12 +154,21 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         if maps[-1] is done.top:
             weights: Tensor | None = torch.ones(maps[-1].shape[0], 1)
         else:
-            weights = self._readout(done) if auto else query_weights(query, done.maps[-1])
+            # The layer whose tokens a query counts.
+            asked = maps[-1] if maps[-1].kind in ("self", "windowed") else done.maps[-1]
+            weights = self._readout(done) if auto else query_weights(query, asked)
         scores = self._scores(maps, weights, done, own_query=not auto)
         cells = place(scores, index, tensors)
         if feature_mask is not None:
             cells = _by_feature(cells, index, feature_mask)
         return format_output(isinstance(inputs, tuple), cells)
+
+    def run(
+        self, inputs: tuple[Tensor, ...], target: Target, forward_args: tuple[Any, ...], *, find: bool
+    ) -> ForwardPass:
+        """Return one captured forward pass; with ``find``, with the tokens that the prediction reads."""
+        positions = positions_of(target, len(inputs[0])) if find else None
+        return self._finder.run(self.forward_func, inputs, forward_args, find=find, positions=positions)
 
     def _readout(self, done: ForwardPass) -> Tensor | None:
         """Return the weights of the last layer's tokens, a last layer of one query and its residual included."""
@@ -235,14 +253,17 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         # The values of the first layer over the same tokens show what each token was made of. The tokens that are read
         # by cross-attention are those of another stack.
         before = layer.reads if layer.kind == "cross" else layer.follows
-        first = min((m.index for m in done.maps if m.index in before), default=layer.index)
+        stack = {m.index: m.shape[2] == n_tokens for m in done.maps if m.index is not None and m.index in before}
+        first = min((index for index, same in stack.items() if same), default=layer.index)
         kind = (id(self.forward_func), first, tuple((x.dim(), x.dtype) for x in inputs))
         key = (kind, tuple(x.shape[1:] for x in inputs), n_tokens)
         if key not in self._token_maps:
             carrier = self._carriers.get(kind, (None, None))[1]
             plain = None if carrier is None else plain_token_map(inputs, n_tokens, carrier)
             if plain is None:
-                probe = ValueProbe(self.forward_func, forward_args, len(inputs[0]), first or 0)
+                # Before a stage's tokens were merged, attention has mixed them: it must not tell what they are made of.
+                silent = {index for index, same in stack.items() if not same and index < (first or 0)}
+                probe = ValueProbe(self.forward_func, forward_args, len(inputs[0]), first or 0, silent)
                 convolutions = done.recorder.convolutions
                 found = find_token_map(inputs, n_tokens, convolutions, probe, is_first_call=not first)
                 # Ids and embeddings that map one to one do so for every length.

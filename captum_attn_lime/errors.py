@@ -57,3 +57,7 @@ class TokenMapError(ExplanationError, ValueError):
 
 class TruncationWarning(UserWarning):
     """A text was longer than the model takes; the rest was not seen and is not explained."""
+
+
+class DropoutWarning(UserWarning):
+    """A model is explained while its dropout is active: each run gives other scores."""

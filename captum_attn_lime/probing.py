@@ -25,16 +25,31 @@ class ValueProbe:
         forward_args: Its further arguments, for a batch.
         batch: Number of examples of that batch; the copies take the first one's arguments.
         call: Index of the attention call.
+        silent: Calls before it that give out zeros, so that tokens hold what they are made of without attention.
     """
 
-    def __init__(self, forward_func: Callable[..., Any], forward_args: tuple[Any, ...], batch: int, call: int) -> None:
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        forward_args: tuple[Any, ...],
+        batch: int,
+        call: int,
+        silent: Collection[int] = (),
+    ) -> None:
         self._forward_func = forward_func
         self._args = of_first(forward_args, batch)
         self._call = call
+        self._silent = silent
 
     def __call__(self, altered: tuple[Tensor, ...]) -> Tensor | None:
         """Return the values (copies, H, N, ...), or None if there was no such call."""
-        recorder = run_copies(self._forward_func, altered, self._args, values_at=(self._call,))
+
+        def silenced(call: int, output: Tensor, rows: RowView) -> Tensor:
+            return torch.zeros_like(output) if call in self._silent else output
+
+        recorder = run_copies(
+            self._forward_func, altered, self._args, values_at=(self._call,), substitute=silenced if self._silent else None
+        )
         value = recorder.values.get(self._call)
         return None if value is None else value[: len(altered[0])]
 

@@ -148,7 +148,7 @@ def main_stack(maps: list[AttentionMap]) -> list[AttentionMap]:
     A layer that was not seen to be self-attention stays among them: products then refuse it by name, where without it
     they would be short of a layer.
     """
-    chosen = [m for m in maps if m.kind == "self" or (m.kind == "unknown" and m.shape[2] == m.shape[3])]
+    chosen = [m for m in maps if m.kind in ("self", "windowed") or (m.kind == "unknown" and m.shape[2] == m.shape[3])]
     return chosen or maps
 
 
@@ -268,6 +268,7 @@ def _gradients(output: Tensor, recorder: Recorder) -> tuple[Tensor, list[Tensor]
     by_row = by_row.to(torch.promote_types(by_row.dtype, torch.float32))
     norms = by_row.pow(2).sum(dim=(1, 3)).sqrt()
     at_pool, at_states = others[: len(pooled)], others[len(pooled) :]
+    at_states = [g.flatten(1, 2) if g.dim() == 4 else g for g in at_states]  # (B, rows, columns, D)
     states = [g if tuple(g.shape[:2]) == tuple(norms.shape) else g.transpose(0, 1) for g in at_states]
     return norms, states, any(bool(g.any()) for g in at_pool)
 

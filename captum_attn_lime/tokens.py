@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captum_attn_lime.capture.recorder import PatchConvolution
 from captum_attn_lime.errors import InputError, TokenMapError
+from captum_attn_lime.token_grids import patches_per_token
 
 TokenMap = tuple[Tensor, ...]
 Probe = Callable[[tuple[Tensor, ...]], "Tensor | None"]
@@ -135,7 +136,7 @@ def find_token_map(
 def _found_token_map(
     inputs: tuple[Tensor, ...], n_tokens: int, convolutions: Sequence[PatchConvolution], probe: Probe
 ) -> TokenMap:
-    groups = [_cell_groups(x, convolutions) for x in inputs]
+    groups = [_cell_groups(x, convolutions, n_tokens) for x in inputs]
     numbers, start = [], 0
     for group in groups:
         numbers.append(torch.where(group < 0, -1, group + start))
@@ -171,20 +172,20 @@ def _is_one_to_one(inputs: tuple[Tensor, ...], carrier: int, n_tokens: int, prob
     return bool(changed.any()) and not bool((changed & ~expected).any())
 
 
-def _cell_groups(x: Tensor, convolutions: Sequence[PatchConvolution]) -> Tensor:
+def _cell_groups(x: Tensor, convolutions: Sequence[PatchConvolution], n_tokens: int) -> Tensor:
     """Return the number of each cell's group, without the batch: columns, positions along dimension 1, or patches."""
     if x.dim() == 4:
         for convolution in convolutions:
             if tuple(x.shape[1:]) == convolution.input_shape[1:]:
-                return _patches(x, convolution)
+                return _patches(x, convolution, n_tokens)
         raise TokenMapError(f"an image of shape {tuple(x.shape)} goes through no convolution that was seen. {_ASK}")
     if x.dim() not in (2, 3):
         raise TokenMapError(f"an input of shape {tuple(x.shape)} cannot be matched with attended tokens. {_ASK}")
     return torch.arange(x.shape[1]).reshape(-1, *[1] * (x.dim() - 2)).expand(x.shape[1:])
 
 
-def _patches(x: Tensor, convolution: PatchConvolution) -> Tensor:
-    """Return the patch of each pixel, (C, H, W); -1 for pixels beyond the last patch."""
+def _patches(x: Tensor, convolution: PatchConvolution, n_tokens: int) -> Tensor:
+    """Return the patch of each pixel, or its block of merged patches, (C, H, W); -1 for pixels beyond the last patch."""
     (rows, columns), (stride_y, stride_x) = convolution.grid, convolution.stride
     padding = convolution.padding
     padded = any(padding) if isinstance(padding, (tuple, list)) else padding not in (0, "valid")
@@ -194,7 +195,9 @@ def _patches(x: Tensor, convolution: PatchConvolution) -> Tensor:
             f"padding {padding}; patches that do not overlap are needed to say which pixels are which token's. {_ASK}"
         )
     y, x_ = torch.arange(x.shape[2]) // stride_y, torch.arange(x.shape[3]) // stride_x
-    patch = torch.where((y < rows)[:, None] & (x_ < columns), y[:, None] * columns + x_, -1)  # (H, W)
+    side = patches_per_token((rows, columns), n_tokens)
+    block = (y // side)[:, None] * -(-columns // side) + x_ // side
+    patch = torch.where((y < rows)[:, None] & (x_ < columns), block, -1)  # (H, W)
     return patch.expand(x.shape[1:])
 
 

@@ -3,6 +3,7 @@
 from captum_attn_lime.attention.fusion import HeadFusion, fuse_heads, select_heads
 from captum_attn_lime.attention.map import AttentionKind, AttentionMap, DenseMap, ScoreMap
 from captum_attn_lime.attention.modified import ModifiedScoreMap
+from captum_attn_lime.attention.windowed import WindowedMap
 
 __all__ = [
     "AttentionKind",
@@ -11,6 +12,7 @@ __all__ = [
     "HeadFusion",
     "ModifiedScoreMap",
     "ScoreMap",
+    "WindowedMap",
     "fuse_heads",
     "select_heads",
 ]

@@ -17,7 +17,7 @@ from captum_attn_lime.errors import SelectionError, UnreadableAttentionError
 # What is added to a score to mask it: -10,000 in old models, the least number of the type in new ones.
 _MASKED = -9_000.0
 
-AttentionKind = Literal["self", "cross", "pool", "unknown"]
+AttentionKind = Literal["self", "windowed", "cross", "pool", "unknown"]
 
 
 class AttentionMap(ABC):
@@ -25,8 +25,9 @@ class AttentionMap(ABC):
 
     Attributes:
         name: Path of the module that made the call; empty where no module was entered.
-        kind: ``"self"`` where queries and keys come from the same tokens, ``"cross"`` where they do not, ``"pool"``
-            for attention without a query of its own (one learned row), ``"unknown"`` where the call did not tell.
+        kind: ``"self"`` where queries and keys come from the same tokens, ``"windowed"`` where that is so and each
+            token sees only those of its window, ``"cross"`` where they do not come from the same tokens, ``"pool"`` for
+            attention without a query of its own (one learned row), ``"unknown"`` where the call did not tell.
         is_causal: Whether the call was flagged causal (query i sees keys up to i); a mask may be causal without it.
         shape: ``(B, H, Q, K)``: examples, query heads, query tokens, key tokens.
         index: Which call of the captured forward pass it was; None for a map made by hand.

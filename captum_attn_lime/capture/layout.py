@@ -25,6 +25,7 @@ def from_matmul(weights: Tensor, value: Tensor, recorder: Recorder) -> Placed:
     """Place ``weights @ value`` with keys last: (B, H, Q, K), (B, Q, K) or (B * H, Q, K)."""
     if weights.dim() == 4:
         swap = weights.shape[0] != recorder.batch and weights.shape[1] == recorder.batch
+        swap = swap and recorder.places.fold(value, recorder.batch) is None  # as many heads as examples, and windows
 
         def rows(x: Tensor) -> Tensor:
             return x.transpose(0, 1) if swap else x
@@ -42,7 +43,7 @@ def from_matmul(weights: Tensor, value: Tensor, recorder: Recorder) -> Placed:
 def _unfold(weights: Tensor, value: Tensor, recorder: Recorder) -> Callable[[Tensor], Tensor]:
     """Return the function from (X, ...) to (B, H, ...), where X is the batch, or batch and heads in one."""
     size, batch = weights.shape[0], recorder.batch
-    fold = recorder.provenance.fold(weights) or recorder.provenance.fold(value)
+    fold = recorder.places.fold(value, batch) or recorder.provenance.fold(weights) or recorder.provenance.fold(value)
     if fold is None and size == batch:
         fold = Fold(size, 1, True)
     if fold is None and batch == 1:

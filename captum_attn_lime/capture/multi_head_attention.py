@@ -40,6 +40,7 @@ def multi_head_attention_forward(recorder: Recorder, func: Any, args: tuple[Any,
     if recorder.maps:
         # The projection behind the attention is a part of the body, and out of the function mode's sight.
         recorder.provenance.attended(result[0], bound.arguments["query"], len(recorder.maps) - 1)
+        recorder.places.lose(result[0])
     return result
 
 
@@ -75,6 +76,7 @@ class _Call:
         self._batch = query.shape[1] if query.dim() == 3 else 1
         self._heads = int(arguments["num_heads"])
         self._scores: tuple[Tensor, Tensor, tuple[Tensor, ...]] | None = None
+        recorder.is_random |= bool(arguments["training"] and arguments["dropout_p"])
         same = recorder.provenance.same_source(query, key)
         self._kind: AttentionKind
         if query is key or same:

@@ -221,7 +221,7 @@ class Provenance:
         batch: int | None,
     ) -> None:
         """Carry what is known of the arguments over to the results."""
-        results = _tensors(out if isinstance(out, (tuple, list)) else (out,))
+        results = _results(func, out)
         sources = _tensors(_flat(args, kwargs))
         if not results or not sources:
             return
@@ -292,6 +292,8 @@ class Provenance:
         origin, lineage = frozenset({self._id(inputs[0])}), self.lineage(inputs[0])
         for result in results:
             self._origins[result] = origin
+            if inputs[0].dim() == 4 and result.shape == inputs[0].shape and inputs[0] in self._pairs:
+                self._pairs[result] = self._pairs[inputs[0]]  # scores, mixed from head to head
             if lineage:
                 self._lineage[result] = lineage
             fold = self._folds.get(inputs[0])
@@ -358,6 +360,12 @@ def _made_fold(before: Tensor, after: Tensor, batch: int | None) -> Fold | None:
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
     return [v for v in values if isinstance(v, Tensor)]
+
+
+def _results(func: Callable[..., Any], out: Any) -> list[Tensor]:
+    """Return the tensors that an operation has made or written, with what a written view is a part of."""
+    results = _tensors(out if isinstance(out, (tuple, list)) else (out,))
+    return results + _tensors(r._base for r in results) if func in _WRITES else results
 
 
 def _flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Any]:

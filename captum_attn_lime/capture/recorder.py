@@ -12,6 +12,7 @@ from captum_attn_lime.attention import AttentionKind, AttentionMap
 from captum_attn_lime.capture.names import ModuleStack
 from captum_attn_lime.capture.provenance import Compared, Provenance, weak_table
 from captum_attn_lime.capture.registered import Registration, registration, told_map
+from captum_attn_lime.capture.windows import TokenPlaces
 
 MULTIPLIES: frozenset[Callable[..., Any]] = frozenset(
     {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply}
@@ -64,6 +65,7 @@ class Recorder:
         self.maps: list[AttentionMap] = []
         self.stack = ModuleStack(batch)
         self.provenance = Provenance()
+        self.places = TokenPlaces()
         self.awaited: dict[int, tuple[str, Compared]] = {}  # softmaxes of self-attention that have not met values
         self.read: set[tuple[int, int]] = set()  # the queries and keys of fused calls
         self.convolutions: list[PatchConvolution] = []
@@ -117,6 +119,7 @@ class Recorder:
             query: What the query tokens are told by: the query, or the weights.
             source: What the key tokens are told by: the key or the value, as the model had it.
         """
+        attention, rows, value = self.places.on_grid(attention, rows, value, (source, value, query), self.batch)
         if len(self.maps) in self._values_at:
             self.values[len(self.maps)] = value.detach()
         if attention.shape[0] == attention.shape[1] == self.batch and attention.shape[0] > 1:
@@ -133,6 +136,7 @@ class Recorder:
         self.maps.append(attention)
         if self._substitute is not None:
             output = self._substitute(attention.index, output, rows)
+        self.places.lose(output)
         if not is_leaf or not output.is_floating_point():
             self.provenance.attended(output, query, attention.index)
             return output
@@ -144,6 +148,7 @@ class Recorder:
         torch.set_grad_enabled(True)
         # A copy, since models may write into their attention's output and a leaf must not be written to.
         copy = self.leaf.clone()
+        self.places.lose(copy)
         self.provenance.attended(copy, query, attention.index)
         return copy
 
@@ -204,16 +209,17 @@ class Recorder:
         What comes of a product with one factor per token is left out: it may be the weighting of a pooling, behind
         which all rows look alike. The weight of a norm ends that: such a product was a normalisation.
         """
-        if self.leaf is None or output.dim() != 3 or not output.requires_grad:
+        if self.leaf is None or output.dim() not in (3, 4) or not output.requires_grad:
             return
-        batch, queries = self._leaf_tokens
-        if output.shape[2] == 1 or tuple(output.shape[:2]) not in ((batch, queries), (queries, batch)):
+        if func is torch.roll:
+            self.token_states.clear()  # windows were shifted back: before, the rows stood in another order
+        if output.shape[-1] == 1 or not _has_rows(output, *self._leaf_tokens):
             return
         # Written in place, an earlier state is no longer what it was.
         self.token_states = [state for state in self.token_states if state is not output]
         factors = [a for a in args if isinstance(a, Tensor)]
         is_norm = func in MULTIPLIES and any(
-            isinstance(a, nn.Parameter) and a.shape[-1:] == output.shape[2:] for a in factors
+            isinstance(a, nn.Parameter) and a.shape[-1:] == output.shape[-1:] for a in factors
         )
         inherited = any(a in self._weighted for a in factors) and not is_norm
         if inherited or (func in SCALINGS and any(_one_per_token(a, output) for a in factors)):
@@ -222,9 +228,18 @@ class Recorder:
             self.token_states.append(output)
 
 
+def _has_rows(output: Tensor, batch: int, tokens: int) -> bool:
+    """Return whether a tensor has one row per token: (B, N, D), (N, B, D), or (B, rows, columns, D) of a grid."""
+    if output.dim() == 4:
+        rows, columns = output.shape[1:3]
+        return output.shape[0] == batch and rows * columns == tokens and 1 not in (rows, columns)
+    return tuple(output.shape[:2]) in ((batch, tokens), (tokens, batch))
+
+
 def _one_per_token(factor: Tensor, output: Tensor) -> bool:
     """Return whether a factor has one value per token, broadcast over the features or repeated for each."""
-    if factor.dim() < 2 or factor.dim() > 3 or factor.shape[-2] != output.shape[1] or factor.shape[-2] == 1:
+    tokens = output.shape[1:-1]  # (N,), or (rows, columns) of a grid
+    if factor.shape[-1 - len(tokens) : -1] != tokens or factor.dim() > output.dim() or tokens.numel() == 1:
         return False
     return factor.shape[-1] == 1 or bool((factor == factor[..., :1]).all())
 

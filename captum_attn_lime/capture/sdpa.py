@@ -19,7 +19,8 @@ def scaled_dot_product_attention(recorder: Recorder, func: Any, args: tuple[Any,
     output = recorder.run(func, args, kwargs)
     given = {**dict(zip(_PARAMETERS, args, strict=False)), **kwargs}
     query, key, provenance = given["query"], given["key"], recorder.provenance
-    kind = kind_of(provenance.same_source(query, key))
+    is_pool = query.shape[-2] == 1 and provenance.is_learned(query)
+    kind = kind_of(None if is_pool else provenance.same_source(query, key), pooled=is_pool)
     recorder.read.add(provenance.pair(query, key))
     given.update(tokens=query, sources=key)
     if provenance.is_buffer(key):
@@ -47,6 +48,7 @@ def record_scores(
         masks: The mask in a form that takes less memory than ``attn_mask``, where the caller has one.
     """
     query, key, value = given["query"], given["key"], given["value"]
+    recorder.is_random |= bool(given.get("dropout_p"))
     name = recorder.stack.current
     if query.dim() not in (3, 4):
         raise UnreadableAttentionError(

@@ -19,6 +19,8 @@ from captum_attn_lime.capture.recorder import PatchConvolution, Recorder, RowVie
 from captum_attn_lime.capture.softmax import SOFTMAXES, SQUASHES, SoftmaxWatch
 from captum_attn_lime.errors import NoAttentionError, UnreadableAttentionError
 
+_DROPOUTS = frozenset({F.dropout, torch.dropout, F.alpha_dropout, F.feature_alpha_dropout})
+
 
 @contextmanager
 def capture(model: Callable[..., Any]) -> Iterator[list[AttentionMap]]:
@@ -150,10 +152,7 @@ class _Watch(TorchFunctionMode):
                 recorder.provenance.follow(func, args, kwargs, args[0], recorder.batch)
             if not isinstance(output, (Tensor, tuple, list)):
                 return output
-            if func in SQUASHES:
-                recorder.note_squash(args[0] if args else kwargs["input"])
-            elif func is torch.conv2d and isinstance(output, Tensor):
-                _note_convolution(recorder, args, kwargs, output)
+            _note(recorder, func, args, kwargs, output)
             calls = len(recorder.maps)
             output = self._softmax.see(func, args, kwargs, output)
             if len(recorder.maps) > calls:
@@ -161,7 +160,27 @@ class _Watch(TorchFunctionMode):
             if isinstance(output, Tensor):
                 recorder.note_token_state(func, args, output)
         recorder.provenance.follow(func, args, kwargs, output, recorder.batch)
+        recorder.places.follow(func, args, kwargs, output, recorder.batch)
         return output
+
+
+def _note(
+    recorder: Recorder, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> None:
+    """Note what readouts, token maps and warnings need to know of an operation."""
+    if func in _DROPOUTS:
+        recorder.is_random |= _is_active(func, args, kwargs)
+    elif func in SQUASHES:
+        recorder.note_squash(args[0] if args else kwargs["input"])
+    elif func is torch.conv2d and isinstance(output, Tensor):
+        _note_convolution(recorder, args, kwargs, output)
+
+
+def _is_active(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a dropout drops anything."""
+    names = ("input", "p", "train" if func is torch.dropout else "training")
+    given = {"p": 0.5, "training": True, "train": True, **dict(zip(names, args, strict=False)), **kwargs}
+    return bool(given[names[2]]) and float(given["p"]) > 0
 
 
 def _note_convolution(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:

@@ -24,17 +24,17 @@ def require_products(maps: Sequence[AttentionMap], method: str) -> None:
     n = maps[-1].shape[2]
     for attention in maps:
         queries, keys = attention.shape[2:]
-        if attention.kind != "self":
+        if attention.kind not in ("self", "windowed"):
             reason = _WHY[attention.kind]
         elif queries != keys:
             reason = f"is not square: {queries} queries, {keys} keys"
         elif queries != n:
-            reason = f"is over {queries} tokens where the last layer is over {n}"
+            reason = f"is over {queries} tokens where the last layer is over {n} (in models with stages tokens merge)"
         else:
             continue
         raise AttentionKindError(
             f"{method} multiplies self-attention maps, but {attention.name!r} {reason}. "
-            "Choose layers=, or use method='raw'."
+            "Choose layers= over the same tokens, or use method='raw'."
         )
     require_one_stack(maps)
     for attention in maps:

@@ -245,6 +245,7 @@ def test_kind_in_encoder_decoders(name, implementation):
 
 def test_products_of_cross_attention_are_refused_by_name():
     model, (target, memory), _ = _decoder()
+    model.eval()
 
     def forward(x, memory):
         return model(x, memory)[:, 0]

@@ -23,7 +23,26 @@ MASK = (IDS != 0).long()
 SIZES = dict(vocab_size=70, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
 LAYERS, HEADS = 3, 4
 # Parameters whose growth makes attention far from uniform.
-SHARPENED = ("query", "key", "q_proj", "k_proj", "c_attn", "in_proj", "qkv", "q_lin", "k_lin", "Wqkv", "to_q", "to_k")
+SHARPENED = (
+    "query",
+    "key",
+    "q_proj",
+    "k_proj",
+    "c_attn",
+    "in_proj",
+    "qkv",
+    "q_lin",
+    "k_lin",
+    "Wqkv",
+    "to_q",
+    "to_k",
+    "W_q",
+    "W_k",
+    ".q.weight",
+    ".k.weight",
+    "embeddings_project",
+    "embedding_hidden_mapping_in",
+)
 
 
 @dataclass
@@ -49,7 +68,15 @@ class Family:
         prefix: Number of tokens before the first that stands for a part of the input (CLS, distillation, registers).
         products: Whether the calls are one stack of square self-attention: rollout is defined and must equal the dense
             product of the oracle's layers.
-        token_of_cell: For inputs that are not ids: the expected token of each cell, broadcastable to one example.
+        token_of_cell: For inputs that are not ids: the expected token of each cell, broadcastable to one example; for
+            several inputs one such tensor each, -1 where a cell belongs to no token.
+        scores: For models whose prediction reads several tokens, or pools them by attention: the oracle's layers ->
+            the expected scores (B, N) by method, "raw" and "rollout". With neither this nor ``reads``, the model is one
+            that must ask for ``query=``.
+        attentions: Picks the attention weights out of all softmaxes that ``eager`` computes: routers of experts are
+            softmaxes too. Only with ``oracle=None``; by default all.
+        tells_tokens: Whether the token of each cell is found. Where not, because windows over the input overlap,
+            ``token_of_cell`` is passed as ``token_map=``.
         group: Section of the documentation's table: "text encoder", "text decoder", "encoder-decoder", "vision",
             "audio", "torch", "table", "hand-written".
     """
@@ -69,21 +96,35 @@ class Family:
     causal: bool | list[bool] = False
     prefix: int = 0
     products: bool = True
-    token_of_cell: Tensor | None = None
+    token_of_cell: Tensor | tuple[Tensor, ...] | None = None
+    scores: Callable[[list[np.ndarray]], dict[str, np.ndarray]] | None = None
+    attentions: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None
+    tells_tokens: bool = True
     group: str = ""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The inputs as a tuple."""
+        return self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The attention mask over the input's ids (B, N), 1 at tokens, where the model takes one."""
+        ids = self.tensors[0]
+        is_text = ids.dim() == 2 and not ids.is_floating_point()
+        return self.args[0] if is_text and self.args and self.args[0].shape == ids.shape else None
 
     def run(self) -> Tensor:
         """Run the model without gradients."""
-        inputs = self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
         with torch.no_grad():
-            return self.forward(*inputs, *self.args)
+            return self.forward(*self.tensors, *self.args)
 
     def recompute(self) -> list[np.ndarray]:
         """Return the attention weights recomputed in float64, (B, H, Q, K) per call in call order."""
         if self.oracle is None:
             with nothing() if self.eager is None else self.eager(), recorded_weights() as weights:
                 self.run()
-            return weights
+            return list(weights) if self.attentions is None else self.attentions(weights)
         seen: dict[str, Any] = {}
         handles = []
         for name in self.hooked:
@@ -116,6 +157,16 @@ def eager_huggingface(model: nn.Module) -> Callable[[], Any]:
             model.set_attn_implementation(before)
 
     return eager
+
+
+def reported(model: nn.Module, **named: Tensor) -> Callable[[], list[Tensor]]:
+    """Return the function that runs a HuggingFace model on eager attention and returns its output_attentions."""
+
+    def attentions() -> list[Tensor]:
+        with torch.no_grad(), eager_huggingface(model)():
+            return list(model(**named, output_attentions=True).attentions)
+
+    return attentions
 
 
 def to_numpy(x: Tensor) -> np.ndarray:
@@ -152,11 +203,14 @@ def from_linear_layers(names: list[str], allowed: np.ndarray) -> tuple[Callable[
 
 
 def sharpen(model: nn.Module, factor: float = 8.0) -> None:
-    """Make attention far from uniform, so that a wrong map cannot pass for a right one."""
+    """Make attention far from uniform, so that a wrong map cannot pass for a right one.
+
+    Weights that begin large grow less: scores that are too large leave float32 few digits.
+    """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2 and any(key in name for key in SHARPENED):
-                parameter.mul_(factor)
+                parameter.mul_(min(factor, 0.4 / float(parameter.std())))
 
 
 def build(make: Callable[[], Family], dtype: torch.dtype = torch.float32) -> Family:
@@ -169,7 +223,7 @@ def build(make: Callable[[], Family], dtype: torch.dtype = torch.float32) -> Fam
     def cast(x: Any) -> Any:
         return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
-    inputs = family.inputs
-    family.inputs = tuple(cast(x) for x in inputs) if isinstance(inputs, tuple) else cast(inputs)
+    tensors = tuple(cast(x) for x in family.tensors)
+    family.inputs = tensors if isinstance(family.inputs, tuple) else tensors[0]
     family.args = tuple(cast(x) for x in family.args)
     return family

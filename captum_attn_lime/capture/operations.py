@@ -1,0 +1,40 @@
+"""Which torch operations move tokens, and which leave them where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_attn_lime.capture.provenance import MATRIX_TRANSPOSE
+
+Func = Callable[..., Any]
+
+
+def _named(*names: str) -> set[Func]:
+    """Return the functions of these names in torch, torch.nn.functional and Tensor."""
+    return {getattr(owner, name) for owner in (torch, F, Tensor) for name in names if hasattr(owner, name)}
+
+
+# Shifts and paddings: behind them the places of a grid are not its tokens in order.
+DISORDERS: frozenset[Func] = frozenset({*_named("roll", "flip"), F.pad})
+
+MOVES: frozenset[Func] = DISORDERS | _named(
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "permute", "transpose", "swapaxes",
+    "swapdims", "movedim", "moveaxis", "split", "chunk", "unbind", "select", "narrow", "__getitem__", "t",
+) | {MATRIX_TRANSPOSE}  # fmt: skip
+
+# Operations whose result has its tokens where the operand of the same shape has them.
+POINTWISE: frozenset[Func] = frozenset(_named(
+    "add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__rsub__", "__isub__",
+    "mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply", "div", "div_", "__truediv__", "__itruediv__",
+    "true_divide", "neg", "__neg__", "exp", "sqrt", "rsqrt", "pow", "clamp", "clamp_",
+    "layer_norm", "rms_norm", "group_norm", "batch_norm", "normalize",
+    "dropout", "dropout_", "relu", "relu_", "gelu", "silu", "sigmoid", "tanh", "leaky_relu", "hardswish",
+    "to", "type", "type_as", "float", "half", "bfloat16", "double", "clone", "detach",
+))  # fmt: skip
+
+PRODUCTS: frozenset[Func] = frozenset(_named("matmul", "__matmul__"))

@@ -1,0 +1,381 @@
+"""Where tokens are: following them through views, shifts and paddings, to lay windowed attention on the grid again.
+
+A model with windows cuts its grid of tokens into windows, runs attention over (batch * windows, w) and puts the tokens
+back. Each tensor therefore remembers which tensor its tokens began in (its *start*, with the batch in dimension 0) and
+the operations that have moved them since. Nothing is computed until an attention call runs over more groups than there
+are examples. Then the moves are replayed on the tokens' numbers, and tell which token stands in which place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captum_attn_lime.attention import AttentionMap, DenseMap, WindowedMap
+from captum_attn_lime.capture.operations import DISORDERS, MOVES, POINTWISE, PRODUCTS
+from captum_attn_lime.capture.provenance import Fold, weak_table
+
+Func = Callable[..., Any]
+RowView = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A tensor in which tokens begin: (B, tokens, ..., channels), or with channels in dimension 1.
+
+    Attributes:
+        shape: Its shape.
+        came: Places that it was computed from; its tokens are in order only if theirs are.
+    """
+
+    shape: tuple[int, ...]
+    came: tuple[Place, ...] = ()
+
+    @property
+    def start(self) -> Start:
+        """Itself."""
+        return self
+
+    @property
+    def ground(self) -> Place:
+        """Itself: where the tokens have not moved since."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A tensor whose tokens were moved, or projected where they stood.
+
+    Attributes:
+        before: What it was made of.
+        shape: Its shape.
+        func: The operation; None for a projection along ``axis``.
+        args: Its arguments after the tensor.
+        kwargs: Its arguments by name.
+        part: Which of several results.
+        axis: The dimension of a projection.
+    """
+
+    before: Place
+    shape: tuple[int, ...]
+    func: Func | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    part: int | None = None
+    axis: int = -1
+    start: Start = field(init=False)
+    ground: Place = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", self.before.start)
+        object.__setattr__(self, "ground", self.before.ground if self.func is None else self)
+
+
+Place = Start | Step
+
+
+class TokenPlaces:
+    """Follows tokens from tensor to tensor; holds tensors weakly, and replays moves only when asked."""
+
+    def __init__(self) -> None:
+        # None is a tensor whose tokens are not known to be anywhere, such as what attention gives out: the residual
+        # stream that it is added to tells.
+        self._places: MutableMapping[Tensor, Place | None] = weak_table()
+        self._in_order: dict[Start, bool] = {}
+        self._replayed: dict[Any, Tensor | None] = {}
+
+    def lose(self, tensor: Tensor) -> None:
+        """Forget where a tensor's tokens are."""
+        self._places[tensor] = None
+
+    def follow(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, batch: int | None) -> None:
+        """Carry the places of the arguments' tokens over to the results."""
+        results = [r for r in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(r, Tensor)]
+        given = [x for x in _flat(args, kwargs) if isinstance(x, Tensor)]
+        sources = list({id(x): x for x in given if not isinstance(x, nn.Parameter)}.values())
+        is_same = bool(sources) and any(r is sources[0] for r in results) and func not in POINTWISE
+        if batch is None or not results or not sources or is_same:
+            return
+        if func in MOVES and args and sources[0] is args[0] and _is_plain((*args[1:], *kwargs.values())):
+            self._move(func, args, kwargs, sources[0], out, batch)
+            return
+        axis = _projected_axis(func, args, given, results[0])
+        if axis is not None:
+            place = self._place(sources[0], batch)
+            step = None if place is None else Step(place, tuple(results[0].shape), axis=axis)
+            self._carry(sources[0], results[0], step)
+            return
+        for result in results:
+            self._compute(func, sources, result, batch)
+
+    def _move(
+        self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any], source: Tensor, out: Any, batch: int
+    ) -> None:
+        place = self._place(source, batch)
+        if func is F.pad and not _is_constant(args, kwargs):
+            place = None
+        several = isinstance(out, (tuple, list))
+        for part, result in enumerate(out if several else (out,)):
+            step = None
+            if place is not None:
+                step = Step(place, tuple(result.shape), func, args[1:], kwargs, part if several else None)
+            self._carry(source, result, step)
+
+    def _carry(self, source: Tensor, result: Tensor, step: Step | None) -> None:
+        if step is not None or source in self._places:
+            self._places[result] = step
+
+    def _compute(self, func: Func, sources: list[Tensor], result: Tensor, batch: int) -> None:
+        """Place the result of an operation that may keep its tokens where they stand, or make new ones."""
+        if func in POINTWISE:
+            full = [s for s in sources if s.shape == result.shape]
+            known = [p for p in (self._place(s, batch) for s in full) if p is not None]
+            if len({id(p.ground) for p in known}) == 1:
+                self._places[result] = next((p for p in known if p is p.ground), known[0])
+                return
+            is_lost = not known and any(s in self._places for s in full)
+        else:
+            known = [p for p in (self._place(s, batch) for s in sources) if p is not None]
+            is_lost = any(s in self._places and self._places[s] is None for s in sources)
+        if is_lost or (known and result.shape[:1] != (batch,)):
+            self._places[result] = None
+        elif known and result.dim() >= 3:
+            came = {id(p): p for p in known if not (isinstance(p.ground, Start) and not p.ground.came)}
+            self._places[result] = Start(tuple(result.shape), tuple(came.values()))
+
+    def _place(self, tensor: Tensor, batch: int) -> Place | None:
+        if tensor not in self._places and tensor.dim() >= 3 and tensor.shape[0] == batch:
+            self._places[tensor] = Start(tuple(tensor.shape))
+        return self._places.get(tensor)
+
+    def on_grid(
+        self, attention: AttentionMap, rows: RowView, value: Tensor, carriers: Sequence[Tensor], batch: int | None
+    ) -> tuple[AttentionMap, RowView, Tensor]:
+        """Return a call over all tokens of each example, where it was seen that it runs over windows of them.
+
+        Args:
+            attention: The map, (windows, H, w, w) if it is over windows; any other comes back as it is.
+            rows: Brings the call's output to (windows, H, w, d).
+            value: The call's values, (windows, H, w, d).
+            carriers: The call's keys, values and queries in the model's own layout.
+            batch: Number of examples.
+
+        Returns:
+            A `WindowedMap` (B, H, N, N), the way from the call's output to (B, H, N, d), and the values (B, H, N, d).
+        """
+        groups, heads, queries, keys = attention.shape
+        if batch is None or queries != keys or attention.kind not in ("self", "unknown") or groups % batch:
+            return attention, rows, value
+        if isinstance(attention, DenseMap):
+            carriers = carriers[:-1]  # its query is the weights
+        tokens: list[Tensor] = []
+        for carrier in carriers:
+            place = self._places.get(carrier)
+            if place is None or (groups == batch and not _disorders(place)):
+                continue
+            found = self._tokens(place, (groups, heads, queries), batch)
+            if found is not None:
+                tokens.append(found)
+        if not tokens or any(not torch.equal(tokens[0], other) for other in tokens[1:]):
+            return attention, rows, value
+        if groups == batch and torch.equal(tokens[0].flatten(), torch.arange(tokens[0].numel())):
+            return attention, rows, value
+        windowed = WindowedMap(attention, tokens[0], examples=batch)
+        return windowed, lambda x: windowed.of_places(rows(x)), windowed.of_places(value.detach())
+
+    def fold(self, value: Tensor, batch: int | None) -> Fold | None:
+        """Return how windows and heads share dimension 0 of values (X, w, d) or (X, H, w, d); None if it is no windows."""
+        place = self._places.get(value)
+        if batch is None or place is None or value.shape[0] == batch:
+            return None
+        for axis in _channel_axes(place.start):
+            standing = _varying(self._labels(place, axis))
+            if standing is None or standing.dim() != 2 or standing.shape != (value.shape[0], value.shape[-2]):
+                continue
+            real = standing[standing > 0]
+            heads = 0 if len(real) == 0 else int((real == real[0]).sum())
+            for batch_first in (True, False):
+                if heads and value.shape[0] % heads == 0 and value.shape[0] // heads != batch:
+                    fold = Fold(value.shape[0] // heads, heads, batch_first)
+                    windows = _without_heads(standing, fold)
+                    if windows is not None and _tokens_of(windows, batch) is not None:
+                        return fold
+        return None
+
+    def _tokens(self, place: Place, sizes: tuple[int, int, int], batch: int) -> Tensor | None:
+        """Return the token that each place of each window holds, (windows, w), -1 for none; None if that is unsure."""
+        if not self._is_in_order(place.start):
+            return None
+        for axis in _channel_axes(place.start):
+            windows = _arranged(_varying(self._labels(place, axis)), sizes, len(place.shape))
+            tokens = None if windows is None else _tokens_of(windows, batch)
+            if tokens is not None:
+                return tokens
+        return None
+
+    def _is_in_order(self, start: Start) -> bool:
+        """Return whether the tokens of a start stand in the order of what it was computed from, back to the input."""
+        waiting = [start]
+        while waiting:
+            now = waiting[-1]
+            missing = [p.start for p in now.came if p.start not in self._in_order]
+            waiting.extend(missing)
+            if not missing:
+                self._in_order[now] = all(self._in_order[p.start] and self._keeps_order(p) for p in now.came)
+                waiting.pop()
+        return self._in_order[start]
+
+    def _keeps_order(self, place: Place) -> bool:
+        for axis in _channel_axes(place.start):
+            labels = self._labels(place, axis)
+            standing = _varying(labels)
+            if labels is None or standing is None or labels.shape[0] != place.start.shape[0]:
+                continue
+            real = standing[standing > 0]
+            if bool((real[1:] > real[:-1]).all()):
+                return True
+        return False
+
+    def _labels(self, place: Place, axis: int) -> Tensor | None:
+        """Return the number of the token in each cell of a place, 0 for padding, by replaying its moves."""
+        steps: list[Step] = []
+        while isinstance(place, Step):
+            steps.append(place)
+            place = place.before
+        key = (place.shape, axis, *((s.func, repr(s.args), repr(s.kwargs), s.part, s.shape, s.axis) for s in steps))
+        if key not in self._replayed:
+            self._replayed[key] = _replay(place.shape, axis, steps[::-1])
+        return self._replayed[key]
+
+
+def _replay(shape: tuple[int, ...], axis: int, steps: Sequence[Step]) -> Tensor | None:
+    lead = [1 if d == axis else n for d, n in enumerate(shape)]
+    labels = torch.arange(1, math.prod(lead) + 1, dtype=torch.int32).reshape(lead).expand(shape)
+    for step in steps:
+        if step.func is None:
+            one = labels.narrow(step.axis, 0, 1)
+            if not bool((labels == one).all()):
+                return None  # several tokens were projected into one
+            labels = one.expand(step.shape)
+            continue
+        try:
+            # A view of the model's tensor need not be one of ours.
+            func = Tensor.reshape if step.func is Tensor.view else step.func
+            args = step.args[:1] if func is F.pad else step.args
+            labels = func(labels, *args, **{k: v for k, v in step.kwargs.items() if func is not F.pad or k == "pad"})
+        except (RuntimeError, TypeError, IndexError):
+            return None
+        labels = labels if step.part is None else labels[step.part]
+    return labels
+
+
+def _varying(labels: Tensor | None) -> Tensor | None:
+    """Return the labels without the dimensions along which they do not change: channels, and heads."""
+    if labels is None:
+        return None
+    for axis in range(labels.dim() - 1, -1, -1):
+        one = labels.select(axis, 0)
+        if bool((labels == one.unsqueeze(axis)).all()):
+            labels = one
+    return labels
+
+
+def _arranged(standing: Tensor | None, sizes: tuple[int, int, int], dims: int) -> Tensor | None:
+    """Return labels as (windows, w); None where windows and places cannot be told apart."""
+    windows, heads, width = sizes
+    if standing is None:
+        return None
+    if standing.dim() == 1 and standing.numel() == windows * width and 1 in (windows, width):
+        return standing.reshape(windows, width)
+    if standing.dim() != 2:
+        return None
+    if windows == width and dims == 3:
+        return None  # (windows, w, C), or (w, windows, C) as nn.MultiheadAttention has it
+    if standing.shape == (windows, width):
+        return standing
+    if standing.shape == (width, windows) and dims == 3:
+        return standing.T
+    if standing.shape == (windows * heads, width):
+        both = [_without_heads(standing, Fold(windows, heads, first)) for first in (True, False)]
+        return next((w for w in both if w is not None), None)
+    return None
+
+
+def _without_heads(standing: Tensor, fold: Fold) -> Tensor | None:
+    """Return labels (windows * heads, w) as (windows, w), if all heads of a window hold the same tokens."""
+    sizes = (fold.batch, fold.heads) if fold.batch_first else (fold.heads, fold.batch)
+    by_head = standing.reshape(*sizes, -1)
+    by_head = by_head if fold.batch_first else by_head.transpose(0, 1)
+    return by_head[:, 0] if bool((by_head == by_head[:, :1]).all()) else None
+
+
+def _tokens_of(windows: Tensor, batch: int) -> Tensor | None:
+    """Return example * N + token in each place, -1 for none, if each token stands in one place, beside its own."""
+    real = windows > 0
+    total = int(real.sum())
+    if total == 0 or total % batch or not torch.equal(windows[real].sort().values, _numbers(total)):
+        return None
+    tokens = windows.long() - 1
+    owner = torch.where(real, tokens // (total // batch), -1)
+    alone = bool((~real | (owner == owner.amax(dim=1, keepdim=True))).all())
+    return tokens if alone else None
+
+
+def _numbers(total: int) -> Tensor:
+    return torch.arange(1, total + 1, dtype=torch.int32)
+
+
+def _channel_axes(start: Start) -> tuple[int, ...]:
+    """Return where channels may be: last, as in (B, N, C), or in dimension 1, as in (B, C, rows, columns)."""
+    return (len(start.shape) - 1, 1)
+
+
+def _disorders(place: Place) -> bool:
+    """Return whether tokens of a grid were shifted or padded on the way to a place."""
+    while isinstance(place, Step):
+        if place.func in DISORDERS and len(place.shape) >= 4:
+            return True
+        place = place.before
+    return False
+
+
+def _projected_axis(func: Func, args: tuple[Any, ...], given: Sequence[Tensor], result: Tensor) -> int | None:
+    """Return the dimension along which an operation projects each token by itself; None if it does not."""
+    if func is F.linear:
+        return -1
+    if len(given) < 2 or given[0] is not args[0]:
+        return None
+    x, weight = given[:2]
+    if func in (torch.conv1d, torch.conv2d):
+        alone = all(size == 1 for size in weight.shape[2:]) and x.shape[2:] == result.shape[2:]
+        return 1 if alone else None
+    is_product = func in PRODUCTS and isinstance(weight, nn.Parameter) and weight.dim() == 2
+    return -1 if is_product and x.shape[:-1] == result.shape[:-1] else None
+
+
+def _is_constant(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    mode = args[2] if len(args) > 2 else kwargs.get("mode", "constant")
+    return bool(mode == "constant")
+
+
+def _is_plain(values: Sequence[Any]) -> bool:
+    """Return whether arguments are numbers and slices only: no indices by tensor, no other types."""
+    return all(
+        _is_plain(v)
+        if isinstance(v, (tuple, list))
+        else v is None or v is Ellipsis or isinstance(v, (int, float, str, slice))
+        for v in values
+    )
+
+
+def _flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    flat: list[Any] = []
+    for value in (*args, *kwargs.values()):
+        flat.extend(value if isinstance(value, (tuple, list)) else (value,))
+    return flat

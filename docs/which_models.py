@@ -1,0 +1,147 @@
+"""Write docs/models.md: the table of models that the tests check, with the differences measured for each.
+
+Run as ``make models``. The rows are those of tests/families; what is said of each is what the package finds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from itertools import groupby
+from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+import tests.conftest  # noqa: E402, F401  makes torchvision importable where its compiled part does not fit
+from captum_attn_lime import AttentionAttribution, capture, describe  # noqa: E402
+from captum_attn_lime.errors import AttentionKindError, ReadoutError, TokenMapError  # noqa: E402
+from tests.families import FAMILIES, build  # noqa: E402
+
+GROUPS = {
+    "text encoder": "Text encoders",
+    "text decoder": "Text decoders",
+    "encoder-decoder": "Encoder-decoders",
+    "vision": "Vision",
+    "audio": "Audio",
+    "torch": "torch.nn",
+    "table": "Tables",
+    "hand-written": "Written by hand",
+}
+
+HEAD = """# Which models
+
+Any model whose attention goes through `scaled_dot_product_attention`, `nn.MultiheadAttention`, `flex_attention` or a
+softmax (also one written out with exponentials) whose result weighs values. These are the families that the tests
+check, as tiny models with random, sharpened weights; this page is made from the same table (`make models`), and says
+what the package found by itself.
+
+* **calls**: the captured attention calls by kind.
+* **reads**: the tokens that the prediction reads, which are explained by default (`query="auto"`).
+* **no input**: tokens that stand for no part of the input (CLS, distillation, registers).
+* **rollout**: whether the layers are one stack that can be multiplied; otherwise it is refused by name.
+* **float64**: largest difference of captured weights to the softmax recomputed in float64 on a float64 model.
+* **float32**: largest difference of captured weights, model as it is loaded (fused attention where it has any), to the
+  weights that the library itself reports in eager mode, or to the recomputed softmax where it reports none.
+
+Where a library's own code rounds the softmax to float32, the float64 column is 1e-8 or so.
+
+To check a model of your own:
+
+```python
+from captum_attn_lime.testing import check_model
+
+check_model(model, inputs)  # prints what was found, and whether it is right
+```
+
+A model whose attention cannot be seen or read is refused by name, never explained by an empty map; then
+`register_attention(module, weights)` tells where the weights are.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    rows = []
+    for make in FAMILIES:
+        rows.append(_row(make))
+        print(rows[-1][1], flush=True)
+    parts = [HEAD]
+    order = list(GROUPS)
+    rows.sort(key=lambda row: order.index(row[0]))
+    for group, members in groupby(rows, key=lambda row: row[0]):
+        parts.append(f"## {GROUPS[group]}\n")
+        parts.append("| model | calls | causal | reads | no input | rollout | float64 | float32 |")
+        parts.append("|---|---|---|---|---|---|---|---|")
+        parts += ["| " + " | ".join(row[1:]) + " |" for row in members]
+        parts.append("")
+    (ROOT / "docs" / "models.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def _row(make) -> tuple[str, ...]:
+    exact, family = build(make, torch.float64), build(make)
+    in_double = _difference(exact, exact.recompute())
+    reported = None if family.output_attentions is None else [np.asarray(w) for w in family.output_attentions()]
+    in_single = _difference(family, family.recompute() if reported is None else reported)
+    found = describe(family.forward, family.inputs, family.args)
+    kinds = [layer.kind for layer in found.layers]
+    calls = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    causal = {True: "yes", False: "no"}.get(
+        found.layers[-1].causal if len({x.causal for x in found.layers}) == 1 else None
+    )
+    prefix = str(len([t for t in found.prefix if t < found.layers[-1].shape[2]])) if found.token_map else "asks"
+    return (
+        family.group,
+        family.title or family.name,
+        calls,
+        "some" if len(causal) > 1 else "yes" if True in causal else "no",
+        _reads(found),
+        prefix,
+        _rollout(family, found),
+        *(f"{x:.0e}" if x else "0" for x in (in_double, in_single)),
+    )
+
+
+def _reads(found) -> str:
+    if found.query is None:
+        return "asks for `query=`"
+    read = [row.nonzero().flatten().tolist() for row in found.query]
+    if all(len(r) == 1 for r in read):
+        places = sorted({r[0] for r in read})
+        return f"token {places[0]}" if len(places) == 1 else "each text's own: " + ", ".join(str(r[0]) for r in read)
+    even = all(float(row[r].max() / row[r].min()) < 1.001 for row, r in zip(found.query, read, strict=True))
+    return "mean of tokens" if even else "its own pooling"
+
+
+def _rollout(family, found) -> str:
+    options = {} if found.query is not None else {"query": 0}
+    if found.token_map is None:
+        options["token_map"] = family.token_of_cell
+    try:
+        AttentionAttribution(family.forward).attribute(family.inputs, additional_forward_args=family.args, **options)
+    except (AttentionKindError, ReadoutError, TokenMapError):
+        return "within one stack, by `layers=`"
+    return "yes"
+
+
+def _difference(family, expected) -> float:
+    with torch.no_grad(), capture(family.model) as maps:
+        family.run()
+    worst = 0.0
+    for attention, weights in zip(maps, expected, strict=True):
+        difference = np.abs(attention.dense().double().numpy() - weights)
+        if family.mask is not None and weights.shape[2] == family.mask.shape[1]:
+            difference = difference * family.mask.bool().numpy()[:, None, :, None]
+        worst = max(worst, float(difference.max()))
+    return worst
+
+
+if __name__ == "__main__":
+    main()
