@@ -47,9 +47,8 @@ class ValueProbe:
         def silenced(call: int, output: Tensor, rows: RowView) -> Tensor:
             return torch.zeros_like(output) if call in self._silent else output
 
-        recorder = run_copies(
-            self._forward_func, altered, self._args, values_at=(self._call,), substitute=silenced if self._silent else None
-        )
+        substitute = silenced if self._silent else None
+        recorder = run_copies(self._forward_func, altered, self._args, values_at=(self._call,), substitute=substitute)
         value = recorder.values.get(self._call)
         return None if value is None else value[: len(altered[0])]
 

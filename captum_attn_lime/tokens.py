@@ -185,7 +185,7 @@ def _cell_groups(x: Tensor, convolutions: Sequence[PatchConvolution], n_tokens: 
 
 
 def _patches(x: Tensor, convolution: PatchConvolution, n_tokens: int) -> Tensor:
-    """Return the patch of each pixel, or its block of merged patches, (C, H, W); -1 for pixels beyond the last patch."""
+    """Return the patch of each pixel, or its block of patches, (C, H, W); -1 for pixels beyond the last patch."""
     (rows, columns), (stride_y, stride_x) = convolution.grid, convolution.stride
     padding = convolution.padding
     padded = any(padding) if isinstance(padding, (tuple, list)) else padding not in (0, "valid")

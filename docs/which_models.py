@@ -93,9 +93,7 @@ def _row(make) -> tuple[str, ...]:
     found = describe(family.forward, family.inputs, family.args)
     kinds = [layer.kind for layer in found.layers]
     calls = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    causal = {True: "yes", False: "no"}.get(
-        found.layers[-1].causal if len({x.causal for x in found.layers}) == 1 else None
-    )
+    causal = {layer.causal for layer in found.layers}
     prefix = str(len([t for t in found.prefix if t < found.layers[-1].shape[2]])) if found.token_map else "asks"
     return (
         family.group,

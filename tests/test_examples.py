@@ -281,6 +281,19 @@ def test_attention_from_scratch(
     assert "The same by hand and by AttentionAttribution: True." in capsys.readouterr().out
 
 
+def test_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run = _run("generation.py", tmp_path, monkeypatch)
+    assert run["accuracy"] > 0.95, "the model has learned to write lists backwards"
+    result = run["result"]
+    assert result.output_tokens == ["yak", "hen", "elk", "cat", "owl", "fox"]
+    # Each word was written with most of the attention on itself in the prompt: a diagonal from right to left.
+    assert result.token_attr.argmax(dim=1).tolist() == [5, 4, 3, 2, 1, 0]
+    torch.testing.assert_close(result.full_attr.sum(dim=1), torch.ones(6))
+    assert run["same"]
+    assert _is_picture(tmp_path / "output" / "generation.png")
+    assert "6 of 6 words were looked at most" in capsys.readouterr().out
+
+
 @needs_reviews
 def test_quickstart_on_a_small_fit(
     films: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

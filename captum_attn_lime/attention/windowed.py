@@ -100,7 +100,7 @@ class WindowedMap(AttentionMap):
         batch, _, n, _ = self.shape
         width = self.token.shape[1]
         slot = self._slot[:, queries]  # (B, q)
-        places, which = (slot % width).unique(return_inverse=True)
+        places, which = torch.unique(slot % width, return_inverse=True)
         inner = self.inner._rows(places, heads)  # (windows, h, places, w)
         window = slot // width
         weights = inner.transpose(1, 2)[window, which]  # (B, q, h, w)

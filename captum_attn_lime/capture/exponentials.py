@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_attn_lime.capture import layout
-from captum_attn_lime.capture.provenance import weak_table
+from captum_attn_lime.capture.weak import TensorTable
 
 Func = Callable[..., Any]
 
@@ -69,10 +69,10 @@ class ExponentialWatch:
         self._number = number
         self._carriers = carriers
         self._multiplies = multiplies
-        self._powers: MutableMapping[Tensor, _Powers] = weak_table()
-        self._sums: MutableMapping[Tensor, Normalised] = weak_table()
-        self._logs: MutableMapping[Tensor, tuple[int, Tensor]] = weak_table()  # log weights: dimension and scores
-        self._log_sums: MutableMapping[Tensor, int] = weak_table()
+        self._powers: TensorTable[_Powers] = TensorTable()
+        self._sums: TensorTable[Normalised] = TensorTable()
+        self._logs: TensorTable[tuple[int, Tensor]] = TensorTable()  # log weights: dimension and scores
+        self._log_sums: TensorTable[int] = TensorTable()
 
     def see(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Normalised | None:
         """Look at an operation's result; say so if it is a finished softmax."""

@@ -25,7 +25,8 @@ def from_matmul(weights: Tensor, value: Tensor, recorder: Recorder) -> Placed:
     """Place ``weights @ value`` with keys last: (B, H, Q, K), (B, Q, K) or (B * H, Q, K)."""
     if weights.dim() == 4:
         swap = weights.shape[0] != recorder.batch and weights.shape[1] == recorder.batch
-        swap = swap and recorder.places.fold(value, recorder.batch) is None  # as many heads as examples, and windows
+        if swap and (fold := recorder.places.fold(value, recorder.batch)) is not None:
+            swap = fold.heads > 1  # else windows come first, of as many heads as there are examples
 
         def rows(x: Tensor) -> Tensor:
             return x.transpose(0, 1) if swap else x
@@ -54,6 +55,12 @@ def _unfold(weights: Tensor, value: Tensor, recorder: Recorder) -> Callable[[Ten
             f"batch of {batch}, and how heads and examples share dimension 0 was not seen. Explain one example at a "
             "time, or reshape from (B, H, N, d) inside the model."
         )
+
+    return unfolding(fold)
+
+
+def unfolding(fold: Fold) -> Callable[[Tensor], Tensor]:
+    """Return the function from (B * H, ...) to (B, H, ...)."""
 
     def unfold(x: Tensor) -> Tensor:
         if fold.batch_first:

@@ -14,14 +14,15 @@ that the queries are projections of, and the older ones came by the ways of earl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
-from torch.utils.weak import WeakIdKeyDictionary
+
+from captum_attn_lime.capture.weak import TensorTable
 
 Origins = frozenset[int]
 Lineage = frozenset[int]
@@ -109,11 +110,6 @@ _VIEWS: frozenset[Callable[..., Any]] = _SAME_TOKENS | {
 }
 
 
-def weak_table() -> MutableMapping[Tensor, Any]:
-    """Return a table keyed by tensor objects (not values) that does not keep them alive."""
-    return WeakIdKeyDictionary()
-
-
 class Fold(NamedTuple):
     """A dimension of size ``batch * heads`` that was made from a batch and a head dimension."""
 
@@ -131,15 +127,15 @@ class Provenance:
     """Follows origins, pairs and folds from tensor to tensor; holds tensors weakly."""
 
     def __init__(self) -> None:
-        self._ids: MutableMapping[Tensor, int] = weak_table()
-        self._origins: MutableMapping[Tensor, Origins] = weak_table()
-        self._pairs: MutableMapping[Tensor, Pairs] = weak_table()
-        self._folds: MutableMapping[Tensor, Fold] = weak_table()
-        self._lineage: MutableMapping[Tensor, Lineage] = weak_table()
-        self._parts: MutableMapping[Tensor, tuple[Side, ...]] = weak_table()
-        self._written: MutableMapping[Tensor, bool] = weak_table()
-        self._groups: MutableMapping[Tensor, int] = weak_table()
-        self._learned: MutableMapping[Tensor, bool] = weak_table()
+        self._ids: TensorTable[int] = TensorTable()
+        self._origins: TensorTable[Origins] = TensorTable()
+        self._pairs: TensorTable[Pairs] = TensorTable()
+        self._folds: TensorTable[Fold] = TensorTable()
+        self._lineage: TensorTable[Lineage] = TensorTable()
+        self._parts: TensorTable[tuple[Side, ...]] = TensorTable()
+        self._written: TensorTable[bool] = TensorTable()
+        self._groups: TensorTable[int] = TensorTable()
+        self._learned: TensorTable[bool] = TensorTable()
         self._next = 0
 
     def origins(self, tensor: Tensor) -> Origins:

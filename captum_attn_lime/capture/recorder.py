@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, MutableMapping
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from captum_attn_lime.attention import AttentionKind, AttentionMap
 from captum_attn_lime.capture.names import ModuleStack
-from captum_attn_lime.capture.provenance import Compared, Provenance, weak_table
+from captum_attn_lime.capture.provenance import Compared, Provenance
 from captum_attn_lime.capture.registered import Registration, registration, told_map
+from captum_attn_lime.capture.weak import TensorTable
 from captum_attn_lime.capture.windows import TokenPlaces
 
 MULTIPLIES: frozenset[Callable[..., Any]] = frozenset(
@@ -77,7 +78,7 @@ class Recorder:
         self.squash_input: Tensor | None = None
         self.token_states: list[Tensor] = []  # behind the leaf, in order: (B, Q, D) or (Q, B, D)
         self.pool: tuple[AttentionMap, Tensor] | None = None  # attention pooling behind the leaf, and its output
-        self._weighted: MutableMapping[Tensor, bool] = weak_table()
+        self._weighted: TensorTable[bool] = TensorTable()
         self._leaf_at = leaf_at
         self._leaf_tokens = (0, 0)  # the leaf's batch and query sizes
         self._values_at = values_at

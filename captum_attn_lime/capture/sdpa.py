@@ -8,6 +8,7 @@ from torch import Tensor
 
 from captum_attn_lime.attention import ScoreMap
 from captum_attn_lime.attention.map import AttentionKind
+from captum_attn_lime.capture.layout import unfolding
 from captum_attn_lime.capture.recorder import Recorder, RowView, kind_of
 from captum_attn_lime.errors import UnreadableAttentionError
 
@@ -58,10 +59,13 @@ def record_scores(
     if masks is None:
         mask = given.get("attn_mask")
         masks = () if mask is None else (mask,)
+    rows: RowView | None = None
     if query.dim() == 3:
-        # One head: (B, Q, K) masks get its dimension too.
-        query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
-        masks = tuple(m.unsqueeze(1) if m.dim() == 3 else m for m in masks)
+        # One head, or all heads beside the examples: (B, Q, K) masks get the heads' dimension too.
+        fold = recorder.places.fold(value, recorder.batch) if len(query) == len(key) else None
+        rows = _with_a_head if fold is None else unfolding(fold)
+        masks = tuple((rows if len(m) == len(query) else _with_a_head)(m) if m.dim() == 3 else m for m in masks)
+        query, key, value = rows(query), rows(key), rows(value)
     attention = ScoreMap(
         query,
         key,
@@ -72,7 +76,11 @@ def record_scores(
         kind=kind,
     )
     tokens, sources = given.get("tokens", given["query"]), given.get("sources", given["key"])
-    return recorder.add(attention, output, _as_rows(attention), value, tokens, sources)
+    return recorder.add(attention, output, rows or _as_rows(attention), value, tokens, sources)
+
+
+def _with_a_head(x: Tensor) -> Tensor:
+    return x.unsqueeze(1)
 
 
 def _unpacked(x: Any, heads: int) -> Any:

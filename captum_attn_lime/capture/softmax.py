@@ -7,7 +7,7 @@ another tensor: by a matrix product, an einsum, or a broadcast multiplication an
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from captum_attn_lime.attention import DenseMap
 from captum_attn_lime.capture import layout
 from captum_attn_lime.capture.exponentials import ExponentialWatch
-from captum_attn_lime.capture.provenance import MATRIX_TRANSPOSE, weak_table
+from captum_attn_lime.capture.provenance import MATRIX_TRANSPOSE
 from captum_attn_lime.capture.recorder import MULTIPLIES, Recorder, kind_of
+from captum_attn_lime.capture.weak import TensorTable
 
 Func = Callable[..., Any]
 
@@ -74,8 +75,8 @@ class SoftmaxWatch:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._weights: MutableMapping[Tensor, Weights] = weak_table()
-        self._weighted: MutableMapping[Tensor, Weighted] = weak_table()
+        self._weights: TensorTable[Weights] = TensorTable()
+        self._weighted: TensorTable[Weighted] = TensorTable()
         self._calls = 0
         self._done: set[int] = set()
         self._exponentials = ExponentialWatch(self._number, _CARRIERS, MULTIPLIES)

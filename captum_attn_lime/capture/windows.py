@@ -9,7 +9,7 @@ are examples. Then the moves are replayed on the tokens' numbers, and tell which
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from captum_attn_lime.attention import AttentionMap, DenseMap, WindowedMap
 from captum_attn_lime.capture.operations import DISORDERS, MOVES, POINTWISE, PRODUCTS
-from captum_attn_lime.capture.provenance import Fold, weak_table
+from captum_attn_lime.capture.provenance import Fold
+from captum_attn_lime.capture.weak import TensorTable
 
 Func = Callable[..., Any]
 RowView = Callable[[Tensor], Tensor]
@@ -86,7 +87,7 @@ class TokenPlaces:
     def __init__(self) -> None:
         # None is a tensor whose tokens are not known to be anywhere, such as what attention gives out: the residual
         # stream that it is added to tells.
-        self._places: MutableMapping[Tensor, Place | None] = weak_table()
+        self._places: TensorTable[Place | None] = TensorTable()
         self._in_order: dict[Start, bool] = {}
         self._replayed: dict[Any, Tensor | None] = {}
 
@@ -190,18 +191,23 @@ class TokenPlaces:
         return windowed, lambda x: windowed.of_places(rows(x)), windowed.of_places(value.detach())
 
     def fold(self, value: Tensor, batch: int | None) -> Fold | None:
-        """Return how windows and heads share dimension 0 of values (X, w, d) or (X, H, w, d); None if it is no windows."""
+        """Return how examples or windows share dimension 0 of values with heads, (X * H, w, d); None if it is unsure.
+
+        Of values (X, H, w, d) it is told that examples or windows come first, with no heads in that dimension.
+        """
         place = self._places.get(value)
         if batch is None or place is None or value.shape[0] == batch:
             return None
         for axis in _channel_axes(place.start):
             standing = _varying(self._labels(place, axis))
-            if standing is None or standing.dim() != 2 or standing.shape != (value.shape[0], value.shape[-2]):
+            if standing is not None and standing.dim() == 1:
+                standing = standing.expand(value.shape[0], -1)  # all heads of one example
+            if standing is None or standing.shape != (value.shape[0], value.shape[-2]):
                 continue
             real = standing[standing > 0]
             heads = 0 if len(real) == 0 else int((real == real[0]).sum())
             for batch_first in (True, False):
-                if heads and value.shape[0] % heads == 0 and value.shape[0] // heads != batch:
+                if heads and value.shape[0] % heads == 0:
                     fold = Fold(value.shape[0] // heads, heads, batch_first)
                     windows = _without_heads(standing, fold)
                     if windows is not None and _tokens_of(windows, batch) is not None:
@@ -255,13 +261,14 @@ class TokenPlaces:
 
 
 def _replay(shape: tuple[int, ...], axis: int, steps: Sequence[Step]) -> Tensor | None:
-    lead = [1 if d == axis else n for d, n in enumerate(shape)]
-    labels = torch.arange(1, math.prod(lead) + 1, dtype=torch.int32).reshape(lead).expand(shape)
+    labels = _numbered(shape, axis)
     for step in steps:
         if step.func is None:
             one = labels.narrow(step.axis, 0, 1)
             if not bool((labels == one).all()):
-                return None  # several tokens were projected into one
+                if not _merges(labels, step):
+                    return None
+                one = _numbered(step.shape, step.axis).narrow(step.axis, 0, 1)  # new tokens
             labels = one.expand(step.shape)
             continue
         try:
@@ -273,6 +280,22 @@ def _replay(shape: tuple[int, ...], axis: int, steps: Sequence[Step]) -> Tensor 
             return None
         labels = labels if step.part is None else labels[step.part]
     return labels
+
+
+def _numbered(shape: tuple[int, ...], axis: int) -> Tensor:
+    """Return the numbers of tokens, from 1, in each cell of a tensor with channels in one dimension."""
+    lead = [1 if d == axis % len(shape) else n for d, n in enumerate(shape)]
+    return torch.arange(1, math.prod(lead) + 1, dtype=torch.int32).reshape(lead).expand(shape)
+
+
+def _merges(labels: Tensor, step: Step) -> bool:
+    """Return whether a projection makes one token of several, in the order in which they stood."""
+    first = labels.amin(dim=step.axis).flatten()
+    real = first[first > 0] if labels.shape[0] == step.start.shape[0] else first[:0]
+    # Where padding was merged in, the least number is 0; what else is merged tells the order.
+    if len(real) < len(first):
+        first = labels.amax(dim=step.axis).flatten()
+    return labels.shape[0] == step.start.shape[0] and bool((first[1:] > first[:-1]).all())
 
 
 def _varying(labels: Tensor | None) -> Tensor | None:
@@ -349,7 +372,7 @@ def _projected_axis(func: Func, args: tuple[Any, ...], given: Sequence[Tensor], 
     """Return the dimension along which an operation projects each token by itself; None if it does not."""
     if func is F.linear:
         return -1
-    if len(given) < 2 or given[0] is not args[0]:
+    if len(given) < 2 or not args or given[0] is not args[0]:
         return None
     x, weight = given[:2]
     if func in (torch.conv1d, torch.conv2d):

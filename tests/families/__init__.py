@@ -40,6 +40,7 @@ from tests.families.torch_modules import (
 )
 from tests.families.torchvision_models import torchvision_vit
 from tests.families.vision import clip_text, clip_vision, deit, dinov2_registers, siglip_vision, vit
+from tests.families.windowed import WINDOWED
 
 TEXT = [*TEXT_ENCODERS, *TEXT_DECODERS, *ENCODER_DECODERS]
 VISION = [vit, deit, dinov2_registers, clip_vision, clip_text, siglip_vision, torchvision_vit]
@@ -48,7 +49,7 @@ TORCH = [torch_encoder_norm_first, torch_transformer, torch_decoder, mha_batch_f
 TORCH += [mha_need_weights, mha_bias_kv, mha_zero_attn, mha_cross]
 TABLES = [ft_transformer, tab_transformer]
 BY_HAND = [einsum_heads, bmm_folded, rotary, qk_norm, multi_query, learned_query, additive_lstm]
-FAMILIES = [*TEXT, *AUDIO, torch_encoder, hand_written, *VISION, *TIMM, *TORCH, *TABLES, *BY_HAND]
+FAMILIES = [*TEXT, *AUDIO, torch_encoder, hand_written, *VISION, *TIMM, *WINDOWED, *TORCH, *TABLES, *BY_HAND]
 
 __all__ = [
     "FAMILIES",

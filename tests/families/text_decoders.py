@@ -189,7 +189,7 @@ def _hybrid(name: str, title: str, model: nn.Module) -> Family:
     def scores(layers: list[np.ndarray]) -> dict[str, np.ndarray]:
         return {"raw": fuse(layers[-1], "mean")[np.arange(2), [6, 4]]}
 
-    return _family(name, title, model, products=False, scores=scores, output_attentions=None)
+    return _family(name, title, model, products=False, scores=scores)
 
 
 def jamba() -> Family:

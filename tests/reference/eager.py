@@ -16,10 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+class Recorded(list[np.ndarray]):
+    """The weights of each softmax, in call order.
+
+    Attributes:
+        rounds: Whether any of them is computed in less than float64 by the model.
+    """
+
+    rounds = False
+
+
 @contextmanager
-def recorded_weights(min_dim: int = 3) -> Iterator[list[np.ndarray]]:
+def recorded_weights(min_dim: int = 3) -> Iterator[Recorded]:
     """Return the softmax, in float64, of the scores that go into each softmax over tensors of min_dim or more."""
-    seen: list[np.ndarray] = []
+    seen = Recorded()
     places = [(torch, "softmax"), (F, "softmax"), (Tensor, "softmax")]
     originals = [getattr(owner, name) for owner, name in places]
     depth = 0
@@ -31,6 +41,10 @@ def recorded_weights(min_dim: int = 3) -> Iterator[list[np.ndarray]]:
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
             if depth == 0 and scores.dim() >= min_dim:
                 seen.append(_softmax(scores.detach().double().numpy(), dim))
+                seen.rounds |= (kwargs.get("dtype") or scores.dtype) != torch.float64
+                if scores.dtype == torch.float64 and kwargs.get("dtype") is not None:
+                    # Many models round to float32 here, and with that the scores of all layers above.
+                    kwargs = {**kwargs, "dtype": None}
             depth += 1  # F.softmax calls Tensor.softmax
             try:
                 return original(*args, **kwargs)

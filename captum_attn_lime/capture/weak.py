@@ -1,0 +1,79 @@
+"""`TensorTable`: a table keyed by tensor objects that does not keep them alive."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Generic, TypeVar, overload
+
+from torch import Tensor
+
+V = TypeVar("V")
+D = TypeVar("D")
+
+
+class _Ref(weakref.ref[Tensor]):
+    __slots__ = ("key",)
+    key: int
+
+
+class TensorTable(Generic[V]):
+    """What is known of tensors, by the tensor object, not by its value.
+
+    Every operation of a watched model asks several such tables, so looking up is one look into a dict. An entry goes
+    when its tensor does, before another tensor can come to lie at the same address.
+
+    Example:
+        >>> import torch
+        >>> table, x = TensorTable[int](), torch.zeros(1)
+        >>> table[x] = 5
+        >>> table.get(x), x in table, len(table)
+        (5, True, 1)
+        >>> del x
+        >>> len(table)
+        0
+    """
+
+    __slots__ = ("__weakref__", "_forget", "_refs", "_values")
+
+    def __init__(self) -> None:
+        values: dict[int, V] = {}
+        refs: dict[int, _Ref] = {}
+
+        def forget(ref: weakref.ref[Tensor]) -> None:
+            key = ref.key  # type: ignore[attr-defined]
+            values.pop(key, None)
+            refs.pop(key, None)
+
+        self._values, self._refs, self._forget = values, refs, forget
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._values
+
+    def __getitem__(self, tensor: Tensor) -> V:
+        return self._values[id(tensor)]
+
+    def __setitem__(self, tensor: Tensor, value: V) -> None:
+        key = id(tensor)
+        if key not in self._refs:
+            ref = _Ref(tensor, self._forget)
+            ref.key = key
+            self._refs[key] = ref
+        self._values[key] = value
+
+    @overload
+    def get(self, tensor: Tensor) -> V | None: ...
+
+    @overload
+    def get(self, tensor: Tensor, default: D) -> V | D: ...
+
+    def get(self, tensor: Tensor, default: D | None = None) -> V | D | None:
+        """Return what is known of a tensor, or the default."""
+        return self._values.get(id(tensor), default)
+
+    def pop(self, tensor: Tensor, default: D | None = None) -> V | D | None:
+        """Forget a tensor; return what was known of it, or the default."""
+        self._refs.pop(id(tensor), None)
+        return self._values.pop(id(tensor), default)
