@@ -29,7 +29,7 @@ def _make_torchvision_importable() -> None:
     if apart.is_dir():
         sys.path.append(str(apart))
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except ImportError:
         return
     except RuntimeError:
@@ -39,7 +39,7 @@ def _make_torchvision_importable() -> None:
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _KEPT.append(library)  # it undeclares them when it is collected
-        import torchvision  # noqa: F401
+        import torchvision
 
 
 _make_torchvision_importable()

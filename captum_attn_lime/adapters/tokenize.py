@@ -35,6 +35,21 @@ class Tokens:
     rest: str = ""
     cut_left: bool = False
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts that the tokens cover: this one."""
+        return (self.text,)
+
+    @property
+    def rests(self) -> tuple[str, ...]:
+        """What was cut off each text."""
+        return (self.rest,)
+
+    @property
+    def segments(self) -> tuple[int | None, ...]:
+        """Which text each token is of; None for special tokens."""
+        return tuple(None if span is None else 0 for span in self.spans)
+
 
 @dataclass(frozen=True)
 class PlainIds:
@@ -106,17 +121,17 @@ class Tokenizing:
         if not self.is_huggingface:
             plain = [tuple(self.tokenizer.spans(text)[0]) for text in texts]
             return [PlainIds(ids[: self.max_length], None, len(ids) - len(ids[: self.max_length])) for ids in plain]
-        full = self._encode(list(texts))
+        full = self.encode(list(texts))
         types = full.get("token_type_ids", [None] * len(texts))
         out = []
         for text, ids, kinds in zip(texts, full["input_ids"], types, strict=True):
-            if self.max_length is not None and len(ids) > self.max_length and self._cuts_left():
+            if self.max_length is not None and len(ids) > self.max_length and self.cuts_left():
                 row = self.tokens(text)
                 out.append(PlainIds(row.ids, row.types, row.cut))
             elif self.max_length is not None and len(ids) > self.max_length:
-                short = self._encode(text, truncation=True, max_length=self.max_length)
+                short = self.encode(text, truncation=True, max_length=self.max_length)
                 cut = len(ids) - len(short["input_ids"])
-                out.append(PlainIds(tuple(short["input_ids"]), _types(short), cut))
+                out.append(PlainIds(tuple(short["input_ids"]), token_types(short), cut))
             else:
                 out.append(PlainIds(tuple(ids), None if kinds is None else tuple(kinds)))
         return out
@@ -138,42 +153,49 @@ class Tokenizing:
         """Return how many tokens with this id the tokenizer adds at the end of every text."""
         if not self.is_huggingface:
             return 0
-        ids = list(self._encode("a")["input_ids"])
-        added = len(ids) - len(self._encode("a", add_special_tokens=False)["input_ids"])
+        ids = list(self.encode("a")["input_ids"])
+        added = len(ids) - len(self.encode("a", add_special_tokens=False)["input_ids"])
         return next((n for n, k in enumerate(reversed(ids)) if k != special or n == added), 0)
 
-    def _encode(self, text: str | list[str], **options: Any) -> Any:
+    def encode(self, *texts: str | list[str], **options: Any) -> Any:
+        """Return what a HuggingFace tokenizer gives for a text or a pair, or for lists of them."""
         # verbose=False: we count and report the length ourselves.
-        return self.tokenizer(text, return_token_type_ids=self.types, verbose=False, **options)
+        return self.tokenizer(*texts, return_token_type_ids=self.types, verbose=False, **options)
 
     def _fast(self, text: str) -> Tokens:
         wanted = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
-        full = self._encode(text, **wanted)
+        full = self.encode(text, **wanted)
         whole = _fast_tokens(text, full)
         if self.max_length is None or len(whole.ids) <= self.max_length:
             return whole
-        short = self._encode(text, truncation=True, max_length=self.max_length, **wanted)
+        short = self.encode(text, truncation=True, max_length=self.max_length, **wanted)
         return self._cut(text, _fast_tokens(text, short), len(whole.ids))
 
     def _slow(self, text: str) -> Tokens:
-        plain = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        spans = self._spans_by_word(text, plain)
-        full = self._encode(text)
+        plain = self.plain(text)
+        spans = self.spans_by_word(text, plain)
+        full = self.encode(text)
         whole = _place(text, full, plain, spans)
         if self.max_length is None or len(whole.ids) <= self.max_length:
             return whole
-        short = self._encode(text, truncation=True, max_length=self.max_length)
+        short = self.encode(text, truncation=True, max_length=self.max_length)
         keep = len(short["input_ids"]) - (len(full["input_ids"]) - len(plain))
-        part = slice(len(plain) - keep, None) if self._cuts_left() else slice(keep)
+        part = slice(len(plain) - keep, None) if self.cuts_left() else slice(keep)
         return self._cut(text, _place(text, short, plain[part], spans[part]), len(whole.ids))
 
-    def _spans_by_word(self, text: str, plain: list[int]) -> list[Span]:
+    def plain(self, text: str) -> list[int]:
+        """Return the ids of a text alone, without special tokens and uncut."""
+        if not self.is_huggingface:
+            return list(self.tokenizer.spans(text)[0])
+        return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+    def spans_by_word(self, text: str, plain: list[int]) -> list[Span]:
         """Return the span of each token's word, found by tokenising each word with the space before it."""
         ids: list[int] = []
         spans: list[Span] = []
         before = 0
         for word in find_words(text, WORD_PATTERN):
-            piece = self.tokenizer.encode(text[before : word.end], add_special_tokens=False, verbose=False)
+            piece = self.plain(text[before : word.end])
             ids += piece
             spans += [(word.start, word.end)] * len(piece)
             before = word.end
@@ -195,13 +217,14 @@ class Tokenizing:
         """Return truncated tokens over the part of the text that they cover."""
         covered = [s for s in short.spans if s is not None and s[1] > s[0]]
         first, last = (covered[0][0], covered[-1][1]) if covered else (0, 0)
-        left = self._cuts_left()
+        left = self.cuts_left()
         start, end = (first, len(text)) if left else (0, last)
         spans = tuple(None if s is None else (s[0] - start, s[1] - start) for s in short.spans)
         rest = text[:start] if left else text[end:]
         return Tokens(text[start:end], short.ids, spans, short.types, n_whole - len(short.ids), rest, left)
 
-    def _cuts_left(self) -> bool:
+    def cuts_left(self) -> bool:
+        """Return whether what is too long is cut on the left."""
         return getattr(self.tokenizer, "truncation_side", "right") == "left"
 
 
@@ -214,7 +237,8 @@ def _ends_alike(part: Tokens, cut: Tokens) -> bool:
     return bool(ids) and all_ids[-len(ids) :] == ids
 
 
-def _types(encoded: Any) -> tuple[int, ...] | None:
+def token_types(encoded: Any) -> tuple[int, ...] | None:
+    """Return the token type ids of an encoded text, where there are any."""
     types = encoded.get("token_type_ids")
     return None if types is None else tuple(types)
 
@@ -222,7 +246,7 @@ def _types(encoded: Any) -> tuple[int, ...] | None:
 def _fast_tokens(text: str, encoded: Any) -> Tokens:
     marks = zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
     spans = tuple(None if special else (int(span[0]), int(span[1])) for span, special in marks)
-    return Tokens(text, tuple(encoded["input_ids"]), spans, _types(encoded))
+    return Tokens(text, tuple(encoded["input_ids"]), spans, token_types(encoded))
 
 
 def _place(text: str, encoded: Any, plain: Sequence[int], spans: Sequence[Span]) -> Tokens:
@@ -233,4 +257,4 @@ def _place(text: str, encoded: Any, plain: Sequence[int], spans: Sequence[Span])
         raise TokenizerError("the text's ids are not a run among its ids with special tokens; use a fast tokenizer.")
     all_spans: list[Span | None] = [None] * len(ids)
     all_spans[starts[0] : starts[0] + n] = list(spans)
-    return Tokens(text, tuple(ids), tuple(all_spans), _types(encoded))
+    return Tokens(text, tuple(ids), tuple(all_spans), token_types(encoded))

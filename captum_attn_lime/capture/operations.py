@@ -38,3 +38,11 @@ POINTWISE: frozenset[Func] = frozenset(_named(
 ))  # fmt: skip
 
 PRODUCTS: frozenset[Func] = frozenset(_named("matmul", "__matmul__"))
+
+# Operations that make new tokens of neighbouring ones, in the same order; joins do so along the channels only.
+MERGES: frozenset[Func] = frozenset(_named(
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "max_pool1d", "max_pool2d", "avg_pool1d",
+    "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "upsample",
+    "pixel_shuffle", "pixel_unshuffle",
+))  # fmt: skip
+JOINS: frozenset[Func] = frozenset(_named("cat", "concat", "concatenate"))

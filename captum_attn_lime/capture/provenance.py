@@ -123,29 +123,48 @@ class Fold(NamedTuple):
         return self.batch * self.heads
 
 
+class Known(NamedTuple):
+    """What is known of one tensor.
+
+    Attributes:
+        number: Its number, shared with its views and reshapes; 0 where it has none yet.
+        origins: The numbers of the tensors that it is a projection of.
+        lineage: The attention calls that its tokens passed through as queries.
+        pairs: The pairs of factors whose products it is made of.
+        parts: What it was put together from.
+        fold: How its dimension 0 was made from batch and heads.
+        packed: How many heads' single queries were packed into the dimension of the queries.
+        is_written: Whether the model writes into its memory piece by piece.
+        is_learned: Whether it is made of parameters alone.
+    """
+
+    number: int = 0
+    origins: Origins = _NONE
+    lineage: Lineage = _NONE
+    pairs: Pairs = _NO_PAIRS
+    parts: tuple[Side, ...] = ()
+    fold: Fold | None = None
+    packed: int = 1
+    is_written: bool = False
+    is_learned: bool = False
+
+
+_NOTHING = Known()
+
+
 class Provenance:
-    """Follows origins, pairs and folds from tensor to tensor; holds tensors weakly."""
+    """Follows what is known from tensor to tensor; holds tensors weakly."""
 
     def __init__(self) -> None:
-        self._ids: TensorTable[int] = TensorTable()
-        self._origins: TensorTable[Origins] = TensorTable()
-        self._pairs: TensorTable[Pairs] = TensorTable()
-        self._folds: TensorTable[Fold] = TensorTable()
-        self._lineage: TensorTable[Lineage] = TensorTable()
-        self._parts: TensorTable[tuple[Side, ...]] = TensorTable()
-        self._written: TensorTable[bool] = TensorTable()
-        self._groups: TensorTable[int] = TensorTable()
-        self._learned: TensorTable[bool] = TensorTable()
+        self._known: TensorTable[Known] = TensorTable()
         self._next = 0
 
-    def origins(self, tensor: Tensor) -> Origins:
-        """Return the ids of the tensors that ``tensor`` is a projection of; minus its own id if it is none."""
-        found = self._origins.get(tensor)
-        return frozenset({-self._id(tensor)}) if found is None else found
+    def _of(self, tensor: Tensor) -> Known:
+        return self._known.get(tensor, _NOTHING)
 
     def lineage(self, tensor: Tensor) -> Lineage:
         """Return the attention calls that the tensor's tokens passed through as queries."""
-        return self._lineage.get(tensor, _NONE)
+        return self._of(tensor).lineage
 
     def same_source(self, query: Tensor, key: Tensor) -> bool | None:
         """Return whether query and key are projections of one tensor; None where that was not seen."""
@@ -153,60 +172,68 @@ class Provenance:
 
     def scores_same_source(self, scores: Tensor) -> bool | None:
         """Return whether the scores are a product of projections of one tensor; None where that was not seen."""
-        return _same(self._pairs.get(scores, _NO_PAIRS))
+        return _same(self._of(scores).pairs)
 
     def compared(self, scores: Tensor) -> Compared:
         """Return the pairs of tensors, by number, whose products the scores are made of."""
-        return frozenset((q.tensor, k.tensor) for q, k in self._pairs.get(scores, _NO_PAIRS))
+        return frozenset((q.tensor, k.tensor) for q, k in self._of(scores).pairs)
 
     def pair(self, query: Tensor, key: Tensor) -> tuple[int, int]:
         """Return the numbers of query and key, as `compared` gives them."""
-        return self._id(query), self._id(key)
+        return self._number(query), self._number(key)
 
     def is_learned(self, tensor: Tensor) -> bool:
         """Return whether a tensor is made of parameters alone, as the query of an attention pooling is."""
-        return isinstance(tensor, nn.Parameter) or tensor in self._learned
+        return self._of(tensor).is_learned or isinstance(tensor, nn.Parameter)
 
     def scores_of_learned(self, scores: Tensor) -> bool:
         """Return whether the queries of the scores are made of parameters alone."""
-        return any(query.is_learned for query, _ in self._pairs.get(scores, _NO_PAIRS))
+        return any(query.is_learned for query, _ in self._of(scores).pairs)
 
     def attended(self, output: Tensor, query: Tensor, call: int) -> None:
         """Make the output of an attention call an origin of its own, with the lineage of its queries and the call."""
-        self._origins.pop(output, None)
-        self._pairs.pop(output, None)
-        self._lineage[output] = self.lineage(query) | {call}
+        self._known[output] = Known(lineage=self.lineage(query) | {call})
 
     def bridge(self, given: Tensor, result: Tensor) -> None:
         """Take the result of a module that could not be watched for a projection of what it was given.
 
         Quantised layers and autograd functions of a model's own are such; anything seen of the result is kept.
         """
-        if result in self._origins or result in self._lineage:
-            return
-        self._origins[result] = frozenset({self._id(given)})
-        if lineage := self.lineage(given):
-            self._lineage[result] = lineage
+        known = self._of(result)
+        if not known.origins and not known.lineage:
+            origins = frozenset({self._number(given)})
+            self._known[result] = known._replace(origins=origins, lineage=self.lineage(given))
 
     def is_buffer(self, tensor: Tensor) -> bool:
         """Return whether the model writes into the tensor's memory piece by piece, and may do so again."""
-        return tensor in self._written
+        return self._of(tensor).is_written
 
     def packed_heads(self, query: Tensor) -> int:
         """Return how many heads' single queries were packed into the dimension of the queries; 1 where none were."""
-        return self._groups.get(query, 1)
-
-    def _sides(self, tensor: Tensor) -> tuple[Side, ...]:
-        """Return what the tensor is as a whole, and each of the parts it was put together from."""
-        return (*self._parts.get(tensor, ()), self._side(tensor))
-
-    def _side(self, tensor: Tensor) -> Side:
-        return Side(self.origins(tensor), self.lineage(tensor), self.is_learned(tensor), self._id(tensor))
+        return self._of(query).packed
 
     def fold(self, tensor: Tensor) -> Fold | None:
         """Return how the tensor's dimension 0 was folded from batch and heads, if that was seen."""
-        found = self._folds.get(tensor)
+        found = self._of(tensor).fold
         return found if found is not None and tensor.shape[0] == found.size else None
+
+    def _sides(self, tensor: Tensor) -> tuple[Side, ...]:
+        """Return what the tensor is as a whole, and each of the parts it was put together from."""
+        return (*self._of(tensor).parts, self._side(tensor))
+
+    def _side(self, tensor: Tensor) -> Side:
+        number = self._number(tensor)
+        known = self._of(tensor)
+        # What is a projection of nothing that was seen is its own origin, told from what is one by its sign.
+        return Side(known.origins or frozenset({-number}), known.lineage, self.is_learned(tensor), number)
+
+    def _number(self, tensor: Tensor) -> int:
+        known = self._of(tensor)
+        if known.number:
+            return known.number
+        self._next += 1
+        self._known[tensor] = known._replace(number=self._next)
+        return self._next
 
     def follow(
         self,
@@ -221,96 +248,91 @@ class Provenance:
         sources = _tensors(_flat(args, kwargs))
         if not results or not sources:
             return
-        self._note_learned(sources, results)
+        is_learned = all(self.is_learned(source) for source in sources)
         if func in _LOOKUPS:
             sources = [s for s in sources if s.is_floating_point()]
         if _projects(func) or (func in _PRODUCTS and any(isinstance(s, nn.Parameter) for s in sources)):
-            self._project(func, sources, results)
+            self._project(func, sources, results, is_learned)
             return
-        origins = self._union(sources)
-        pairs = frozenset().union(*(self._pairs.get(s, _NO_PAIRS) for s in sources))
-        lineage = _NONE.union(*(self.lineage(s) for s in sources))
+        known = [self._of(source) for source in sources]
+        made = _joined(known, is_learned)
         if func in _PRODUCTS and len(sources) >= 2:
-            pairs |= {(self._side(sources[-2]), side) for side in self._sides(sources[-1])}
-            lineage = self.lineage(sources[-2])  # a product's rows are its first factor's
-        folds = [f for f in (self._folds.get(s) for s in sources) if f is not None]
-        if func in _RESHAPES and (made := _made_fold(sources[0], results[0], batch)) is not None:
-            folds = [made]
-        self._note_memory(func, sources, results)
+            pairs = {(self._side(sources[-2]), side) for side in self._sides(sources[-1])}
+            # A product's rows are its first factor's.
+            made = made._replace(pairs=made.pairs | pairs, lineage=self.lineage(sources[-2]))
+        parts = self._assembled(func, sources, known)
+        if len(parts) > 1 or func in _WRITES or (known and known[0].is_written and func in _VIEWS):
+            is_view = bool(known) and known[0].is_written and func in _VIEWS
+            parts = parts if len(parts) > 1 else ()
+            made = made._replace(parts=parts, is_written=func in _WRITES or is_view)
         for result in results:
-            if origins:
-                self._origins[result] = origins
-            if pairs:
-                self._pairs[result] = pairs
-            if lineage:
-                self._lineage[result] = lineage
-            if folds:
-                self._folds[result] = folds[0]
-            if func in _SAME_TOKENS:
-                self._ids[result] = self._id(sources[0])
+            self._store(func, sources, result, made, batch)
 
-    def _note_learned(self, sources: list[Tensor], results: list[Tensor]) -> None:
-        learned = all(self.is_learned(source) for source in sources)
-        if not learned and not self._learned:
-            return
-        for result in results:
-            if learned:
-                self._learned[result] = True
-            else:
-                self._learned.pop(result, None)  # written in place
+    def _store(
+        self, func: Callable[..., Any], sources: list[Tensor], result: Tensor, made: Known, batch: int | None
+    ) -> None:
+        if func in _RESHAPES:
+            fold = _made_fold(sources[0], result, batch)
+            heads = _packed_heads(sources[0], result)
+            if fold is not None or heads > 1:
+                made = made._replace(fold=fold or made.fold, packed=heads)
+        if func in _SAME_TOKENS:
+            made = made._replace(number=self._number(sources[0]))
+        if made is not _NOTHING or result in self._known:
+            self._known[result] = made
 
-    def _assembled(self, func: Callable[..., Any], sources: list[Tensor]) -> tuple[Side, ...]:
+    def _assembled(self, func: Callable[..., Any], sources: list[Tensor], known: list[Known]) -> tuple[Side, ...]:
         """Return the parts of a result: what is put together here, or what its sources were put together from."""
         if func in _ASSEMBLES:
-            pieces = [s for s in sources if s.is_floating_point() and s in self._origins]
-            parts = [side for s in pieces for side in self._sides(s)]
-        else:
-            parts = [side for s in sources for side in self._parts.get(s, ())] if self._parts else []
-        return tuple(dict.fromkeys(parts))[-_KEPT:]
+            pieces = [s for s in sources if s.is_floating_point() and self._of(s).origins]
+            return tuple(dict.fromkeys(side for s in pieces for side in self._sides(s)))[-_KEPT:]
+        with_parts = [k.parts for k in known if k.parts]
+        return tuple(dict.fromkeys(side for parts in with_parts for side in parts))[-_KEPT:] if with_parts else ()
 
-    def _note_memory(self, func: Callable[..., Any], sources: list[Tensor], results: list[Tensor]) -> None:
-        """Note the parts of results, buffers and their views, and single queries whose heads are packed."""
-        parts = self._assembled(func, sources)
-        is_view = bool(self._written) and func in _VIEWS and sources[0] in self._written
-        for result in results:
-            if len(parts) > 1:
-                self._parts[result] = parts
-            if func in _WRITES or is_view:
-                self._written[result] = True
-            if func in _RESHAPES and (heads := _packed_heads(sources[0], result)) > 1:
-                self._groups[result] = heads
-
-    def _project(self, func: Callable[..., Any], sources: list[Tensor], results: list[Tensor]) -> None:
+    def _project(
+        self, func: Callable[..., Any], sources: list[Tensor], results: list[Tensor], is_learned: bool
+    ) -> None:
         # torch.addmm(bias, x, weight) has its input second, every other projection first.
         inputs = [s for s in sources[(func is torch.addmm) :] if not isinstance(s, nn.Parameter)]
         if not inputs:
+            if is_learned:
+                for result in results:
+                    self._known[result] = Known(is_learned=True)
             return
-        origin, lineage = frozenset({self._id(inputs[0])}), self.lineage(inputs[0])
+        given = inputs[0]
+        origins, known = frozenset({self._number(given)}), self._of(given)
         for result in results:
-            self._origins[result] = origin
-            if inputs[0].dim() == 4 and result.shape == inputs[0].shape and inputs[0] in self._pairs:
-                self._pairs[result] = self._pairs[inputs[0]]  # scores, mixed from head to head
-            if lineage:
-                self._lineage[result] = lineage
-            fold = self._folds.get(inputs[0])
-            if fold is not None:
-                self._folds[result] = fold
+            # Scores that are mixed from head to head stay scores.
+            pairs = known.pairs if given.dim() == 4 and result.shape == given.shape else _NO_PAIRS
+            self._known[result] = Known(
+                origins=origins, lineage=known.lineage, pairs=pairs, fold=known.fold, is_learned=is_learned
+            )
 
-    def _union(self, tensors: Iterable[Tensor]) -> Origins:
-        union = _NONE.union(*(self._origins.get(t, _NONE) for t in tensors))
-        return frozenset(sorted(union)[-_KEPT:]) if len(union) > _KEPT else union
 
-    def _id(self, tensor: Tensor) -> int:
-        found = self._ids.get(tensor)
-        if found is None:
-            self._next += 1
-            found = self._ids[tensor] = self._next
-        return found
+def _joined(known: list[Known], is_learned: bool) -> Known:
+    """Return what is known of a result that is made of several tensors element by element, or of parts of them."""
+    informed = [k for k in known if k.origins or k.lineage or k.pairs or k.fold]
+    if not informed:
+        return Known(is_learned=True) if is_learned else _NOTHING
+    first = informed[0]
+    if len(informed) == 1:
+        return Known(0, first.origins, first.lineage, first.pairs, (), first.fold, is_learned=is_learned)
+    origins = _NONE.union(*(k.origins for k in informed))
+    if len(origins) > _KEPT:
+        origins = frozenset(sorted(origins)[-_KEPT:])
+    fold = next((k.fold for k in informed if k.fold is not None), None)
+    return Known(
+        origins=origins,
+        lineage=_NONE.union(*(k.lineage for k in informed)),
+        pairs=_NO_PAIRS.union(*(k.pairs for k in informed)),
+        fold=fold,
+        is_learned=is_learned,
+    )
 
 
 def _projects(func: Callable[..., Any]) -> bool:
     """Return whether an operation is a projection: a linear layer, quantised ones included, or a convolution."""
-    is_custom = isinstance(func, (OpOverload, OpOverloadPacket))
+    is_custom = type(func) in (OpOverload, OpOverloadPacket)
     return func in _PROJECTIONS or (is_custom and "linear" in func.__name__)
 
 

@@ -8,9 +8,7 @@ are examples. Then the moves are replayed on the tokens' numbers, and tell which
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,67 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_attn_lime.attention import AttentionMap, DenseMap, WindowedMap
-from captum_attn_lime.capture.operations import DISORDERS, MOVES, POINTWISE, PRODUCTS
+from captum_attn_lime.capture.operations import DISORDERS, JOINS, MERGES, MOVES, POINTWISE, PRODUCTS
 from captum_attn_lime.capture.provenance import Fold
+from captum_attn_lime.capture.replay import (
+    Place,
+    Start,
+    Step,
+    arranged,
+    channel_axes,
+    replay,
+    tokens_of,
+    varying,
+    without_heads,
+)
 from captum_attn_lime.capture.weak import TensorTable
 
 Func = Callable[..., Any]
 RowView = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """A tensor in which tokens begin: (B, tokens, ..., channels), or with channels in dimension 1.
-
-    Attributes:
-        shape: Its shape.
-        came: Places that it was computed from; its tokens are in order only if theirs are.
-    """
-
-    shape: tuple[int, ...]
-    came: tuple[Place, ...] = ()
-
-    @property
-    def start(self) -> Start:
-        """Itself."""
-        return self
-
-    @property
-    def ground(self) -> Place:
-        """Itself: where the tokens have not moved since."""
-        return self
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """A tensor whose tokens were moved, or projected where they stood.
-
-    Attributes:
-        before: What it was made of.
-        shape: Its shape.
-        func: The operation; None for a projection along ``axis``.
-        args: Its arguments after the tensor.
-        kwargs: Its arguments by name.
-        part: Which of several results.
-        axis: The dimension of a projection.
-    """
-
-    before: Place
-    shape: tuple[int, ...]
-    func: Func | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    part: int | None = None
-    axis: int = -1
-    start: Start = field(init=False)
-    ground: Place = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "start", self.before.start)
-        object.__setattr__(self, "ground", self.before.ground if self.func is None else self)
-
-
-Place = Start | Step
 
 
 class TokenPlaces:
@@ -112,8 +66,9 @@ class TokenPlaces:
             step = None if place is None else Step(place, tuple(results[0].shape), axis=axis)
             self._carry(sources[0], results[0], step)
             return
+        merges = func in MERGES or (func in JOINS and _is_last(args, kwargs, results[0]))
         for result in results:
-            self._compute(func, sources, result, batch)
+            self._compute(func, sources, result, batch, merges=merges)
 
     def _move(
         self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any], source: Tensor, out: Any, batch: int
@@ -132,23 +87,20 @@ class TokenPlaces:
         if step is not None or source in self._places:
             self._places[result] = step
 
-    def _compute(self, func: Func, sources: list[Tensor], result: Tensor, batch: int) -> None:
-        """Place the result of an operation that may keep its tokens where they stand, or make new ones."""
+    def _compute(self, func: Func, sources: list[Tensor], result: Tensor, batch: int, *, merges: bool) -> None:
+        """Place the result of an operation that keeps its tokens where they stand, or makes new ones in their order."""
         if func in POINTWISE:
-            full = [s for s in sources if s.shape == result.shape]
-            known = [p for p in (self._place(s, batch) for s in full) if p is not None]
-            if len({id(p.ground) for p in known}) == 1:
-                self._places[result] = next((p for p in known if p is p.ground), known[0])
-                return
-            is_lost = not known and any(s in self._places for s in full)
-        else:
-            known = [p for p in (self._place(s, batch) for s in sources) if p is not None]
-            is_lost = any(s in self._places and self._places[s] is None for s in sources)
-        if is_lost or (known and result.shape[:1] != (batch,)):
-            self._places[result] = None
-        elif known and result.dim() >= 3:
+            sources = [s for s in sources if s.shape == result.shape]
+        known = [p for p in (self._place(s, batch) for s in sources) if p is not None]
+        is_lost = any(s in self._places and self._places[s] is None for s in sources)
+        if func in POINTWISE and len({id(p.ground) for p in known}) == 1:
+            # Of the tokens that attention gives out is not known where they are; what they are added to tells.
+            self._places[result] = next((p for p in known if p is p.ground), known[0])
+        elif known and result.dim() >= 3 and len(result) == batch and (func in POINTWISE or (merges and not is_lost)):
             came = {id(p): p for p in known if not (isinstance(p.ground, Start) and not p.ground.came)}
             self._places[result] = Start(tuple(result.shape), tuple(came.values()))
+        elif known or is_lost:
+            self._places[result] = None
 
     def _place(self, tensor: Tensor, batch: int) -> Place | None:
         if tensor not in self._places and tensor.dim() >= 3 and tensor.shape[0] == batch:
@@ -198,8 +150,8 @@ class TokenPlaces:
         place = self._places.get(value)
         if batch is None or place is None or value.shape[0] == batch:
             return None
-        for axis in _channel_axes(place.start):
-            standing = _varying(self._labels(place, axis))
+        for axis in channel_axes(place.start):
+            standing = varying(self._labels(place, axis))
             if standing is not None and standing.dim() == 1:
                 standing = standing.expand(value.shape[0], -1)  # all heads of one example
             if standing is None or standing.shape != (value.shape[0], value.shape[-2]):
@@ -209,8 +161,8 @@ class TokenPlaces:
             for batch_first in (True, False):
                 if heads and value.shape[0] % heads == 0:
                     fold = Fold(value.shape[0] // heads, heads, batch_first)
-                    windows = _without_heads(standing, fold)
-                    if windows is not None and _tokens_of(windows, batch) is not None:
+                    windows = without_heads(standing, fold)
+                    if windows is not None and tokens_of(windows, batch) is not None:
                         return fold
         return None
 
@@ -218,9 +170,9 @@ class TokenPlaces:
         """Return the token that each place of each window holds, (windows, w), -1 for none; None if that is unsure."""
         if not self._is_in_order(place.start):
             return None
-        for axis in _channel_axes(place.start):
-            windows = _arranged(_varying(self._labels(place, axis)), sizes, len(place.shape))
-            tokens = None if windows is None else _tokens_of(windows, batch)
+        for axis in channel_axes(place.start):
+            windows = arranged(varying(self._labels(place, axis)), sizes, len(place.shape))
+            tokens = None if windows is None else tokens_of(windows, batch)
             if tokens is not None:
                 return tokens
         return None
@@ -238,9 +190,9 @@ class TokenPlaces:
         return self._in_order[start]
 
     def _keeps_order(self, place: Place) -> bool:
-        for axis in _channel_axes(place.start):
+        for axis in channel_axes(place.start):
             labels = self._labels(place, axis)
-            standing = _varying(labels)
+            standing = varying(labels)
             if labels is None or standing is None or labels.shape[0] != place.start.shape[0]:
                 continue
             real = standing[standing > 0]
@@ -256,107 +208,8 @@ class TokenPlaces:
             place = place.before
         key = (place.shape, axis, *((s.func, repr(s.args), repr(s.kwargs), s.part, s.shape, s.axis) for s in steps))
         if key not in self._replayed:
-            self._replayed[key] = _replay(place.shape, axis, steps[::-1])
+            self._replayed[key] = replay(place.shape, axis, steps[::-1])
         return self._replayed[key]
-
-
-def _replay(shape: tuple[int, ...], axis: int, steps: Sequence[Step]) -> Tensor | None:
-    labels = _numbered(shape, axis)
-    for step in steps:
-        if step.func is None:
-            one = labels.narrow(step.axis, 0, 1)
-            if not bool((labels == one).all()):
-                if not _merges(labels, step):
-                    return None
-                one = _numbered(step.shape, step.axis).narrow(step.axis, 0, 1)  # new tokens
-            labels = one.expand(step.shape)
-            continue
-        try:
-            # A view of the model's tensor need not be one of ours.
-            func = Tensor.reshape if step.func is Tensor.view else step.func
-            args = step.args[:1] if func is F.pad else step.args
-            labels = func(labels, *args, **{k: v for k, v in step.kwargs.items() if func is not F.pad or k == "pad"})
-        except (RuntimeError, TypeError, IndexError):
-            return None
-        labels = labels if step.part is None else labels[step.part]
-    return labels
-
-
-def _numbered(shape: tuple[int, ...], axis: int) -> Tensor:
-    """Return the numbers of tokens, from 1, in each cell of a tensor with channels in one dimension."""
-    lead = [1 if d == axis % len(shape) else n for d, n in enumerate(shape)]
-    return torch.arange(1, math.prod(lead) + 1, dtype=torch.int32).reshape(lead).expand(shape)
-
-
-def _merges(labels: Tensor, step: Step) -> bool:
-    """Return whether a projection makes one token of several, in the order in which they stood."""
-    first = labels.amin(dim=step.axis).flatten()
-    real = first[first > 0] if labels.shape[0] == step.start.shape[0] else first[:0]
-    # Where padding was merged in, the least number is 0; what else is merged tells the order.
-    if len(real) < len(first):
-        first = labels.amax(dim=step.axis).flatten()
-    return labels.shape[0] == step.start.shape[0] and bool((first[1:] > first[:-1]).all())
-
-
-def _varying(labels: Tensor | None) -> Tensor | None:
-    """Return the labels without the dimensions along which they do not change: channels, and heads."""
-    if labels is None:
-        return None
-    for axis in range(labels.dim() - 1, -1, -1):
-        one = labels.select(axis, 0)
-        if bool((labels == one.unsqueeze(axis)).all()):
-            labels = one
-    return labels
-
-
-def _arranged(standing: Tensor | None, sizes: tuple[int, int, int], dims: int) -> Tensor | None:
-    """Return labels as (windows, w); None where windows and places cannot be told apart."""
-    windows, heads, width = sizes
-    if standing is None:
-        return None
-    if standing.dim() == 1 and standing.numel() == windows * width and 1 in (windows, width):
-        return standing.reshape(windows, width)
-    if standing.dim() != 2:
-        return None
-    if windows == width and dims == 3:
-        return None  # (windows, w, C), or (w, windows, C) as nn.MultiheadAttention has it
-    if standing.shape == (windows, width):
-        return standing
-    if standing.shape == (width, windows) and dims == 3:
-        return standing.T
-    if standing.shape == (windows * heads, width):
-        both = [_without_heads(standing, Fold(windows, heads, first)) for first in (True, False)]
-        return next((w for w in both if w is not None), None)
-    return None
-
-
-def _without_heads(standing: Tensor, fold: Fold) -> Tensor | None:
-    """Return labels (windows * heads, w) as (windows, w), if all heads of a window hold the same tokens."""
-    sizes = (fold.batch, fold.heads) if fold.batch_first else (fold.heads, fold.batch)
-    by_head = standing.reshape(*sizes, -1)
-    by_head = by_head if fold.batch_first else by_head.transpose(0, 1)
-    return by_head[:, 0] if bool((by_head == by_head[:, :1]).all()) else None
-
-
-def _tokens_of(windows: Tensor, batch: int) -> Tensor | None:
-    """Return example * N + token in each place, -1 for none, if each token stands in one place, beside its own."""
-    real = windows > 0
-    total = int(real.sum())
-    if total == 0 or total % batch or not torch.equal(windows[real].sort().values, _numbers(total)):
-        return None
-    tokens = windows.long() - 1
-    owner = torch.where(real, tokens // (total // batch), -1)
-    alone = bool((~real | (owner == owner.amax(dim=1, keepdim=True))).all())
-    return tokens if alone else None
-
-
-def _numbers(total: int) -> Tensor:
-    return torch.arange(1, total + 1, dtype=torch.int32)
-
-
-def _channel_axes(start: Start) -> tuple[int, ...]:
-    """Return where channels may be: last, as in (B, N, C), or in dimension 1, as in (B, C, rows, columns)."""
-    return (len(start.shape) - 1, 1)
 
 
 def _disorders(place: Place) -> bool:
@@ -380,6 +233,12 @@ def _projected_axis(func: Func, args: tuple[Any, ...], given: Sequence[Tensor], 
         return 1 if alone else None
     is_product = func in PRODUCTS and isinstance(weight, nn.Parameter) and weight.dim() == 2
     return -1 if is_product and x.shape[:-1] == result.shape[:-1] else None
+
+
+def _is_last(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
+    """Return whether tensors are joined along the last dimension."""
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    return bool(dim in (-1, result.dim() - 1))
 
 
 def _is_constant(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -8,6 +8,8 @@ from tests.families.hand_written import (
     additive_lstm,
     bmm_folded,
     einsum_heads,
+    exponentials,
+    flexible,
     hand_written,
     learned_query,
     multi_query,
@@ -48,7 +50,7 @@ TIMM = [timm_vit, timm_vit_registers, timm_deit_distilled, timm_eva, timm_beit, 
 TORCH = [torch_encoder_norm_first, torch_transformer, torch_decoder, mha_batch_first, mha_sequence_first]
 TORCH += [mha_need_weights, mha_bias_kv, mha_zero_attn, mha_cross]
 TABLES = [ft_transformer, tab_transformer]
-BY_HAND = [einsum_heads, bmm_folded, rotary, qk_norm, multi_query, learned_query, additive_lstm]
+BY_HAND = [einsum_heads, bmm_folded, exponentials, flexible, rotary, qk_norm, multi_query, learned_query, additive_lstm]
 FAMILIES = [*TEXT, *AUDIO, torch_encoder, hand_written, *VISION, *TIMM, *WINDOWED, *TORCH, *TABLES, *BY_HAND]
 
 __all__ = [

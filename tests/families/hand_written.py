@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,43 @@ def _turned(x: Any, angles: Any, join: Any) -> Any:
     first, second = x[..., :half], x[..., half:]
     cos, sin = (np.cos, np.sin) if isinstance(x, np.ndarray) else (torch.cos, torch.sin)
     return join([first * cos(angles) - second * sin(angles), first * sin(angles) + second * cos(angles)], -1)
+
+
+class Flexible(HandWritten.Attention):
+    """flex_attention, which compiles itself; the mask is a function of positions."""
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        query, key, value = (x.transpose(1, 2).contiguous() for x in (query, key, value))
+        batch, _, n, _ = query.shape
+        block_mask = None
+        if hidden is not None:
+            allowed = ~hidden[:, 0, 0]
+            block_mask = create_block_mask(lambda b, h, i, j: allowed[b, j], batch, None, n, n, device=query.device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that it is slow uncompiled
+            return flex_attention(query, key, value, block_mask=block_mask).transpose(1, 2).flatten(2)
+
+
+def flexible() -> Family:
+    return _family("flexible", "flex_attention", HandWritten(Flexible))
+
+
+class Exponentials(HandWritten.Attention):
+    """The softmax written out."""
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        scores = query @ key.mT / 8**0.5
+        powers = (scores - scores.amax(-1, keepdim=True)).exp()
+        if hidden is not None:
+            powers = powers * ~hidden
+        return (powers / powers.sum(-1, keepdim=True) @ value).transpose(1, 2).flatten(2)
+
+
+def exponentials() -> Family:
+    return _family("exponentials", "softmax written out with exponentials", HandWritten(Exponentials))
 
 
 class Rotary(HandWritten.Attention):
