@@ -80,8 +80,11 @@ _PRODUCTS: frozenset[Callable[..., Any]] = frozenset(
         torch.einsum,
         torch.baddbmm,
         Tensor.baddbmm,
+        torch.tensordot,
     }
 )
+_JOINS: frozenset[Callable[..., Any]] = frozenset({torch.cat, torch.concat, torch.concatenate})
+_SPLITS: frozenset[Callable[..., Any]] = frozenset({torch.split, Tensor.split, torch.chunk, Tensor.chunk})
 _RESHAPES: frozenset[Callable[..., Any]] = frozenset(
     {Tensor.reshape, torch.reshape, Tensor.view, Tensor.flatten, torch.flatten}
 )
@@ -133,6 +136,7 @@ class Known(NamedTuple):
         pairs: The pairs of factors whose products it is made of.
         parts: What it was put together from.
         fold: How its dimension 0 was made from batch and heads.
+        piece: The number of the tensor it was split off along the features, and how many pieces there are.
         packed: How many heads' single queries were packed into the dimension of the queries.
         is_written: Whether the model writes into its memory piece by piece.
         is_learned: Whether it is made of parameters alone.
@@ -144,6 +148,7 @@ class Known(NamedTuple):
     pairs: Pairs = _NO_PAIRS
     parts: tuple[Side, ...] = ()
     fold: Fold | None = None
+    piece: tuple[int, int] | None = None
     packed: int = 1
     is_written: bool = False
     is_learned: bool = False
@@ -265,6 +270,10 @@ class Provenance:
             is_view = bool(known) and known[0].is_written and func in _VIEWS
             parts = parts if len(parts) > 1 else ()
             made = made._replace(parts=parts, is_written=func in _WRITES or is_view)
+        if func in _SPLITS and results[0].shape[:-1] == sources[0].shape[:-1]:
+            made = made._replace(piece=(self._number(sources[0]), len(results)))
+        elif func in _JOINS and (fold := _stacked_heads(sources, known, results[0])) is not None:
+            made = made._replace(fold=fold)
         for result in results:
             self._store(func, sources, result, made, batch)
 
@@ -316,7 +325,7 @@ def _joined(known: list[Known], is_learned: bool) -> Known:
         return Known(is_learned=True) if is_learned else _NOTHING
     first = informed[0]
     if len(informed) == 1:
-        return Known(0, first.origins, first.lineage, first.pairs, (), first.fold, is_learned=is_learned)
+        return Known(0, first.origins, first.lineage, first.pairs, fold=first.fold, is_learned=is_learned)
     origins = _NONE.union(*(k.origins for k in informed))
     if len(origins) > _KEPT:
         origins = frozenset(sorted(origins)[-_KEPT:])
@@ -374,6 +383,16 @@ def _made_fold(before: Tensor, after: Tensor, batch: int | None) -> Fold | None:
     if sequence_first and new[1] * new[2] == old[1] * old[2]:
         return Fold(old[1], new[1] // old[1], True)
     return None
+
+
+def _stacked_heads(pieces: list[Tensor], known: list[Known], joined: Tensor) -> Fold | None:
+    """Return the fold that joining all pieces of a (B, N, H * d) along the batch makes, one head after the other."""
+    sources = {k.piece for k in known}
+    piece = known[0].piece if known else None
+    if len(sources) != 1 or piece is None or piece[1] != len(pieces):
+        return None
+    batch = pieces[0].shape[0]
+    return Fold(batch, len(pieces), False) if joined.shape[0] == batch * len(pieces) else None
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:

@@ -141,7 +141,7 @@ def arranged(standing: Tensor | None, sizes: tuple[int, int, int], dims: int) ->
         return standing.reshape(windows, width)
     if standing.dim() != 2:
         return None
-    if windows == width and dims == 3:
+    if standing.shape == (windows, width) and windows == width and dims == 3:
         return None  # (windows, w, C), or (w, windows, C) as nn.MultiheadAttention has it
     if standing.shape == (windows, width):
         return standing

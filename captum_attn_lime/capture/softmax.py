@@ -176,7 +176,7 @@ class SoftmaxWatch:
             return output
         for index, weights in enumerate(operands):
             value = operands[1 - index]
-            if weights not in self._weights or isinstance(value, nn.Parameter):
+            if weights not in self._weights or isinstance(value, nn.Parameter) or weights.dim() < 3:
                 continue
             held = self._weights[weights]
             placed = layout.from_einsum(args[0], index, weights, held.axis, value, self._recorder)
