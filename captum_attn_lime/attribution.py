@@ -130,7 +130,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             SelectionError: A layer, head or query the model does not have.
             NoAttentionError: The model showed no attention.
             ReadoutError: Which tokens the output reads cannot be known; pass ``query``.
-            AttentionKindError: A product of layers over cross- or windowed attention.
+            AttentionKindError: A product of layers over cross-attention, or of stages between which tokens merge.
             TokenMapError: Tokens cannot be placed on the input's cells; pass ``token_map``.
 
         Warns:

@@ -272,12 +272,10 @@ def _from_explanation(name: str, explanation: Any, encoding: Encoding, target: A
     label = _label(target)
     n = len(encoding.feature_names[0])
     if isinstance(encoding, TextEncoding):
-        raw = getattr(getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None), "raw", None)
-        if raw != encoding.texts[0]:
-            raise InputError(
-                f"the explanation {name!r} is of another text: {str(raw)[:60]!r}, not {encoding.texts[0][:60]!r}."
-            )
-        return word_weights(explanation, encoding.words[0], label).numpy()
+        explained = _explained_words(name, explanation, encoding)
+        scores = np.full(n, np.nan)  # words of a pair's other text have no value
+        scores[explained] = word_weights(explanation, [encoding.words[0][k] for k in explained], label).numpy()
+        return scores
     weights = explanation_weights(explanation, label)
     row = getattr(encoding, "rows", None)
     difference = None if row is None else row_difference(explanation, row[0], encoding.feature_names[0])
@@ -290,6 +288,30 @@ def _from_explanation(name: str, explanation: Any, encoding: Encoding, target: A
         raise InputError(f"the explanation {name!r} is over column {max(weights)}, but the input has {n} columns.")
     # lime leaves out what it did not select (num_features): no value, rather than a zero nobody measured.
     return np.array([weights.get(feature, np.nan) for feature in range(n)])
+
+
+def _explained_words(name: str, explanation: Any, encoding: TextEncoding) -> list[int]:
+    """Return which of the encoding's words are of the text that lime explained."""
+    raw = getattr(getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None), "raw", None)
+    text = encoding.texts[0]
+    texts = (text,) if isinstance(text, str) else text
+    marked = getattr(explanation, "explained_segment", None)  # LimeText leaves it; the official explainer does not
+    segments = [k for k, t in enumerate(texts) if t == raw and (marked is None or ("first", "second")[k] == marked)]
+    if not segments or getattr(explanation, "explained_text", text) != text:
+        own = " and ".join(repr(t[:60]) for t in texts)
+        raise InputError(f"the explanation {name!r} is of another text: {str(raw)[:60]!r}, not {own}.")
+    if len(segments) > 1:
+        raise InputError(
+            f"the explanation {name!r} may be of either text of the pair, which are equal; use LimeText.explain with "
+            "segment=, which notes it."
+        )
+    words = [k for k, of in enumerate(encoding.segments[0]) if of == segments[0]]
+    if not words:
+        raise InputError(
+            f"the explanation {name!r} is of the {('first', 'second')[segments[0]]} text, whose words are no features "
+            "of the encoding; encode the pair with explain='both' or that text."
+        )
+    return words
 
 
 def _label(target: Any) -> int | None:

@@ -2,7 +2,8 @@
 
 from captum_attn_lime.adapters.base import Adapter, Encoding
 from captum_attn_lime.adapters.tabular import TabularAdapter, TabularEncoding
-from captum_attn_lime.adapters.text import TextAdapter, TextEncoding
+from captum_attn_lime.adapters.text import TextAdapter
+from captum_attn_lime.adapters.text_encoding import TextEncoding
 from captum_attn_lime.adapters.word_tokenizer import WordTokenizer
 from captum_attn_lime.adapters.words import Word
 

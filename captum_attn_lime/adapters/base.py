@@ -88,7 +88,7 @@ class Adapter(nn.Module):
             came = ", ".join(type(t).__name__ for t in tensors) or "nothing"
             raise InputError(f"an adapter runs on tensors, but got {came}; call adapter.encode(...) for them.")
         with fast_path_off():
-            return as_logits(self._call(tensors), len(tensors[0]), type(self.model).__name__)
+            return self._read(self._call(tensors), tensors)
 
     def logits(self, raw: Any, *, show_progress: bool = False) -> Array:
         """Return the logits of raw inputs, (n, classes) float64."""
@@ -123,6 +123,10 @@ class Adapter(nn.Module):
 
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
         raise NotImplementedError
+
+    def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
+        """Return what the forward function gives out, from what the model returned for these tensors."""
+        return as_logits(output, len(tensors[0]), type(self.model).__name__)
 
     def _run(self, *tensors: Tensor) -> Array:
         """Return the logits of one batch as numpy numbers; the caller has switched gradients off."""

@@ -21,6 +21,8 @@ NAMES = {
 }
 # Names that can only be the ids', wherever they stand; the others count at the first place alone.
 _SURE = ("input_ids", "ids", "token_ids", "tokens")
+# HuggingFace models take embeddings in place of ids under this name.
+_EMBEDS = "inputs_embeds"
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -33,14 +35,16 @@ class Binding:
         mask: Name of the parameter for the mask.
         inverted: Whether that mask is True at padding.
         types: Name of the parameter for token type ids.
+        embeds: Name of the parameter that takes embeddings in place of token ids.
     """
 
     ids: str | None
     mask: str | None
     inverted: bool
     types: str | None
+    embeds: str | None = None
 
-    def call(self, model: nn.Module, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Any:
+    def call(self, model: nn.Module, ids: Tensor, mask: Tensor | None, types: Tensor | None, **options: Any) -> Any:
         """Run the model with every argument under its own name.
 
         Args:
@@ -48,12 +52,15 @@ class Binding:
             ids: Token ids (n, N), or embeddings in their place.
             mask: 1 at real tokens (n, N), or None.
             types: Token type ids (n, N), or None.
+            **options: Further arguments of the model.
         """
-        named: dict[str, Tensor] = {}
+        named: dict[str, Any] = dict(options)
         if mask is not None and self.mask is not None:
             named[self.mask] = mask == 0 if self.inverted else mask
         if types is not None and self.types is not None:
             named[self.types] = types
+        if self.embeds is not None and ids.dim() == 3 and ids.is_floating_point():
+            return model(**{self.embeds: ids}, **named)
         if self.ids is None:
             return model(ids, **named)
         return model(**{self.ids: ids}, **named)
@@ -83,7 +90,8 @@ def bind(model: nn.Module, names: Mapping[str, str] | None = None) -> Binding:
     ids = _ids_parameter(parameters, chosen, names or {}, type(model).__name__)
     inverted = "attention_mask" not in chosen and "padding_mask" in chosen
     mask = chosen.get("padding_mask" if inverted else "attention_mask")
-    binding = Binding(ids, mask, inverted, chosen.get("token_type_ids"))
+    embeds = _EMBEDS if _EMBEDS in parameters else None
+    binding = Binding(ids, mask, inverted, chosen.get("token_type_ids"), embeds)
     _check_filled(parameters, binding, type(model).__name__)
     return binding
 

@@ -79,7 +79,9 @@ def pair_ids(tokenizing: Tokenizing, pairs: Sequence[tuple[str, str]]) -> list[P
     if tokenizing.is_huggingface:
         full = tokenizing.encode([first for first, _ in pairs], [second for _, second in pairs])
         types = full.get("token_type_ids", [None] * len(pairs))
-        out = [PlainIds(tuple(i), None if t is None else tuple(t)) for i, t in zip(full["input_ids"], types, strict=True)]
+        out = [
+            PlainIds(tuple(i), None if t is None else tuple(t)) for i, t in zip(full["input_ids"], types, strict=True)
+        ]
         limit = tokenizing.max_length
         long = [k for k, row in enumerate(out) if limit is not None and len(row.ids) > limit]
     else:

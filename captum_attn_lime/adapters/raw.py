@@ -66,9 +66,14 @@ def segments_to_explain(explain: Explain, items: Sequence[Raw]) -> tuple[int, ..
     return (SEGMENTS.index(explain),)
 
 
+def texts_of(item: Raw) -> tuple[str, ...]:
+    """Return the texts of an item: its own one, or the two of a pair."""
+    return (item,) if isinstance(item, str) else item
+
+
 def check_not_blank(item: Raw, i: int) -> None:
     """Raise if a text or one of a pair has nothing to be read."""
-    for k, text in enumerate(item if is_pair(item) else (item,)):
+    for k, text in enumerate(texts_of(item)):
         if not text.strip():
             what = f"the {SEGMENTS[k]} text of pair {i}" if is_pair(item) else f"text {i}"
             raise TextError(

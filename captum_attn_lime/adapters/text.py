@@ -1,10 +1,9 @@
-"""`TextAdapter`: a text classifier as a Captum forward function and a lime classifier function."""
+"""`TextAdapter`: a model over texts as a Captum forward function and a lime classifier function."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,55 +11,62 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._progress import progress
-from captum_attn_lime.adapters.base import Adapter, Array, Encoding
+from captum_attn_lime.adapters import raw as raws
+from captum_attn_lime.adapters.base import Adapter, Array
 from captum_attn_lime.adapters.batches import batches
 from captum_attn_lime.adapters.binding import bind
 from captum_attn_lime.adapters.embedding import find_embedding
 from captum_attn_lime.adapters.limits import (
-    configured_class_names,
     lacks_padding_token,
     padding_token,
     position_limit,
 )
 from captum_attn_lime.adapters.padding import without_doubt
+from captum_attn_lime.adapters.pairs import PairTokens, pair_ids, pair_tokens
+from captum_attn_lime.adapters.raw import Explain, Raw, is_pair
+from captum_attn_lime.adapters.stand_ins import baseline_token, check_ids, filled, padding_fill
 from captum_attn_lime.adapters.state import evaluating, padding_id
+from captum_attn_lime.adapters.tasks import Head, Task
+from captum_attn_lime.adapters.text_encoding import TextEncoding, features_of, spans_of
 from captum_attn_lime.adapters.tokenize import PlainIds, Tokenizing, Tokens
-from captum_attn_lime.adapters.words import WORD_PATTERN, Word, find_words, word_of_tokens
-from captum_attn_lime.errors import InputError, SelectionError, TextError, TokenizerError, TruncationWarning
+from captum_attn_lime.adapters.words import WORD_PATTERN
+from captum_attn_lime.errors import InputError, SelectionError, TargetError
 
-# Where the wished-for baseline token is missing, the next one stands in.
-_BASELINES = {"mask": ("mask", "unk", "pad"), "unk": ("unk", "mask", "pad"), "pad": ("pad",)}
 # Texts tokenised at once by predict_proba.
 _CHUNK = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class TextEncoding(Encoding):
-    """Texts as token ids, with their words as features.
-
-    Attributes:
-        texts: For each example the text that the model sees: after truncation.
-        tokens: The tokens of each example, special and padding tokens included.
-        words: The words of each example, ids 0 to len - 1; spans are in ``texts``. A word without any token (a control
-            character that the tokenizer drops) is left out.
-    """
-
-    texts: tuple[str, ...]
-    tokens: tuple[tuple[str, ...], ...]
-    words: tuple[tuple[Word, ...], ...]
+# Rows of a vocabulary that are float64 at once where one column is wanted.
+_ROWS = 64
 
 
 class TextAdapter(Adapter):
-    """A text classifier, ready for Captum and for lime.
+    """A model over texts, ready for Captum and for lime.
 
-    It wraps HuggingFace sequence classifiers and any module over token ids. Arguments are bound by name; sequences are
-    padded on the right; a module that takes no mask never sees padding. A text that has no token at all, as lime makes
-    them, stands as one bos, eos, unknown or padding token, the first of these that the tokenizer has.
+    It wraps HuggingFace models and any module over token ids. Arguments are bound by name; sequences are padded on the
+    right; a module that takes no mask never sees padding. A text that has no token at all, as lime makes them, stands
+    as one bos, eos, unknown or padding token, the first of these that the tokenizer has.
+
+    What a call returns, and what Captum's ``target`` is, depends on the task:
+
+    ================== ======================== ==================================================================
+    task               the adapter returns      target
+    ================== ======================== ==================================================================
+    "classification"   (n, classes)             class
+    "tokens"           (n, N, classes)          (position, class)
+    "spans"            (n, N, 2)                (position, 0) for the start of the answer, (position, 1) for its end
+    "next_token"       (n, vocabulary)          token id; read at each row's last real token
+    ================== ======================== ==================================================================
+
+    :meth:`TextEncoding.find` and :meth:`TextEncoding.positions` give positions. At padding the numbers of "tokens" and
+    "spans" mean nothing.
 
     Args:
-        model: The classifier. It returns logits (n, classes) or (n,), a tuple that begins with them, or ``.logits``.
+        model: The model. It returns a tensor, a tuple that begins with it, or ``.logits``; for "spans" an object with
+            ``.start_logits`` and ``.end_logits``, a tuple of both, or a tensor (n, N, 2).
         tokenizer: A HuggingFace tokenizer, a :class:`WordTokenizer`, or an object with
-            ``spans(text) -> (ids, character spans)``.
+            ``spans(text) -> (ids, character spans)``. For "next_token", special tokens that it puts at a text's end
+            are left out.
+        task: What the model predicts; by default what the HuggingFace class is made for, and "classification" for a
+            model written by hand (or "spans", once it returns start and end logits by name).
         class_names: Names of the classes; by default those of the model's configuration.
         max_length: Greatest number of tokens, special tokens included; by default the lesser of what the tokenizer and
             the model's positions allow.
@@ -96,6 +102,7 @@ class TextAdapter(Adapter):
         model: nn.Module,
         tokenizer: Any,
         *,
+        task: Task | None = None,
         class_names: Sequence[str] | None = None,
         max_length: int | None = None,
         word_pattern: str = WORD_PATTERN,
@@ -104,20 +111,30 @@ class TextAdapter(Adapter):
         forward_names: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(model, class_names=class_names)
+        self._head = Head(model, task)
         if class_names is None:
-            self.class_names = configured_class_names(model)
+            self.class_names = self._head.class_names(model)
         for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be a positive number of tokens, but is {value!r}.")
         self.word_pattern = word_pattern
         self.batch_tokens = batch_tokens
         self._binding = bind(model, forward_names)
-        limits = [n for n in (max_length, position_limit(model)) if n is not None]
-        self._tokenizing = Tokenizing(tokenizer, min(limits, default=None), types=self._binding.types is not None)
-        self._pad = self._padding_id()
+        self._tokenizing = Tokenizing(
+            tokenizer,
+            min((n for n in (max_length, position_limit(model)) if n is not None), default=None),
+            types=self._binding.types is not None,
+            open_ended=self.task == "next_token",
+        )
+        self._pad = padding_fill(model, self._tokenizing)
         self._found_embedding: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule of the adapter
-        self._baseline = self._baseline_id(baseline)
+        self._baseline = baseline_token(self._tokenizing, baseline, self._pad)
         self._ending = self._tokenizing.ending(self._pad) if padding_token(model) is not None else 0
+
+    @property
+    def task(self) -> Task:
+        """What the model predicts."""
+        return self._head.task
 
     @property
     def tokenizer(self) -> Any:
@@ -140,27 +157,37 @@ class TextAdapter(Adapter):
             self._found_embedding = (find_embedding(self.model, self._binding, self.device),)
         return self._found_embedding[0]
 
-    def encode(self, texts: str | Sequence[str]) -> TextEncoding:
-        """Return a text or several as tensors with their words as features.
+    def class_name(self, index: int) -> str:
+        """Return the name of a class: its token where the classes are the vocabulary, its number if it has none."""
+        if self.class_names is not None:
+            return self.class_names[index]
+        return self._tokenizing.names([index])[0] if self._head.is_over_vocabulary(self.model) else str(index)
+
+    def encode(self, texts: Raw | Sequence[Raw], *, explain: Explain = "both") -> TextEncoding:
+        """Return texts or pairs of texts as tensors with their words as features.
 
         Args:
-            texts: One text, or several.
+            texts: One text, or one pair as a tuple of two; or a list of either.
+            explain: Of pairs, the texts whose words are the features: ``"both"``, ``"first"`` or ``"second"``. The
+                tokens of the other text keep their ids in the baselines and share the last feature id, as special
+                tokens do.
 
         Raises:
-            TextError: A text is blank or has no word.
-            TokenizerError: The tokenizer gives ids that the model has no embedding for.
+            TextError: A text is blank or has no word; or a pair has so little room that one of its texts would vanish.
+            TokenizerError: The tokenizer gives ids that the model has no embedding for, or takes no pairs.
             InputError: Not a text; or texts of several lengths for a model that takes no mask.
 
         Warns:
             TruncationWarning: A text is longer than the model takes.
         """
+        items = self._items(texts)
+        explained = raws.segments_to_explain(explain, items)
         rows = []
-        for i, text in enumerate(check_texts(texts)):
-            if not text.strip():
-                raise TextError(f"text {i} is {'empty' if not text else 'blank'}; pass a text with at least one word.")
-            rows.append(self._tokenizing.tokens(text))
-            _warn_cut(rows[-1], i, self.max_length, self.word_pattern)
-        self._check_ids([row.ids for row in rows])
+        for i, item in enumerate(items):
+            raws.check_not_blank(item, i)
+            rows.append(pair_tokens(self._tokenizing, item) if is_pair(item) else self._tokenizing.tokens(str(item)))
+            raws.warn_cut(rows[-1], i, self.max_length, self.word_pattern)
+        self._check_ids(rows)
         longest = max(len(row.ids) for row in rows)
         if self._binding.mask is None and any(len(row.ids) != longest for row in rows):
             raise InputError(
@@ -169,7 +196,7 @@ class TextAdapter(Adapter):
                 "an attention_mask parameter."
             )
         ids, forward_args = self._tensors(rows, longest)
-        words, feature_mask = self._features(rows, ids)
+        words, segments, feature_mask = features_of(rows, ids, self.word_pattern, explained)
         is_word = feature_mask < max(len(w) for w in words)
         return TextEncoding(
             inputs=ids,
@@ -177,42 +204,112 @@ class TextAdapter(Adapter):
             baselines=torch.where(is_word, torch.full_like(ids, self._baseline), ids),
             feature_mask=feature_mask,
             feature_names=tuple(tuple(w.text for w in row) for row in words),
-            texts=tuple(row.text for row in rows),
+            texts=tuple(row.texts if isinstance(row, PairTokens) else row.text for row in rows),
             tokens=tuple(self._tokenizing.names(row) for row in ids.tolist()),
             words=words,
+            segments=segments,
+            token_spans=tuple(spans_of(row, longest) for row in rows),
         )
 
-    def logits(self, raw: str | Sequence[str], *, show_progress: bool = False) -> Array:
-        """Return the logits of texts, (n, classes) float64, computed in eval mode and without gradients.
+    def logits(self, raw: Raw | Sequence[Raw], *, target: int | None = None, show_progress: bool = False) -> Array:
+        """Return the logits of texts or pairs, (n, classes) float64, computed in eval mode and without gradients.
 
         Equal texts run once, texts of similar length run together, and no batch is larger than ``batch_tokens``.
 
         Args:
-            raw: One text, or several; they may be empty.
+            raw: One text or pair, or several; they may be empty.
+            target: Return this class's logits alone, (n, 1). Of a vocabulary all classes are a lot of memory.
             show_progress: Show a bar over the texts that run.
+
+        Raises:
+            InputError: The model predicts for each token, or no texts came.
+            TargetError: There is no such class.
 
         Warns:
             TruncationWarning: A text is longer than the model takes.
         """
-        texts = check_texts(raw)
-        distinct = list(dict.fromkeys(texts))
+        run = self._run if target is None else partial(self._run_target, target=target, probability=False)
+        return self._scores(raw, run, show_progress)
+
+    def predict_proba(
+        self, raw: Raw | Sequence[Raw], *, target: int | None = None, show_progress: bool = False
+    ) -> Array:
+        """Return probabilities of texts or pairs, (n, classes) float64: lime's ``classifier_fn``.
+
+        A single logit z gives the two columns 1 - sigmoid(z) and sigmoid(z). Several logits give their softmax, or,
+        where a HuggingFace configuration says ``"multi_label_classification"``, the sigmoid of each. For "next_token"
+        that is the softmax over the vocabulary, and takes 8 bytes for each text and token of the vocabulary: with
+        ``target`` it takes 8 bytes a text.
+
+        Args:
+            raw: One text or pair, or several; they may be empty.
+            target: Return this class's probabilities alone, (n, 1).
+            show_progress: Show a bar over the texts that run.
+
+        Raises:
+            InputError: The model predicts for each token, or is configured for regression.
+            TargetError: There is no such class.
+        """
+        self._head.check_one_row(type(self.model).__name__)
+        if target is not None and self.task == "next_token":
+            return self._scores(raw, partial(self._run_target, target=target, probability=True), show_progress)
+        found = super().predict_proba(raw, show_progress=show_progress)
+        if target is None:
+            return found
+        _check_target(target, found.shape[1])
+        return found[:, [target]]
+
+    def _scores(self, raw: Any, run: Callable[..., Array], show_progress: bool) -> Array:
+        """Return what ``run`` gives for each text, (n, columns), from batches of distinct ones."""
+        self._head.check_one_row(type(self.model).__name__)
+        items = self._items(raw)
+        distinct = list(dict.fromkeys(items))
         rows: list[PlainIds] = []
         for start in range(0, len(distinct), _CHUNK):
-            rows += [self._filled(row) for row in self._tokenizing.ids(distinct[start : start + _CHUNK])]
-        self._check_ids([row.ids for row in rows])
-        _warn_cut_many(rows, self.max_length)
-        place = {ids: k for k, ids in enumerate(dict.fromkeys(row.ids for row in rows))}
-        unique = list({row.ids: row for row in rows}.values())
-        exact = self._binding.mask is None or lacks_padding_token(self.model)
+            chunk: Any = distinct[start : start + _CHUNK]
+            found_ids = pair_ids(self._tokenizing, chunk) if is_pair(items[0]) else self._tokenizing.ids(chunk)
+            rows += [filled(self._tokenizing, row) for row in found_ids]
+        self._check_ids(rows)
+        raws.warn_cut_many(rows, self.max_length)
+        keys = [(row.ids, row.types) for row in rows]
+        place = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+        unique = list(dict(zip(keys, rows, strict=True)).values())
+        exact = self._binding.mask is None or self._lacks_padding()
         found: list[Array] = [np.empty(0)] * len(unique)
         with evaluating(self.model), torch.no_grad(), progress(len(unique), show_progress, "texts") as tick:
             for batch in batches([len(row.ids) for row in unique], self.batch_tokens, exact=exact):
                 ids, forward_args = self._tensors([unique[k] for k in batch], max(len(unique[k].ids) for k in batch))
-                for k, values in zip(batch, self._run(ids, *forward_args), strict=True):
+                for k, values in zip(batch, run(ids, *forward_args), strict=True):
                     found[k] = values
                 tick(len(batch))
-        of_text = {text: place[row.ids] for text, row in zip(distinct, rows, strict=True)}
-        return np.stack([found[of_text[text]] for text in texts])
+        of_item = {item: place[key] for item, key in zip(distinct, keys, strict=True)}
+        return np.stack([found[of_item[item]] for item in items])
+
+    def _run(self, *tensors: Tensor) -> Array:
+        found = super()._run(*tensors)
+        self._head.check_one_row(type(self.model).__name__)  # The first output may have told that it is by token.
+        return found
+
+    def _run_target(self, *tensors: Tensor, target: int, probability: bool) -> Array:
+        """Return one class's logits, or its softmax, of one batch, (n, 1)."""
+        logits = self(*tensors).detach()
+        self._head.check_one_row(type(self.model).__name__)
+        _check_target(target, logits.shape[1])
+        values = []
+        for part in logits.split(_ROWS):
+            row = part.to(torch.float64)
+            values.append((row[:, target] - row.logsumexp(dim=1)).exp() if probability else row[:, target])
+        return np.asarray(torch.cat(values)[:, None].cpu().numpy(), dtype=np.float64)
+
+    def _items(self, raw: Any) -> list[Raw]:
+        """Return the texts or pairs as a list, if the model takes them."""
+        items = raws.as_list(raw)
+        if self.task == "next_token" and is_pair(items[0]):
+            raise InputError(
+                f"a pair came, but {type(self.model).__name__} continues one text (task='next_token'); join the two, "
+                "or pass several texts as a list."
+            )
+        return items
 
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
         ids, further = tensors[0], list(tensors[1:])
@@ -230,22 +327,38 @@ class TextAdapter(Adapter):
         named = dict(zip(takes, further, strict=False))
         mask = named.get("attention_mask")
         types = named.get("token_type_ids")
+        options = self._head.options(self.model, ids, mask)
         if ids.dim() != 2 or not self._doubtful_padding():
-            return self._binding.call(self.model, ids, mask, types)
+            return self._binding.call(self.model, ids, mask, types, **options)
         ids, lent = without_doubt(self.model, ids, mask, self._ending)
         with padding_id(self.model, lent):
-            return self._binding.call(self.model, ids, mask, types)
+            return self._binding.call(self.model, ids, mask, types, **options)
+
+    def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
+        mask = tensors[1] if self._binding.mask is not None and len(tensors) > 1 else None
+        was = self.task
+        found = self._head.read(output, tensors[0], mask, type(self.model).__name__)
+        if self.task != was and self.class_names is None:
+            self.class_names = self._head.class_names(self.model)
+        return found
+
+    def _lacks_padding(self) -> bool:
+        """Return whether the model looks for padding by an id, and has none."""
+        return self.task == "classification" and lacks_padding_token(self.model)
 
     def _doubtful_padding(self) -> bool:
         """Return whether the model could take a real token for padding: its padding id is lent, or the baseline's."""
-        return lacks_padding_token(self.model) or padding_token(self.model) == self._baseline
+        is_baseline = self.task == "classification" and padding_token(self.model) == self._baseline
+        return self._lacks_padding() or is_baseline
 
     def _further(self) -> list[str]:
         """Return what goes to forward after the ids, in order."""
         takes = ["attention_mask"] if self._binding.mask is not None else []
         return [*takes, "token_type_ids"] if self._tokenizing.types else takes
 
-    def _tensors(self, rows: Sequence[Tokens | PlainIds], length: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _tensors(
+        self, rows: Sequence[Tokens | PairTokens | PlainIds], length: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the ids (n, length), padded on the right, and what goes with them."""
 
         def table(cells: Sequence[Sequence[int]], fill: int) -> Tensor:
@@ -260,108 +373,15 @@ class TextAdapter(Adapter):
             further.append(table([row.types or [0] * len(row.ids) for row in rows], 0))
         return ids, tuple(further)
 
-    def _features(self, rows: Sequence[Tokens], ids: Tensor) -> tuple[tuple[tuple[Word, ...], ...], Tensor]:
-        """Return the words that have a token, and the feature mask (B, N)."""
-        all_words, owners = [], []
-        for i, row in enumerate(rows):
-            words = find_words(row.text, self.word_pattern)
-            owner = word_of_tokens(row.spans, words)
-            used = sorted({k for k in owner if k is not None})
-            if not used:
-                raise TextError(
-                    f"text {i} ({row.text[:40]!r}) has no word to attribute to: "
-                    f"{len(words)} word(s) found by word_pattern, none of them with a token that the model sees."
-                )
-            number = {k: n for n, k in enumerate(used)}
-            all_words.append(tuple(words[k] for k in used))
-            owners.append([None if k is None else number[k] for k in owner])
-        last = max(len(words) for words in all_words)
-        mask = torch.full_like(ids, last)
-        for i, numbers in enumerate(owners):
-            mask[i, : len(numbers)] = torch.tensor([last if n is None else n for n in numbers], device=ids.device)
-        return tuple(all_words), mask
-
-    def _filled(self, row: PlainIds) -> PlainIds:
-        """Return the row, or the reference token where a text has no token at all."""
-        if row.ids:
-            return row
-        reference = self._tokenizing.special_id("bos", "eos", "unk", "pad")
-        if reference is None:
-            raise TokenizerError(
-                f"{type(self.tokenizer).__name__} gives an empty text no token and has no bos, eos, unk or pad token "
-                "to stand for it; give the tokenizer one of them."
-            )
-        return PlainIds((reference,), None, row.cut)
-
-    def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
-        """Raise if an id has no embedding."""
+    def _check_ids(self, rows: Sequence[Tokens | PairTokens | PlainIds]) -> None:
+        """Raise if an id has no embedding; an embedding that cannot be found is no reason not to run the model."""
         try:
             size = getattr(self.embedding, "num_embeddings", None)
         except SelectionError:
-            return  # An embedding that cannot be found is no reason not to run the model.
-        highest = max((max(row, default=0) for row in rows), default=0)
-        if isinstance(size, int) and highest >= size:
-            raise TokenizerError(
-                f"the tokenizer gives token id {highest} ({self._tokenizing.names([highest])[0]!r}), but "
-                f"{type(self.model).__name__} has {size} embeddings; use the model's own tokenizer, "
-                "or resize the embeddings."
-            )
-
-    def _padding_id(self) -> int:
-        """Return the id that fills up a batch: the model's, else the tokenizer's nearest to one."""
-        own = padding_token(self.model)
-        if own is not None:
-            return own
-        found = self._tokenizing.special_id("pad", "eos", "bos", "unk")
-        return 0 if found is None else found
-
-    def _baseline_id(self, baseline: str | int) -> int:
-        if isinstance(baseline, int) and not isinstance(baseline, bool) and baseline >= 0:
-            return baseline
-        if baseline not in _BASELINES:
-            raise InputError(f"baseline must be {', '.join(map(repr, _BASELINES))} or a token id; got {baseline!r}.")
-        found = self._tokenizing.special_id(*_BASELINES[str(baseline)])
-        return self._pad if found is None else found
+            size = None
+        check_ids(self.model, size if isinstance(size, int) else None, self._tokenizing, rows)
 
 
-def check_texts(raw: Any) -> list[str]:
-    """Return a text or several as a list of texts.
-
-    Raises:
-        InputError: Not a text, or none at all.
-    """
-    texts = [raw] if isinstance(raw, str) else raw
-    if isinstance(texts, (bytes, dict)) or not hasattr(texts, "__iter__"):
-        raise InputError(f"expected a text (str) or several, but got {type(raw).__name__}.")
-    out = list(texts)
-    if not out:
-        raise InputError("expected a text or several, but the sequence is empty.")
-    for i, text in enumerate(out):
-        if not isinstance(text, str):
-            raise InputError(f"expected texts, but item {i} is {type(text).__name__}: {text!r}; convert it with str().")
-    return [str(text) for text in out]
-
-
-def _warn_cut(row: Tokens, i: int, max_length: int | None, pattern: str) -> None:
-    if not row.cut:
-        return
-    seen = len(find_words(row.text, pattern))
-    lost = " ".join(w.text for w in find_words(row.rest, pattern)[:4])
-    where = f"all but its last {seen} words" if row.cut_left else f"its words from number {seen + 1} on ({lost} ...)"
-    warnings.warn(
-        f"text {i} has {row.cut + len(row.ids)} tokens and the model takes {max_length}: {row.cut} tokens were cut. "
-        f"Not seen and not explained: {where}.",
-        TruncationWarning,
-        stacklevel=3,
-    )
-
-
-def _warn_cut_many(rows: Sequence[PlainIds], max_length: int | None) -> None:
-    cut = [row.cut for row in rows if row.cut]
-    if cut:
-        warnings.warn(
-            f"{len(cut)} of {len(rows)} texts were longer than {max_length} tokens: up to {max(cut)} tokens were cut "
-            "and not seen. Explain the part that is seen: adapter.encode(text).texts.",
-            TruncationWarning,
-            stacklevel=3,
-        )
+def _check_target(target: int, classes: int) -> None:
+    if not isinstance(target, (int, np.integer)) or not 0 <= target < classes:
+        raise TargetError(f"target {target!r} is not one of the model's {classes} classes; pass an int.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from captum_attn_lime.adapters.words import WORD_PATTERN, Span, find_words
 from captum_attn_lime.errors import TokenizerError
@@ -60,6 +60,9 @@ class PlainIds:
     cut: int = 0
 
 
+Row = TypeVar("Row", Tokens, PlainIds)
+
+
 class Tokenizing:
     """A tokenizer and a greatest length.
 
@@ -67,13 +70,15 @@ class Tokenizing:
         tokenizer: A HuggingFace tokenizer, or an object with ``spans(text) -> (ids, spans)``.
         max_length: Greatest number of tokens of one text, special tokens included; None for no limit.
         types: Whether the model takes token type ids.
+        open_ended: Whether to leave out special tokens that the tokenizer puts at a text's end, because the text is to
+            be continued.
 
     Attributes:
         max_length: The lesser of that length and the tokenizer's own.
         types: Whether token type ids are given: where the tokenizer has them and the model takes them.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int | None, *, types: bool) -> None:
+    def __init__(self, tokenizer: Any, max_length: int | None, *, types: bool, open_ended: bool = False) -> None:
         self.is_huggingface = hasattr(tokenizer, "is_fast") and callable(tokenizer)
         if not self.is_huggingface and not callable(getattr(tokenizer, "spans", None)):
             raise TokenizerError(
@@ -85,9 +90,13 @@ class Tokenizing:
         limits = [n for n in (max_length, own) if isinstance(n, int) and 0 < n < _NO_LIMIT]
         self.max_length = min(limits) if limits else None
         self.types = types and "token_type_ids" in getattr(tokenizer, "model_input_names", ())
+        self._closing = self._closing_tokens() if open_ended and self.is_huggingface else 0
 
     def tokens(self, text: str) -> Tokens:
         """Return the tokens of one text with their spans."""
+        return self._opened(self._closed_tokens(text))
+
+    def _closed_tokens(self, text: str) -> Tokens:
         if not self.is_huggingface:
             ids, spans = self.tokenizer.spans(text)
             return self._keep(text, Tokens(text, tuple(ids), tuple(spans)))
@@ -118,6 +127,9 @@ class Tokenizing:
 
     def ids(self, texts: Sequence[str]) -> list[PlainIds]:
         """Return the ids of many texts, cut to the greatest length."""
+        return [self._opened(row) for row in self._closed_ids(texts)]
+
+    def _closed_ids(self, texts: Sequence[str]) -> list[PlainIds]:
         if not self.is_huggingface:
             plain = [tuple(self.tokenizer.spans(text)[0]) for text in texts]
             return [PlainIds(ids[: self.max_length], None, len(ids) - len(ids[: self.max_length])) for ids in plain]
@@ -126,7 +138,7 @@ class Tokenizing:
         out = []
         for text, ids, kinds in zip(texts, full["input_ids"], types, strict=True):
             if self.max_length is not None and len(ids) > self.max_length and self.cuts_left():
-                row = self.tokens(text)
+                row = self._closed_tokens(text)
                 out.append(PlainIds(row.ids, row.types, row.cut))
             elif self.max_length is not None and len(ids) > self.max_length:
                 short = self.encode(text, truncation=True, max_length=self.max_length)
@@ -156,6 +168,23 @@ class Tokenizing:
         ids = list(self.encode("a")["input_ids"])
         added = len(ids) - len(self.encode("a", add_special_tokens=False)["input_ids"])
         return next((n for n, k in enumerate(reversed(ids)) if k != special or n == added), 0)
+
+    def _closing_tokens(self) -> int:
+        """Return how many special tokens the tokenizer puts at the end of every text."""
+        ids, plain = list(self.encode("a")["input_ids"]), self.plain("a")
+        ends = [k for k in range(len(plain), len(ids) + 1) if ids[k - len(plain) : k] == plain]
+        return len(ids) - ends[-1] if plain and ends else 0
+
+    def _opened(self, row: Row) -> Row:
+        """Return the row without the special tokens at its end."""
+        if not self._closing:
+            return row
+        short: dict[str, Any] = {"ids": row.ids[: -self._closing]}
+        if row.types is not None:
+            short["types"] = row.types[: -self._closing]
+        if isinstance(row, Tokens):
+            short["spans"] = row.spans[: -self._closing]
+        return replace(row, **short)
 
     def encode(self, *texts: str | list[str], **options: Any) -> Any:
         """Return what a HuggingFace tokenizer gives for a text or a pair, or for lists of them."""

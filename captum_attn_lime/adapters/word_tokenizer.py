@@ -16,12 +16,14 @@ class WordTokenizer:
         vocabulary: Word to id. The words are looked up as the tokenizer writes them: in lower case if ``lower``.
         pad: Token of the vocabulary that fills up a batch; not used if the vocabulary lacks it.
         unknown: Token that stands for all other words; without it in the vocabulary, an unknown word is an error.
+        separator: Token that stands between the two texts of a pair; without it in the vocabulary there are no pairs.
         pattern: Regular expression of one word.
         lower: Whether words are looked up in lower case.
 
     Attributes:
         pad_token_id: Id of the padding token, or None.
         unk_token_id: Id of the unknown token, or None.
+        sep_token_id: Id of the separator, or None.
 
     Example:
         >>> tokenizer = WordTokenizer.fit(["a fine film", "a dull film"])
@@ -35,6 +37,7 @@ class WordTokenizer:
         *,
         pad: str = "<pad>",
         unknown: str = "<unk>",
+        separator: str = "<sep>",
         pattern: str = WORD_PATTERN,
         lower: bool = True,
     ) -> None:
@@ -48,6 +51,7 @@ class WordTokenizer:
         self.lower = lower
         self.pad_token_id = self.vocabulary.get(pad)
         self.unk_token_id = self.vocabulary.get(unknown)
+        self.sep_token_id = self.vocabulary.get(separator)
         self._words = {i: w for w, i in self.vocabulary.items()}
 
     @classmethod
@@ -56,14 +60,16 @@ class WordTokenizer:
         texts: Iterable[str],
         *,
         max_size: int | None = None,
+        separator: str | None = None,
         pattern: str = WORD_PATTERN,
         lower: bool = True,
     ) -> WordTokenizer:
-        """Return a tokenizer for the words of some texts: padding 0, unknown 1, then by falling frequency.
+        """Return a tokenizer for the words of some texts: padding 0, unknown 1, then words by falling frequency.
 
         Args:
             texts: The texts.
-            max_size: Largest size of the vocabulary, the two special tokens included.
+            max_size: Largest size of the vocabulary, the special tokens included.
+            separator: A token to stand between the two texts of a pair, such as ``"<sep>"``: it gets id 2.
             pattern: Regular expression of one word.
             lower: Whether words are taken in lower case.
         """
@@ -72,10 +78,11 @@ class WordTokenizer:
             words = (w.text for w in find_words(text, pattern))
             counts.update(w.lower() if lower else w for w in words)
         ranked = sorted(counts, key=lambda w: (-counts[w], w))
-        room = None if max_size is None else max(max_size - 2, 0)
-        vocabulary = {"<pad>": 0, "<unk>": 1}
-        vocabulary.update({w: i for i, w in enumerate(ranked[:room], start=2)})
-        return cls(vocabulary, pattern=pattern, lower=lower)
+        vocabulary = {"<pad>": 0, "<unk>": 1} | ({} if separator is None else {separator: 2})
+        special = len(vocabulary)
+        room = None if max_size is None else max(max_size - special, 0)
+        vocabulary.update({w: i for i, w in enumerate(ranked[:room], start=special)})
+        return cls(vocabulary, separator=separator or "<sep>", pattern=pattern, lower=lower)
 
     def __len__(self) -> int:
         return max(self.vocabulary.values()) + 1

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_attn_lime.capture.provenance import MATRIX_TRANSPOSE, Fold
+from captum_attn_lime.capture.operations import MATRIX_TRANSPOSE
+from captum_attn_lime.capture.provenance import Fold
 from captum_attn_lime.capture.recorder import Recorder, RowView
 from captum_attn_lime.errors import UnreadableAttentionError
 

@@ -1,4 +1,4 @@
-"""Which torch operations move tokens, and which leave them where they stand."""
+"""Which torch operations do what to tokens: project, multiply, move, merge, or leave them where they stand."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_attn_lime.capture.provenance import MATRIX_TRANSPOSE
-
 Func = Callable[..., Any]
+
+# How x.mT and x.T reach a function mode.
+MATRIX_TRANSPOSE: Func = Tensor.mT.__get__  # type: ignore[attr-defined]
+_TRANSPOSE: Func = Tensor.T.__get__  # type: ignore[attr-defined]
 
 
 def _named(*names: str) -> set[Func]:
@@ -37,7 +39,7 @@ POINTWISE: frozenset[Func] = frozenset(_named(
     "to", "type", "type_as", "float", "half", "bfloat16", "double", "clone", "detach",
 ))  # fmt: skip
 
-PRODUCTS: frozenset[Func] = frozenset(_named("matmul", "__matmul__"))
+MATMULS: frozenset[Func] = frozenset(_named("matmul", "__matmul__"))
 
 # Operations that make new tokens of neighbouring ones, in the same order; joins do so along the channels only.
 MERGES: frozenset[Func] = frozenset(_named(
@@ -46,3 +48,64 @@ MERGES: frozenset[Func] = frozenset(_named(
     "pixel_shuffle", "pixel_unshuffle",
 ))  # fmt: skip
 JOINS: frozenset[Func] = frozenset(_named("cat", "concat", "concatenate"))
+
+PROJECTIONS: frozenset[Func] = frozenset({F.linear, torch.conv1d, torch.conv2d, torch.addmm})
+# Token ids are chosen, not computed from token to token: what is looked up by them begins a way of its own.
+LOOKUPS: frozenset[Func] = frozenset({F.embedding, torch.embedding})
+# How keys are put together after their projection: side by side, or into a buffer that already holds others.
+WRITES: frozenset[Func] = frozenset(
+    {
+        Tensor.__setitem__,
+        Tensor.copy_,
+        Tensor.index_copy_,
+        Tensor.index_put_,
+        Tensor.scatter_,
+    }
+)
+ASSEMBLES: frozenset[Func] = WRITES | {
+    torch.cat,
+    torch.concat,
+    torch.concatenate,
+    torch.index_copy,
+    Tensor.index_copy,
+    torch.slice_scatter,
+    Tensor.slice_scatter,
+}
+PRODUCTS: frozenset[Func] = frozenset(
+    {
+        torch.matmul,
+        Tensor.matmul,
+        Tensor.__matmul__,
+        torch.bmm,
+        Tensor.bmm,
+        torch.einsum,
+        torch.baddbmm,
+        Tensor.baddbmm,
+        torch.tensordot,
+    }
+)
+SPLITS: frozenset[Func] = frozenset({torch.split, Tensor.split, torch.chunk, Tensor.chunk})
+RESHAPES: frozenset[Func] = frozenset({Tensor.reshape, torch.reshape, Tensor.view, Tensor.flatten, torch.flatten})
+SAME_TOKENS: frozenset[Func] = RESHAPES | {
+    Tensor.transpose,
+    torch.transpose,
+    Tensor.swapaxes,
+    MATRIX_TRANSPOSE,
+    _TRANSPOSE,
+    Tensor.permute,
+    torch.permute,
+    Tensor.contiguous,
+    Tensor.to,
+    Tensor.float,
+}
+# What may return a part of a tensor in the same memory.
+VIEWS: frozenset[Func] = SAME_TOKENS | {
+    Tensor.__getitem__,
+    Tensor.narrow,
+    torch.narrow,
+    Tensor.unflatten,
+    Tensor.unsqueeze,
+    Tensor.squeeze,
+    Tensor.expand,
+    Tensor.detach,
+}

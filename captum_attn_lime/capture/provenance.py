@@ -18,10 +18,21 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
 
+from captum_attn_lime.capture.operations import (
+    ASSEMBLES,
+    JOINS,
+    LOOKUPS,
+    PRODUCTS,
+    PROJECTIONS,
+    RESHAPES,
+    SAME_TOKENS,
+    SPLITS,
+    VIEWS,
+    WRITES,
+)
 from captum_attn_lime.capture.weak import TensorTable
 
 Origins = frozenset[int]
@@ -43,74 +54,6 @@ _NONE: Origins = frozenset()
 _NO_PAIRS: Pairs = frozenset()
 # Along a residual stream origins add up; only the newest matter for the next attention call.
 _KEPT = 32
-
-# How x.mT and x.T reach a function mode.
-MATRIX_TRANSPOSE: Callable[..., Any] = Tensor.mT.__get__  # type: ignore[attr-defined]
-_TRANSPOSE: Callable[..., Any] = Tensor.T.__get__  # type: ignore[attr-defined]
-
-_PROJECTIONS: frozenset[Callable[..., Any]] = frozenset({F.linear, torch.conv1d, torch.conv2d, torch.addmm})
-# Token ids are chosen, not computed from token to token: what is looked up by them begins a way of its own.
-_LOOKUPS: frozenset[Callable[..., Any]] = frozenset({F.embedding, torch.embedding})
-# How keys are put together after their projection: side by side, or into a buffer that already holds others.
-_WRITES: frozenset[Callable[..., Any]] = frozenset(
-    {
-        Tensor.__setitem__,
-        Tensor.copy_,
-        Tensor.index_copy_,
-        Tensor.index_put_,
-        Tensor.scatter_,
-    }
-)
-_ASSEMBLES: frozenset[Callable[..., Any]] = _WRITES | {
-    torch.cat,
-    torch.concat,
-    torch.concatenate,
-    torch.index_copy,
-    Tensor.index_copy,
-    torch.slice_scatter,
-    Tensor.slice_scatter,
-}
-_PRODUCTS: frozenset[Callable[..., Any]] = frozenset(
-    {
-        torch.matmul,
-        Tensor.matmul,
-        Tensor.__matmul__,
-        torch.bmm,
-        Tensor.bmm,
-        torch.einsum,
-        torch.baddbmm,
-        Tensor.baddbmm,
-        torch.tensordot,
-    }
-)
-_JOINS: frozenset[Callable[..., Any]] = frozenset({torch.cat, torch.concat, torch.concatenate})
-_SPLITS: frozenset[Callable[..., Any]] = frozenset({torch.split, Tensor.split, torch.chunk, Tensor.chunk})
-_RESHAPES: frozenset[Callable[..., Any]] = frozenset(
-    {Tensor.reshape, torch.reshape, Tensor.view, Tensor.flatten, torch.flatten}
-)
-_SAME_TOKENS: frozenset[Callable[..., Any]] = _RESHAPES | {
-    Tensor.transpose,
-    torch.transpose,
-    Tensor.swapaxes,
-    MATRIX_TRANSPOSE,
-    _TRANSPOSE,
-    Tensor.permute,
-    torch.permute,
-    Tensor.contiguous,
-    Tensor.to,
-    Tensor.float,
-}
-# What may return a part of a tensor in the same memory.
-_VIEWS: frozenset[Callable[..., Any]] = _SAME_TOKENS | {
-    Tensor.__getitem__,
-    Tensor.narrow,
-    torch.narrow,
-    Tensor.unflatten,
-    Tensor.unsqueeze,
-    Tensor.squeeze,
-    Tensor.expand,
-    Tensor.detach,
-}
 
 
 class Fold(NamedTuple):
@@ -254,25 +197,25 @@ class Provenance:
         if not results or not sources:
             return
         is_learned = all(self.is_learned(source) for source in sources)
-        if func in _LOOKUPS:
+        if func in LOOKUPS:
             sources = [s for s in sources if s.is_floating_point()]
-        if _projects(func) or (func in _PRODUCTS and any(isinstance(s, nn.Parameter) for s in sources)):
+        if _projects(func) or (func in PRODUCTS and any(isinstance(s, nn.Parameter) for s in sources)):
             self._project(func, sources, results, is_learned)
             return
         known = [self._of(source) for source in sources]
         made = _joined(known, is_learned)
-        if func in _PRODUCTS and len(sources) >= 2:
+        if func in PRODUCTS and len(sources) >= 2:
             pairs = {(self._side(sources[-2]), side) for side in self._sides(sources[-1])}
             # A product's rows are its first factor's.
             made = made._replace(pairs=made.pairs | pairs, lineage=self.lineage(sources[-2]))
         parts = self._assembled(func, sources, known)
-        if len(parts) > 1 or func in _WRITES or (known and known[0].is_written and func in _VIEWS):
-            is_view = bool(known) and known[0].is_written and func in _VIEWS
+        if len(parts) > 1 or func in WRITES or (known and known[0].is_written and func in VIEWS):
+            is_view = bool(known) and known[0].is_written and func in VIEWS
             parts = parts if len(parts) > 1 else ()
-            made = made._replace(parts=parts, is_written=func in _WRITES or is_view)
-        if func in _SPLITS and results[0].shape[:-1] == sources[0].shape[:-1]:
+            made = made._replace(parts=parts, is_written=func in WRITES or is_view)
+        if func in SPLITS and results[0].shape[:-1] == sources[0].shape[:-1]:
             made = made._replace(piece=(self._number(sources[0]), len(results)))
-        elif func in _JOINS and (fold := _stacked_heads(sources, known, results[0])) is not None:
+        elif func in JOINS and (fold := _stacked_heads(sources, known, results[0])) is not None:
             made = made._replace(fold=fold)
         for result in results:
             self._store(func, sources, result, made, batch)
@@ -280,19 +223,19 @@ class Provenance:
     def _store(
         self, func: Callable[..., Any], sources: list[Tensor], result: Tensor, made: Known, batch: int | None
     ) -> None:
-        if func in _RESHAPES:
+        if func in RESHAPES:
             fold = _made_fold(sources[0], result, batch)
             heads = _packed_heads(sources[0], result)
             if fold is not None or heads > 1:
                 made = made._replace(fold=fold or made.fold, packed=heads)
-        if func in _SAME_TOKENS:
+        if func in SAME_TOKENS:
             made = made._replace(number=self._number(sources[0]))
         if made is not _NOTHING or result in self._known:
             self._known[result] = made
 
     def _assembled(self, func: Callable[..., Any], sources: list[Tensor], known: list[Known]) -> tuple[Side, ...]:
         """Return the parts of a result: what is put together here, or what its sources were put together from."""
-        if func in _ASSEMBLES:
+        if func in ASSEMBLES:
             pieces = [s for s in sources if s.is_floating_point() and self._of(s).origins]
             return tuple(dict.fromkeys(side for s in pieces for side in self._sides(s)))[-_KEPT:]
         with_parts = [k.parts for k in known if k.parts]
@@ -342,7 +285,7 @@ def _joined(known: list[Known], is_learned: bool) -> Known:
 def _projects(func: Callable[..., Any]) -> bool:
     """Return whether an operation is a projection: a linear layer, quantised ones included, or a convolution."""
     is_custom = type(func) in (OpOverload, OpOverloadPacket)
-    return func in _PROJECTIONS or (is_custom and "linear" in func.__name__)
+    return func in PROJECTIONS or (is_custom and "linear" in func.__name__)
 
 
 def _same(pairs: Iterable[tuple[Side, Side]]) -> bool | None:
@@ -402,7 +345,7 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 def _results(func: Callable[..., Any], out: Any) -> list[Tensor]:
     """Return the tensors that an operation has made or written, with what a written view is a part of."""
     results = _tensors(out if isinstance(out, (tuple, list)) else (out,))
-    return results + _tensors(r._base for r in results) if func in _WRITES else results
+    return results + _tensors(r._base for r in results) if func in WRITES else results
 
 
 def _flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Any]:

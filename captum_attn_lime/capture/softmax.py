@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from captum_attn_lime.attention import DenseMap
 from captum_attn_lime.capture import layout
 from captum_attn_lime.capture.exponentials import ExponentialWatch
-from captum_attn_lime.capture.provenance import MATRIX_TRANSPOSE
+from captum_attn_lime.capture.operations import MATRIX_TRANSPOSE
 from captum_attn_lime.capture.recorder import MULTIPLIES, Recorder, kind_of
 from captum_attn_lime.capture.weak import TensorTable
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_attn_lime.attention import AttentionMap, DenseMap, WindowedMap
-from captum_attn_lime.capture.operations import DISORDERS, JOINS, MERGES, MOVES, POINTWISE, PRODUCTS
+from captum_attn_lime.capture.operations import DISORDERS, JOINS, MATMULS, MERGES, MOVES, POINTWISE
 from captum_attn_lime.capture.provenance import Fold
 from captum_attn_lime.capture.replay import (
     Place,
@@ -231,7 +231,7 @@ def _projected_axis(func: Func, args: tuple[Any, ...], given: Sequence[Tensor], 
     if func in (torch.conv1d, torch.conv2d):
         alone = all(size == 1 for size in weight.shape[2:]) and x.shape[2:] == result.shape[2:]
         return 1 if alone else None
-    is_product = func in PRODUCTS and isinstance(weight, nn.Parameter) and weight.dim() == 2
+    is_product = func in MATMULS and isinstance(weight, nn.Parameter) and weight.dim() == 2
     return -1 if is_product and x.shape[:-1] == result.shape[:-1] else None
 
 

@@ -153,6 +153,11 @@ def _label(explanation: Any, label: int | None) -> Any:
         return 1  # lime keeps the weights under 1 and their negatives under 0.
     if label is None and len(have) == 1:
         return next(iter(have))
+    token = getattr(explanation, "explained_target", None)
+    if token is not None:  # lime itself knows two classes: this token and any other
+        if label == token:
+            return next(iter(have))
+        raise TargetError(f"token {label} was not explained; the explanation is of token {token}.")
     if label in have:
         return label
     classes = sorted(int(key) for key in have)

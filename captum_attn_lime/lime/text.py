@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
-import numpy as np
 import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor
@@ -14,11 +13,10 @@ from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_out
 from captum_attn_lime._progress import progress
 from captum_attn_lime.errors import InputError, TextError
 from captum_attn_lime.features import spread
-from captum_attn_lime.lime.base import Array, check_count, class_of, result_dtype, settled, target_scalars
+from captum_attn_lime.lime.base import check_count, class_of, result_dtype, settled, target_scalars
 from captum_attn_lime.lime.explanations import explanation_weights
 from captum_attn_lime.lime.masked import IndexTexts, Removable
-
-Output = Literal["probability", "logits"]
+from captum_attn_lime.lime.subject import Output, Segment, subject_of
 
 
 class LimeText(PerturbationAttribution):  # type: ignore[misc]
@@ -131,9 +129,10 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
 
     def explain(
         self,
-        text: str,
+        text: str | tuple[str, str],
         target: int | None = None,
         *,
+        segment: Segment | None = None,
         num_samples: int = 5000,
         num_features: int | None = None,
         output: Output = "probability",
@@ -146,8 +145,10 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         deleting would draw words into view that the model never saw.
 
         Args:
-            text: The text.
-            target: The class; the predicted one by default.
+            text: The text, or a pair of texts as a tuple, of which one is explained.
+            target: The class; the predicted one by default. For a language model the id of the next token: its
+                explanation has two classes, label 1 for this token and 0 for any other.
+            segment: ``"first"`` or ``"second"``: the text of a pair to explain, while the other stays as it is.
             num_samples: Number of perturbed texts.
             num_features: Greatest number of words; lime selects them and fits again. All by default.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
@@ -161,33 +162,34 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         Raises:
             TextError: The text has no word, or none by ``split_expression``.
             TargetError: The model does not have that class.
+            InputError: The model predicts for each token: use :meth:`attribute`, which masks words in place.
         """
         check_count("num_samples", num_samples, 2)
         if num_features is not None:
             check_count("num_features", num_features, 1)
-        adapter = self._adapter()
-        classify = _classifier(adapter, output, show_progress)
-        seen = adapter.encode(text).texts[0]
-        self._check_units(seen)
-        label = class_of(target, classify([seen])[0])
-        names = self.class_names if self.class_names is not None else adapter.class_names
+        subject = subject_of(self.forward_func, text, segment, output, show_progress=show_progress)
+        self._check_units(subject.text)
+        chosen = class_of(target, subject.scores([subject.text])[0])
+        if subject.is_next_token:
+            subject = subject.about(chosen)
         explainer = self._explainer(
             self.seed if seed is None else seed,
-            class_names=None if names is None else list(names),
+            class_names=subject.names(self.class_names),
             feature_selection="none" if num_features is None else "auto",
             split_expression=self.split_expression,
             bow=self.bow,
             mask_string=self.mask_string,
         )
-        return explainer.explain_instance(
-            seen,
-            classify,
-            labels=(label,),
+        explanation = explainer.explain_instance(
+            subject.text,
+            subject.scores,
+            labels=(subject.label(chosen),),
             num_features=10 if num_features is None else num_features,
             num_samples=num_samples,
             distance_metric=self.distance_metric,
             model_regressor=self.model_regressor,
         )
+        return subject.mark(explanation, chosen)
 
     def _fit(self, texts: IndexTexts, n_samples: int) -> Tensor:
         """Return the weight of each feature of one example, (features,) float64."""
@@ -214,14 +216,6 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
 
         return LimeTextExplainer(kernel_width=self.kernel_width, random_state=seed, **options)
 
-    def _adapter(self) -> Any:
-        if not all(hasattr(self.forward_func, name) for name in ("encode", "predict_proba", "logits")):
-            raise InputError(
-                f"explain needs raw texts, which {type(self.forward_func).__name__} does not take; "
-                "make LimeText with a TextAdapter around the model."
-            )
-        return self.forward_func
-
     def _check_units(self, text: str) -> None:
         from lime.lime_text import IndexedString
 
@@ -230,17 +224,3 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
                 f"the text {text[:40]!r} has no word between matches of split_expression {self.split_expression!r}; "
                 "pass another split_expression, or use attribute, which takes the adapter's words."
             )
-
-
-def _classifier(adapter: Any, output: Output, show_progress: bool) -> Callable[[Sequence[str]], Array]:
-    """Return lime's classifier function, with one column per class also for a single logit."""
-    if output not in get_args(Output):
-        raise InputError(f"output must be 'probability' or 'logits', but is {output!r}.")
-    function = adapter.predict_proba if output == "probability" else adapter.logits
-
-    def classify(texts: Sequence[str]) -> Array:
-        # The one text whose class is looked up needs no bar.
-        found: Array = function(texts, show_progress=show_progress and len(texts) > 1)
-        return np.concatenate([-found, found], axis=1) if found.shape[1] == 1 else found
-
-    return classify
