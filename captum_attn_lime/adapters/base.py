@@ -132,7 +132,7 @@ class Adapter(nn.Module):
         """Return the logits of one batch as numpy numbers; the caller has switched gradients off."""
         logits = self(*tensors).detach().to(device="cpu", dtype=torch.float64).numpy()
         classes = max(logits.shape[1], 2)
-        if self.class_names is not None and len(self.class_names) != classes:
+        if logits.ndim == 2 and self.class_names is not None and len(self.class_names) != classes:
             raise InputError(
                 f"{len(self.class_names)} class_names were given, but the model has {classes} classes "
                 f"(its output has {logits.shape[1]} columns); pass one name per class."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from captum_attn_lime.adapters.tokenize import PlainIds, Tokenizing, token_types
+from captum_attn_lime.adapters.tokenize import PlainIds, Tokenizing
 from captum_attn_lime.adapters.words import WORD_PATTERN, Span, find_words
 from captum_attn_lime.errors import TextError, TokenizerError
 
@@ -115,11 +115,12 @@ def _whole(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
         return _joined(tokenizing, pair)
     if not tokenizing.tokenizer.is_fast:
         return _found(tokenizing, pair)
-    encoded = tokenizing.encode(*pair, return_offsets_mapping=True)
+    # As a batch of one: by itself, a pair with an empty second text is taken for a single text.
+    encoded = tokenizing.encode([pair[0]], [pair[1]], return_offsets_mapping=True)
     segments = tuple(encoded.sequence_ids(0))
-    offsets = zip(encoded["offset_mapping"], segments, strict=True)
+    offsets = zip(encoded["offset_mapping"][0], segments, strict=True)
     spans = tuple(None if own is None else (int(span[0]), int(span[1])) for span, own in offsets)
-    return PairTokens(pair, tuple(encoded["input_ids"]), spans, segments, token_types(encoded))
+    return PairTokens(pair, tuple(encoded["input_ids"][0]), spans, segments, _types(encoded))
 
 
 def _joined(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
@@ -138,8 +139,8 @@ def _joined(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
 
 def _found(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
     """Return the tokens of a tokenizer without offsets: each text's own ids are looked for among the pair's."""
-    encoded = tokenizing.encode(*pair)
-    ids = list(encoded["input_ids"])
+    encoded = tokenizing.encode([pair[0]], [pair[1]])
+    ids = list(encoded["input_ids"][0])
     spans: list[Span | None] = [None] * len(ids)
     segments: list[int | None] = [None] * len(ids)
     at = 0
@@ -154,7 +155,13 @@ def _found(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
         at = start + len(own)
         spans[start:at] = tokenizing.spans_by_word(text, own)
         segments[start:at] = [k] * len(own)
-    return PairTokens(pair, tuple(ids), tuple(spans), tuple(segments), token_types(encoded))
+    return PairTokens(pair, tuple(ids), tuple(spans), tuple(segments), _types(encoded))
+
+
+def _types(encoded: Any) -> tuple[int, ...] | None:
+    """Return the token type ids of a batch of one, where there are any."""
+    types = encoded.get("token_type_ids")
+    return None if types is None else tuple(types[0])
 
 
 def _part(tokenizing: Tokenizing, whole: PairTokens, segment: int, keep: int) -> tuple[str, str]:

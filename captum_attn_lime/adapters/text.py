@@ -150,6 +150,9 @@ class TextAdapter(Adapter):
     def embedding(self) -> nn.Module:
         """The layer that embeds the token ids, for Captum's layer methods.
 
+        An encoder-decoder embeds a text twice, and this is the encoder's layer: what the decoder reads stays as it is,
+        so that integrated gradients over this layer do not add up to the difference between text and baselines.
+
         Raises:
             SelectionError: It is not to be found.
         """

@@ -76,6 +76,20 @@ class TextEncoding(Encoding):
         Raises:
             TextError: It is not there, or not that often.
             InputError: There is no such example or segment.
+
+        Example:
+            >>> from captum_attn_lime.adapters import TextAdapter, WordTokenizer
+            >>> class Tagger(torch.nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.table = torch.nn.Embedding(9, 3)
+            ...
+            ...     def forward(self, ids):
+            ...         return self.table(ids)
+            >>> adapter = TextAdapter(Tagger(), WordTokenizer.fit(["Ada left London"]), task="tokens")
+            >>> x = adapter.encode("Ada left London")
+            >>> x.find("London"), x.find("Ada left"), adapter(x.inputs).shape
+            ((2,), (0, 1), torch.Size([1, 3, 3]))
         """
         raw = self.texts[self._example(example)]
         if segment is not None and (segment not in SEGMENTS or not is_pair(raw)):

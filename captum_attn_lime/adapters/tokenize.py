@@ -143,7 +143,7 @@ class Tokenizing:
             elif self.max_length is not None and len(ids) > self.max_length:
                 short = self.encode(text, truncation=True, max_length=self.max_length)
                 cut = len(ids) - len(short["input_ids"])
-                out.append(PlainIds(tuple(short["input_ids"]), token_types(short), cut))
+                out.append(PlainIds(tuple(short["input_ids"]), _types(short), cut))
             else:
                 out.append(PlainIds(tuple(ids), None if kinds is None else tuple(kinds)))
         return out
@@ -266,7 +266,7 @@ def _ends_alike(part: Tokens, cut: Tokens) -> bool:
     return bool(ids) and all_ids[-len(ids) :] == ids
 
 
-def token_types(encoded: Any) -> tuple[int, ...] | None:
+def _types(encoded: Any) -> tuple[int, ...] | None:
     """Return the token type ids of an encoded text, where there are any."""
     types = encoded.get("token_type_ids")
     return None if types is None else tuple(types)
@@ -275,7 +275,7 @@ def token_types(encoded: Any) -> tuple[int, ...] | None:
 def _fast_tokens(text: str, encoded: Any) -> Tokens:
     marks = zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
     spans = tuple(None if special else (int(span[0]), int(span[1])) for span, special in marks)
-    return Tokens(text, tuple(encoded["input_ids"]), spans, token_types(encoded))
+    return Tokens(text, tuple(encoded["input_ids"]), spans, _types(encoded))
 
 
 def _place(text: str, encoded: Any, plain: Sequence[int], spans: Sequence[Span]) -> Tokens:
@@ -286,4 +286,4 @@ def _place(text: str, encoded: Any, plain: Sequence[int], spans: Sequence[Span])
         raise TokenizerError("the text's ids are not a run among its ids with special tokens; use a fast tokenizer.")
     all_spans: list[Span | None] = [None] * len(ids)
     all_spans[starts[0] : starts[0] + n] = list(spans)
-    return Tokens(text, tuple(ids), tuple(all_spans), token_types(encoded))
+    return Tokens(text, tuple(ids), tuple(all_spans), _types(encoded))
