@@ -1,5 +1,6 @@
 """What every test starts from: one torch thread, no display, a fixed seed."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def _make_torchvision_importable() -> None:
     if apart.is_dir():
         sys.path.append(str(apart))
     try:
-        import torchvision
+        importlib.import_module("torchvision")
     except ImportError:
         return
     except RuntimeError:
@@ -39,7 +40,7 @@ def _make_torchvision_importable() -> None:
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _KEPT.append(library)  # it undeclares them when it is collected
-        import torchvision
+        importlib.import_module("torchvision")
 
 
 _make_torchvision_importable()
