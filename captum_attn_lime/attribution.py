@@ -24,7 +24,7 @@ from captum_attn_lime.attention.fusion import check_head_fusion, select_heads
 from captum_attn_lime.errors import DropoutWarning, InputError, SelectionError
 from captum_attn_lime.features import pool, spread
 from captum_attn_lime.methods import MethodFunction, get_method
-from captum_attn_lime.methods.checks import require_one_stack
+from captum_attn_lime.methods.checks import require_one_stack, require_tokens
 from captum_attn_lime.probing import ValueProbe, mixed_layers
 from captum_attn_lime.query import Query, query_weights
 from captum_attn_lime.readout import ForwardPass, ReadoutFinder, positions_of
@@ -213,6 +213,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
     def _select_layers(self, done: ForwardPass) -> list[AttentionMap]:
         layers, maps = self.layers, done.maps
         if layers is None:
+            require_tokens(maps)
             # One layer alone would show one of two towers and say nothing of the other.
             require_one_stack(maps)
             last = maps[-1] if done.top is None else done.top
@@ -225,6 +226,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         if not chosen:
             raise SelectionError(f"layers={layers!r} selects none of the {len(maps)} attention layers.")
         chosen.sort(key=lambda m: m.index or 0)
+        require_tokens(chosen)
         require_one_stack(chosen)
         return chosen
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_forward_args
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attribution import AttentionAttribution
-from captum_attn_lime.errors import ExplanationError, ReadoutError, TokenMapError
+from captum_attn_lime.errors import AttentionKindError, ExplanationError, ReadoutError, TokenMapError
 from captum_attn_lime.probing import mixed_layers
 from captum_attn_lime.readout import ForwardPass
 from captum_attn_lime.tokens import TokenMap
@@ -28,7 +28,7 @@ class LayerDescription:
     Attributes:
         index: Its place among all calls.
         name: Path of its module.
-        kind: ``"self"``, ``"windowed"``, ``"cross"``, ``"pool"`` or ``"unknown"``.
+        kind: ``"self"``, ``"windowed"``, ``"cross"``, ``"pool"``, ``"channel"`` or ``"unknown"``.
         shape: (B, H, Q, K).
         causal: Whether no query reads a key behind itself.
         explained: Whether it belongs to the stack that explanations are made of.
@@ -128,7 +128,7 @@ def describe(
     except TokenMapError as error:
         problems.append(str(error))
     stack = [m.index for m in done.maps if m.index is not None]
-    mixed = mixed_layers(forward_func, tensors, forward_args, stack)
+    mixed = [i for part in _stacks(done.maps) for i in mixed_layers(forward_func, tensors, forward_args, part)]
     layers = tuple(_layer(m, m.index in stack or m is done.top, m.index in mixed) for m in done.recorder.maps)
     return Description(layers, query, token_map, _prefix(token_map, last), _padding(last), tuple(problems))
 
@@ -143,9 +143,23 @@ def _read(
     try:
         done = attribution.run(tensors, target, forward_args, find=True)
         return done, done.readout
-    except ReadoutError as error:
+    except (AttentionKindError, ReadoutError) as error:
         problems.append(str(error))
         return attribution.run(tensors, target, forward_args, find=False), None
+
+
+def _stacks(maps: Sequence[AttentionMap]) -> list[list[int]]:
+    """Return the indices of the maps, those together whose tokens pass through one another: an encoder, a decoder."""
+    stacks: list[list[int]] = []
+    for attention in maps:
+        if attention.index is None:
+            continue
+        followed = next((stack for stack in stacks if stack[-1] in attention.follows), None)
+        if followed is None:
+            stacks.append([attention.index])
+        else:
+            followed.append(attention.index)
+    return stacks
 
 
 def _layer(attention: AttentionMap, explained: bool, mixed: bool) -> LayerDescription:

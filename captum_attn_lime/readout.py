@@ -20,6 +20,7 @@ from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.capture import Recorder, record
 from captum_attn_lime.capture.session import check_complete
 from captum_attn_lime.errors import AttentionKindError, ReadoutError
+from captum_attn_lime.methods.checks import require_tokens
 
 # Gradient rows with a smaller cosine than this are not parallel.
 PARALLEL = 1 - 1e-4
@@ -137,6 +138,8 @@ def _captured(
                 "examples (windows, or a batch folded with another dimension); its tokens are not the input's tokens."
             )
     readout, top = None, None
+    if leaf_at is not None:
+        require_tokens(maps)
     if leaf_at is not None and _last(recorder.maps) == leaf_at:
         readout, top = _read(output, recorder, positions)
     return ForwardPass(output.detach(), recorder, maps, readout, top)
@@ -146,10 +149,10 @@ def main_stack(maps: list[AttentionMap]) -> list[AttentionMap]:
     """Return the maps that explanations are made of: the layers over sequences of tokens, else all.
 
     A layer that was not seen to be self-attention stays among them: products then refuse it by name, where without it
-    they would be short of a layer.
+    they would be short of a layer. Attention over channels is none of them; it stays where there is nothing else.
     """
     chosen = [m for m in maps if m.kind in ("self", "windowed") or (m.kind == "unknown" and m.shape[2] == m.shape[3])]
-    return chosen or maps
+    return chosen or [m for m in maps if m.kind != "channel"] or maps
 
 
 def _last(maps: list[AttentionMap]) -> int:
@@ -256,9 +259,11 @@ def _gradients(output: Tensor, recorder: Recorder) -> tuple[Tensor, list[Tensor]
     cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
     # The graph is kept: a second gradient may be asked for, of the input of a last softmax.
     pooled = () if recorder.pool is None else (recorder.pool[1],)
+    # A state that an autograd function of the model gives out loses its graph there.
+    states_behind = [state for state in recorder.token_states if state.requires_grad]
     at_leaf, *others = torch.autograd.grad(
         output,
-        (leaf, *pooled, *recorder.token_states),
+        (leaf, *pooled, *states_behind),
         cotangent,
         retain_graph=True,
         allow_unused=True,

@@ -222,10 +222,15 @@ def _check_reported(
     found = _paired(recorder.maps, reported)
     if not found:
         return Check(name, None, "it reports none")
+    if not all(bool(((w >= 0) & (w <= 1 + tolerance)).all()) for _, w in found):
+        return Check(name, None, "what it reports are no weights: some lie below zero, above one, or are NaN")
     differences = []
     for attention, weights in found:
         chosen = _sampled(attention)
-        difference = (attention.rows(chosen) - weights[:, :, chosen].to(attention.dtype)).abs().amax(dim=(1, 3))
+        own = attention.rows(chosen)
+        if weights.stride(1) == 0:
+            own = own.mean(dim=1, keepdim=True)  # it reports the mean over heads, repeated for each
+        difference = (own - weights[:, :, chosen].to(attention.dtype)).abs().amax(dim=(1, 3))
         differences.append(float(difference[_real_rows(attention, chosen)[:, 0]].max()))
     detail = f"largest difference {max(differences):.1e}, {len(found)} calls, in eager mode"
     return Check(name, max(differences) <= tolerance, detail)

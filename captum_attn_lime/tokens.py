@@ -123,14 +123,14 @@ def find_token_map(
             if _is_one_to_one(inputs, carrier, n_tokens, probe):
                 return plain_token_map(inputs, n_tokens, carrier) or ()
         return _found_token_map(inputs, n_tokens, convolutions, probe)
-    except _MixedError:
+    except _MixedError as error:
         # A recurrent encoder's states hold all ids before them, and some models refuse ids without their last token.
         # The ids that the model's first attention runs over are then taken as they stand.
         plain = plain_token_map(inputs, n_tokens)
         carriers = [x for x in inputs if x.dim() == 2 and x.shape[1] == n_tokens]
         if is_first_call and plain is not None and len(carriers) == 1 and not carriers[0].is_floating_point():
             return plain
-        raise
+        raise TokenMapError(str(error)) from error.__cause__
 
 
 def _found_token_map(
@@ -161,7 +161,7 @@ def _is_one_to_one(inputs: tuple[Tensor, ...], carrier: int, n_tokens: int, prob
     chosen = torch.stack([torch.zeros_like(half), half, ~half]).to(x.device)
     cells = chosen.reshape(3, n_tokens, *[1] * (x.dim() - 2))
     altered = [t[:1].expand(3, *t.shape[1:]) for t in inputs]
-    altered[carrier] = torch.where(cells, _other_values(x[:1], _STEPS[0]), x[:1])
+    altered[carrier] = torch.where(cells, other_values(x[:1], _STEPS[0]), x[:1])
     try:
         changed = _changed_tokens(tuple(altered), n_tokens, probe)
     except _MixedError:
@@ -178,10 +178,29 @@ def _cell_groups(x: Tensor, convolutions: Sequence[PatchConvolution], n_tokens: 
         for convolution in convolutions:
             if tuple(x.shape[1:]) == convolution.input_shape[1:]:
                 return _patches(x, convolution, n_tokens)
-        raise TokenMapError(f"an image of shape {tuple(x.shape)} goes through no convolution that was seen. {_ASK}")
+        cut = _cut_patches(x, n_tokens)
+        if cut is not None:
+            return _patches(x, cut, n_tokens)
+        raise TokenMapError(
+            f"an image of shape {tuple(x.shape)} goes through no convolution that was seen, and cannot be cut into "
+            f"square patches for {n_tokens} tokens. {_ASK}"
+        )
     if x.dim() not in (2, 3):
         raise TokenMapError(f"an input of shape {tuple(x.shape)} cannot be matched with attended tokens. {_ASK}")
     return torch.arange(x.shape[1]).reshape(-1, *[1] * (x.dim() - 2)).expand(x.shape[1:])
+
+
+def _cut_patches(x: Tensor, n_tokens: int) -> PatchConvolution | None:
+    """Return the smallest square patches of which there are no more than tokens, as if a convolution had cut them.
+
+    Models may cut their image by a reshape. Whether these are the patches is then tried out, like all others.
+    """
+    height, width = x.shape[2:]
+    for side in range(2, min(height, width) + 1):
+        grid = (height // side, width // side)
+        if height % side == width % side == 0 and grid[0] * grid[1] <= n_tokens:
+            return PatchConvolution(tuple(x.shape), grid, (side, side), (side, side), 0)
+    return None
 
 
 def _patches(x: Tensor, convolution: PatchConvolution, n_tokens: int) -> Tensor:
@@ -241,7 +260,7 @@ def _changed(
         code = (number + 1).to(x.device)  # from 1, so that every cell is altered in some copy
         digit = torch.stack([(code >> bit) & 1 for bit in range(bits)]).bool()  # (bits, cells...)
         chosen = torch.cat([torch.zeros_like(digit[:1]), digit, ~digit & (code > 0)])
-        altered.append(torch.where(chosen, _other_values(x[:1], step), x[:1]))
+        altered.append(torch.where(chosen, other_values(x[:1], step), x[:1]))
     return _changed_tokens(tuple(altered), n_tokens, probe)
 
 
@@ -259,7 +278,7 @@ def _changed_tokens(altered: tuple[Tensor, ...], n_tokens: int, probe: Probe) ->
     return (change > 1e-5 * value[:1].abs().amax(dim=2)).cpu()
 
 
-def _other_values(x: Tensor, step: float) -> Tensor:
+def other_values(x: Tensor, step: float) -> Tensor:
     """Return another value for each cell: some steps away, or a category that every column has."""
     if x.is_floating_point():
         return x + step * x.abs().clamp(min=1.0)

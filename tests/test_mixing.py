@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_attn_lime import AttentionAttribution
+from captum_attn_lime import AttentionAttribution, describe
 from captum_attn_lime.errors import AttentionKindError
 from captum_attn_lime.probing import mixed_layers
 from tests.families import FAMILIES, build
@@ -107,3 +107,31 @@ def test_no_family_mixes_tokens_but_by_attention(make):
     calls = [m.index for m in done.maps]
     inputs = family.inputs if isinstance(family.inputs, tuple) else (family.inputs,)
     assert mixed_layers(family.forward, inputs, family.args, calls) == set()
+
+
+def test_the_decoder_of_an_encoder_decoder_is_not_said_to_be_mixed():
+    """Its tokens are other ones than the encoder's, which reach it by cross-attention."""
+    from tests.families.encoder_decoders import bart
+
+    family = build(bart)
+    described = describe(family.forward, family.inputs, family.args)
+    assert [layer.mixed for layer in described.layers] == [False] * len(described.layers)
+    assert "cross" in [layer.kind for layer in described.layers]
+
+
+@pytest.mark.parametrize("mixer", [Convolution, Recurrence])
+def test_what_mixes_tokens_beside_the_first_layers_attention_is_found(mixer):
+    """As in hybrids whose layers run attention and a recurrence side by side."""
+
+    class Parallel(Block):
+        def forward(self, x):
+            y = self.norm(x)
+            return x + self.attention(y, y, y, need_weights=False)[0] + self.mixer(y)
+
+    model, x = _model(None, None), torch.randn(2, N, WIDTH)
+    model.layers[0] = Parallel(mixer()).eval()
+    assert mixed_layers(model, (x,), (), [0, 1]) == {1}
+    with pytest.raises(AttentionKindError, match="'layers.0.attention' and 'layers.1.attention'"):
+        AttentionAttribution(model).attribute(x)
+    model.layers = model.layers[::-1]
+    assert mixed_layers(model, (x,), (), [0, 1]) == set()

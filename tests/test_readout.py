@@ -229,3 +229,23 @@ def test_a_model_whose_depth_changes_is_run_again():
     finder.run(model, (IDS,), (MASK,), find=True)
     del model.body.layers[2]
     assert torch.equal(finder.run(model, (IDS,), (MASK,), find=True).readout, _one_hot([0, 0]))
+
+
+def test_a_readout_behind_an_autograd_function_of_the_model_is_asked_for():
+    """Reformer's layers run inside one, whose results have no graph back to the last attention."""
+    from transformers import ReformerConfig, ReformerForSequenceClassification
+
+    config = ReformerConfig(
+        vocab_size=70, hidden_size=32, num_attention_heads=4, attention_head_size=8, feed_forward_size=48,
+        attn_layers=["local", "local"], axial_pos_embds=False, max_position_embeddings=64, pad_token_id=0,
+        is_decoder=False, num_labels=2,
+    )  # fmt: skip
+    model = ReformerForSequenceClassification(config).eval()
+
+    def forward(ids):
+        return model(input_ids=ids).logits
+
+    attention = AttentionAttribution(forward, method="raw")
+    with pytest.raises(ReadoutError, match="query="):
+        attention.attribute(IDS)
+    assert torch.allclose(attention.attribute(IDS, query=0).sum(1), torch.ones(2))

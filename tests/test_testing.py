@@ -10,7 +10,8 @@ from torch import nn
 from captum_attn_lime import AttentionAttribution, describe, register_attention
 from captum_attn_lime.errors import DropoutWarning
 from captum_attn_lime.testing import check_model
-from tests.families import FAMILIES, EncoderClassifier, bert, build, llama_left_padded, vit
+from tests.families import FAMILIES, IDS, MASK, EncoderClassifier, bert, build, llama_left_padded, vit
+from tests.families.base import SIZES, sharpen
 
 
 def _check(report, name):
@@ -129,3 +130,34 @@ def test_a_model_with_one_row_per_token():
     for i, position in enumerate((2, 1)):
         alone = AttentionAttribution(tokens).attribute(ids[i : i + 1], target=(0, 0), query=position)
         assert torch.allclose(scores[i], alone[0], atol=1e-6)
+
+
+def test_reported_weights_that_are_a_mean_over_heads_are_compared_as_such():
+    """WavLM repeats the mean for each head."""
+    from transformers import WavLMConfig, WavLMForSequenceClassification
+
+    config = WavLMConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, conv_dim=(16, 16),
+        conv_stride=(2, 2), conv_kernel=(5, 3), num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+        classifier_proj_size=16, num_buckets=8, max_bucket_distance=16, feat_extract_norm="layer",
+    )  # fmt: skip
+    model = WavLMForSequenceClassification(config).eval()
+    sharpen(model)
+    report = check_model(lambda x: model(x).logits, torch.randn(2, 40), show=False)
+    check = _check(report, "weights the model itself reports")
+    assert check.passed is True
+    assert "2 calls" in check.detail
+
+
+def test_reported_scores_are_not_taken_for_weights():
+    """SqueezeBERT reports what goes into its softmax."""
+    from transformers import SqueezeBertConfig, SqueezeBertForSequenceClassification
+
+    config = SqueezeBertConfig(**SIZES, embedding_size=32)
+    model = SqueezeBertForSequenceClassification(config).eval()
+    sharpen(model)
+    report = check_model(lambda ids, mask: model(ids, attention_mask=mask).logits, IDS, MASK, show=False)
+    assert report.passed
+    check = _check(report, "weights the model itself reports")
+    assert check.passed is None
+    assert "no weights" in check.detail

@@ -17,7 +17,7 @@ from captum_attn_lime.errors import SelectionError, UnreadableAttentionError
 # What is added to a score to mask it: -10,000 in old models, the least number of the type in new ones.
 _MASKED = -9_000.0
 
-AttentionKind = Literal["self", "windowed", "cross", "pool", "unknown"]
+AttentionKind = Literal["self", "windowed", "cross", "pool", "channel", "unknown"]
 
 
 class AttentionMap(ABC):
@@ -27,7 +27,8 @@ class AttentionMap(ABC):
         name: Path of the module that made the call; empty where no module was entered.
         kind: ``"self"`` where queries and keys come from the same tokens, ``"windowed"`` where that is so and each
             token sees only those of its window, ``"cross"`` where they do not come from the same tokens, ``"pool"`` for
-            attention without a query of its own (one learned row), ``"unknown"`` where the call did not tell.
+            attention without a query of its own (one learned row), ``"channel"`` where queries and keys are features
+            and not tokens, ``"unknown"`` where the call did not tell.
         is_causal: Whether the call was flagged causal (query i sees keys up to i); a mask may be causal without it.
         shape: ``(B, H, Q, K)``: examples, query heads, query tokens, key tokens.
         index: Which call of the captured forward pass it was; None for a map made by hand.
@@ -234,9 +235,8 @@ class ScoreMap(AttentionMap):
             part = mask if mask.dtype == torch.bool else mask > _MASKED
             full = part.expand(*part.shape[:-2], n, n) if part.dim() >= 2 else part.expand(n, n)
             own = full.diagonal(dim1=-2, dim2=-1)  # (..., N)
-            while own.dim() > 2:
-                own = own.any(dim=1)  # some head
-            allowed = allowed & own
+            # (H, N) of a mask (H, Q, K) that all examples share, or (B, H, N): some head.
+            allowed = allowed & (own.any(dim=-2) if own.dim() >= 2 else own)
         return allowed
 
     def _first(self, examples: int) -> ScoreMap:
@@ -284,14 +284,19 @@ class DenseMap(AttentionMap):
         return torch.promote_types(self.weights.dtype, torch.float32)
 
     def reads_itself(self) -> Tensor:
-        """Return which tokens attend to themselves, (B, N) of bool.
+        """Return which tokens attend to themselves, or are attended to by others, (B, N) of bool.
 
-        A row that is the same for all keys is that of padding whose scores were all masked by the same number.
+        A row that is the same for all keys is that of padding whose scores were all masked by the same number. Models
+        may mask each token's own key, and small weights round to zero: a token that others read is none of padding.
         """
         self._check_unwritten()
         own = self.weights.diagonal(dim1=-2, dim2=-1).amax(dim=1) > 0
         even = (self.weights.amax(dim=-1) == self.weights.amin(dim=-1)).all(dim=1)
-        return own & (~even | even.all(dim=1, keepdim=True))
+        real = ~even | even.all(dim=1, keepdim=True)
+        if not bool((own | ~real).all()):
+            by_row = self.weights.amax(dim=1) * real[..., None]  # (B, Q, K)
+            own = own | (by_row.amax(dim=1) > 0)
+        return own & real
 
     def _first(self, examples: int) -> DenseMap:
         return DenseMap(self.weights[:examples], name=self.name, kind=self.kind)

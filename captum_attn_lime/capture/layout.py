@@ -15,11 +15,15 @@ from captum_attn_lime.errors import UnreadableAttentionError
 
 
 class Placed(NamedTuple):
-    """Weights in (B, H, Q, K), the value in (B, H, K, d), and the way from the call's output to (B, H, Q, d)."""
+    """Weights in (B, H, Q, K), the value in (B, H, K, d), and the way from the call's output to (B, H, Q, d).
+
+    ``summed`` is the dimension of the value, as the model has it, that the product sums over.
+    """
 
     weights: Tensor
     value: Tensor
     rows: RowView
+    summed: int = -2
 
 
 def from_matmul(weights: Tensor, value: Tensor, recorder: Recorder) -> Placed:
@@ -73,7 +77,7 @@ def unfolding(fold: Fold) -> Callable[[Tensor], Tensor]:
 
 def transposed(placed: Placed) -> Placed:
     """Return the same for ``valueᵀ @ weightsᵀ``, whose output is (..., d, Q)."""
-    return placed._replace(rows=lambda x: placed.rows(x.transpose(-1, -2)))
+    return placed._replace(rows=lambda x: placed.rows(x.transpose(-1, -2)), summed=-1)
 
 
 def from_broadcast(weights: Tensor, value: Tensor, axis: int, recorder: Recorder) -> Placed:
@@ -97,7 +101,13 @@ def from_broadcast(weights: Tensor, value: Tensor, axis: int, recorder: Recorder
     n = weights.shape[axis]
     placed = place(weights, n).transpose(-1, -2)  # (B, H, 1, N)
     full = torch.broadcast_tensors(weights, value)[1]  # type: ignore[no-untyped-call]
-    return Placed(placed, place(full, n), lambda x: x.reshape(len(x), 1, 1, -1))
+
+    def rows(x: Tensor) -> Tensor:
+        """Return the sum (B, ...) with the heads in front of what is left of the features, (B, H, 1, d)."""
+        kept = x if x.dim() == weights.dim() else x.unsqueeze(axis)
+        return place(kept, 1)
+
+    return Placed(placed, place(full, n), rows, axis - value.dim())
 
 
 def from_einsum(
@@ -137,7 +147,19 @@ def from_einsum(
             f"the einsum attention {equation!r} in {recorder.stack.current!r} cannot be read as examples, heads, "
             "queries and keys."
         )
+    if recorder.batch is not None and _differs_by_query(own, axis, batch[0], queries + heads, sizes, recorder.batch):
+        return None
     return _by_letters(own, other, out, batch + heads, queries, key, weights, value)
+
+
+def _differs_by_query(own: str, axis: int, shared: str, others: list[str], sizes: dict[str, int], batch: int) -> bool:
+    """Return whether what the weights are contracted with has a row for each query and key, for all examples the same.
+
+    Such are relative positions: "bhij,ijd->bhid" has the letter of the queries where values have that of the examples.
+    """
+    beside_keys = abs(own.index(shared) - axis) == 1
+    is_query = beside_keys and any(sizes[c] == batch and own.index(c) < own.index(shared) for c in others)
+    return bool(sizes[shared] % batch) or is_query
 
 
 def _spelled_out(terms: list[str], out: str, index: int, weights: Tensor, value: Tensor) -> tuple[list[str], str]:
@@ -171,7 +193,8 @@ def _by_letters(
         return x if last else x.unsqueeze(2)
 
     placed = arrange(weights, own, queries)  # (B, H, Q, K)
-    return Placed(placed, arrange(value, other, [key]), lambda x: arrange(x, out, queries))
+    rows: RowView = lambda x: arrange(x, out, queries)  # noqa: E731
+    return Placed(placed, arrange(value, other, [key]), rows, other.index(key))
 
 
 def moved_axis(func: Callable[..., Any], args: tuple[Any, ...], before: Tensor, after: Tensor, axis: int) -> int | None:

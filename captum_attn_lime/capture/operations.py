@@ -95,6 +95,8 @@ SAME_TOKENS: frozenset[Func] = RESHAPES | {
     Tensor.permute,
     torch.permute,
     Tensor.contiguous,
+    Tensor.unsqueeze,
+    torch.unsqueeze,
     Tensor.to,
     Tensor.float,
 }

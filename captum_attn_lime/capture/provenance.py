@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
 
@@ -106,6 +107,8 @@ class Provenance:
     def __init__(self) -> None:
         self._known: TensorTable[Known] = TensorTable()
         self._next = 0
+        self._asked: dict[int, tuple[Lineage, Origins]] = {}  # by call: its queries' lineage and origins
+        self._rows: dict[int, int] = {}  # by a projected tensor's number, how many rows it has
 
     def _of(self, tensor: Tensor) -> Known:
         return self._known.get(tensor, _NOTHING)
@@ -116,11 +119,21 @@ class Provenance:
 
     def same_source(self, query: Tensor, key: Tensor) -> bool | None:
         """Return whether query and key are projections of one tensor; None where that was not seen."""
-        return _same({(self._side(query), side) for side in self._sides(key)})
+        return self._same({(self._side(query), side) for side in self._sides(key)})
 
     def scores_same_source(self, scores: Tensor) -> bool | None:
         """Return whether the scores are a product of projections of one tensor; None where that was not seen."""
-        return _same(self._of(scores).pairs)
+        return self._same(self._of(scores).pairs)
+
+    def _same(self, pairs: Pairs | set[tuple[Side, Side]]) -> bool | None:
+        same = _same(pairs)
+        # Layers that take over an earlier layer's keys: other states, but of the same tokens.
+        return None if same is False and any(self._is_earlier(q, k) for q, k in pairs) else same
+
+    def _is_earlier(self, query: Side, key: Side) -> bool:
+        """Return whether keys are projections of what the queries' tokens were at an earlier call on their way."""
+        earlier = [self._asked[call] for call in query.lineage if call in self._asked]
+        return any(key.lineage == lineage and key.origins & origins for lineage, origins in earlier)
 
     def compared(self, scores: Tensor) -> Compared:
         """Return the pairs of tensors, by number, whose products the scores are made of."""
@@ -138,8 +151,16 @@ class Provenance:
         """Return whether the queries of the scores are made of parameters alone."""
         return any(query.is_learned for query, _ in self._of(scores).pairs)
 
+    def is_of_features(self, scores: Tensor, groups: int) -> bool:
+        """Return whether softmaxes are over each token's own features, as dynamic taps are: a linear layer's output."""
+        known = self._of(scores)
+        rows = [self._rows.get(origin, 0) for origin in known.origins]
+        return not known.pairs and len(rows) == 1 and rows[0] > 1 and groups % rows[0] == 0
+
     def attended(self, output: Tensor, query: Tensor, call: int) -> None:
         """Make the output of an attention call an origin of its own, with the lineage of its queries and the call."""
+        asking = [side.origins for side, _ in self._of(query).pairs] or [self._side(query).origins]
+        self._asked[call] = (self.lineage(query), _NONE.union(*asking))
         self._known[output] = Known(lineage=self.lineage(query) | {call})
 
     def bridge(self, given: Tensor, result: Tensor) -> None:
@@ -196,6 +217,8 @@ class Provenance:
         sources = _tensors(_flat(args, kwargs))
         if not results or not sources:
             return
+        if _takes_all(func, args):
+            func = Tensor.unsqueeze
         is_learned = all(self.is_learned(source) for source in sources)
         if func in LOOKUPS:
             sources = [s for s in sources if s.is_floating_point()]
@@ -252,13 +275,25 @@ class Provenance:
                     self._known[result] = Known(is_learned=True)
             return
         given = inputs[0]
-        origins, known = frozenset({self._number(given)}), self._of(given)
+        known = self._of(given)
+        origins = frozenset({self._number(given)}) | self._through(func, given)
         for result in results:
             # Scores that are mixed from head to head stay scores.
             pairs = known.pairs if given.dim() == 4 and result.shape == given.shape else _NO_PAIRS
             self._known[result] = Known(
                 origins=origins, lineage=known.lineage, pairs=pairs, fold=known.fold, is_learned=is_learned
             )
+
+    def _through(self, func: Callable[..., Any], given: Tensor) -> Origins:
+        """Return what a linear layer's input is itself one projection of, token by token; else nothing.
+
+        Latent attention projects its tokens down and up again, queries and keys each by their own way.
+        """
+        if func is not F.linear:
+            return _NONE
+        rows = self._rows[self._number(given)] = given.numel() // max(given.shape[-1], 1)
+        origins = self._of(given).origins
+        return origins if [self._rows.get(origin) for origin in origins] == [rows] else _NONE
 
 
 def _joined(known: list[Known], is_learned: bool) -> Known:
@@ -298,6 +333,13 @@ def _same(pairs: Iterable[tuple[Side, Side]]) -> bool | None:
     if not pairs or any(q.lineage == k.lineage for q, k in pairs):
         return None
     return False
+
+
+def _takes_all(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Return whether an index takes all of a tensor, as x[:, None] does, which only adds dimensions of size 1."""
+    index = args[1] if func is Tensor.__getitem__ and len(args) > 1 else 0
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(p is None or p is Ellipsis or (isinstance(p, slice) and p == slice(None)) for p in parts)
 
 
 def _packed_heads(before: Tensor, after: Tensor) -> int:

@@ -104,7 +104,7 @@ class Recorder:
         """Call an operation of the model, with or without a graph as the leaf demands."""
         if self._leaf_at is None or func is torch._C._set_grad_enabled:
             return func(*args, **kwargs)
-        with torch.set_grad_enabled(self.leaf is not None):
+        with torch.set_grad_enabled(self.leaf is not None and kwargs.get("out") is None):  # out= takes no graph
             return func(*args, **kwargs)
 
     def add(

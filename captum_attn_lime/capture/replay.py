@@ -23,10 +23,12 @@ class Start:
     Attributes:
         shape: Its shape.
         came: Places that it was computed from; its tokens are in order only if theirs are.
+        is_lost: Whether it was not seen where its tokens came from; what is a token, and what a feature, is known.
     """
 
     shape: tuple[int, ...]
     came: tuple[Place, ...] = ()
+    is_lost: bool = False
 
     @property
     def start(self) -> Start:

@@ -22,6 +22,8 @@ def scaled_dot_product_attention(recorder: Recorder, func: Any, args: tuple[Any,
     query, key, provenance = given["query"], given["key"], recorder.provenance
     is_pool = query.shape[-2] == 1 and provenance.is_learned(query)
     kind = kind_of(None if is_pool else provenance.same_source(query, key), pooled=is_pool)
+    if recorder.places.mixes_channels(given["value"], -2):
+        kind = "channel"
     recorder.read.add(provenance.pair(query, key))
     given.update(tokens=query, sources=key)
     if provenance.is_buffer(key):

@@ -148,6 +148,9 @@ class _Watch(TorchFunctionMode):
             output = self._softmax.softmax(func, args, kwargs)
         else:
             output = recorder.run(func, args, kwargs)
+            written = kwargs.get("out")
+            if written is not None:  # the result, and not one of its sources
+                kwargs = {name: value for name, value in kwargs.items() if name != "out"}
             if func is Tensor.__setitem__:
                 recorder.provenance.follow(func, args, kwargs, args[0], recorder.batch)
             if not isinstance(output, (Tensor, tuple, list)):
@@ -156,6 +159,8 @@ class _Watch(TorchFunctionMode):
             calls = len(recorder.maps)
             output = self._softmax.see(func, args, kwargs, output)
             if len(recorder.maps) > calls:
+                if isinstance(written, Tensor) and output is not written:
+                    written.detach().copy_(output.detach())  # the model may go on with what it had written to
                 return output  # an attention call's output: nothing is carried over to it but its lineage
             if isinstance(output, Tensor):
                 recorder.note_token_state(func, args, output)

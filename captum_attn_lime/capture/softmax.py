@@ -163,12 +163,24 @@ class SoftmaxWatch:
         return self._record(placed, held.held, output, held.weights, held.value)
 
     def _matmul(self, a: Tensor, b: Tensor, output: Tensor) -> Any:
+        if self._is_convolution(a, output) or self._is_convolution(b, output):
+            return output
         if a in self._weights and (held := self._weights[a]).axis == a.dim() - 1 and _are_values(b, a):
             return self._record(layout.from_matmul(a, b, self._recorder), held, output, a, b)
         if b in self._weights and (held := self._weights[b]).axis == b.dim() - 2 and _are_values(a, b):
             placed = layout.from_matmul(b.transpose(-1, -2), a.transpose(-1, -2), self._recorder)
             return self._record(layout.transposed(placed), held, output, b, a)
         return output
+
+    def _is_convolution(self, weights: Tensor, output: Tensor) -> bool:
+        """Return whether a factor is the taps of a dynamic convolution: a softmax of its own for each token and head.
+
+        Each token's taps weigh that token's neighbours, and no query was compared with any key.
+        """
+        if weights not in self._weights or output.dim() != 3 or 1 not in weights.shape[1:]:
+            return False
+        groups = len(weights)
+        return groups != self._recorder.batch and self._recorder.provenance.is_of_features(weights, groups)
 
     def _einsum(self, args: tuple[Any, ...], output: Tensor) -> Any:
         operands = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
@@ -191,6 +203,8 @@ class SoftmaxWatch:
         self._recorder.awaited.pop(held.call, None)
         pooled = placed.weights.shape[2] == 1
         kind = kind_of(None if pooled and held.is_learned else held.same_source, pooled=pooled)
+        if self._recorder.places.mixes_channels(value, placed.summed):
+            kind = "channel"
         attention = DenseMap(placed.weights, name=self._recorder.stack.current, kind=kind)
         return self._recorder.add(attention, output, placed.rows, placed.value, weights, value)
 

@@ -44,6 +44,7 @@ class TokenPlaces:
         self._places: TensorTable[Place | None] = TensorTable()
         self._in_order: dict[Start, bool] = {}
         self._replayed: dict[Any, Tensor | None] = {}
+        self._of_features: dict[tuple[int, int], bool] = {}  # by the labels' id, which are kept, and dimension
 
     def lose(self, tensor: Tensor) -> None:
         """Forget where a tensor's tokens are."""
@@ -63,6 +64,8 @@ class TokenPlaces:
         axis = _projected_axis(func, args, given, results[0])
         if axis is not None:
             place = self._place(sources[0], batch)
+            if place is None and sources[0].dim() >= 3 and len(sources[0]) == batch:
+                place = Start(tuple(sources[0].shape), is_lost=True)
             step = None if place is None else Step(place, tuple(results[0].shape), axis=axis)
             self._carry(sources[0], results[0], step)
             return
@@ -91,8 +94,11 @@ class TokenPlaces:
         """Place the result of an operation that keeps its tokens where they stand, or makes new ones in their order."""
         if func in POINTWISE:
             sources = [s for s in sources if s.shape == result.shape]
-        known = [p for p in (self._place(s, batch) for s in sources) if p is not None]
-        is_lost = any(s in self._places and self._places[s] is None for s in sources)
+        places = [self._place(s, batch) for s in sources]
+        known = [p for p in places if p is not None and not p.start.is_lost]
+        is_lost = any(
+            s in self._places and (p is None or p.start.is_lost) for s, p in zip(sources, places, strict=True)
+        )
         if func in POINTWISE and len({id(p.ground) for p in known}) == 1:
             # Of the tokens that attention gives out is not known where they are; what they are added to tells.
             self._places[result] = next((p for p in known if p is p.ground), known[0])
@@ -142,13 +148,28 @@ class TokenPlaces:
         windowed = WindowedMap(attention, tokens[0], examples=batch)
         return windowed, lambda x: windowed.of_places(rows(x)), windowed.of_places(value.detach())
 
+    def mixes_channels(self, value: Tensor, summed: int) -> bool:
+        """Return whether a sum over a dimension of an attention call's values is over features, not over tokens.
+
+        That is certain where all along the dimension lie features of one token, and tokens along another but the first.
+        Where it was not seen what is a token and what a feature, it is not certain.
+        """
+        place, summed = self._places.get(value), summed % value.dim()
+        if place is None or value.shape[summed] == 1:
+            return False
+        found = [labels for axis in channel_axes(place.start) if (labels := self._labels(place, axis)) is not None]
+        for labels in found:
+            if (id(labels), summed) not in self._of_features:
+                self._of_features[id(labels), summed] = _along_features(labels, summed)
+        return bool(found) and all(self._of_features[id(labels), summed] for labels in found)
+
     def fold(self, value: Tensor, batch: int | None) -> Fold | None:
         """Return how examples or windows share dimension 0 of values with heads, (X * H, w, d); None if it is unsure.
 
         Of values (X, H, w, d) it is told that examples or windows come first, with no heads in that dimension.
         """
         place = self._places.get(value)
-        if batch is None or place is None or value.shape[0] == batch:
+        if batch is None or place is None or place.start.is_lost or value.shape[0] == batch:
             return None
         for axis in channel_axes(place.start):
             standing = varying(self._labels(place, axis))
@@ -185,7 +206,8 @@ class TokenPlaces:
             missing = [p.start for p in now.came if p.start not in self._in_order]
             waiting.extend(missing)
             if not missing:
-                self._in_order[now] = all(self._in_order[p.start] and self._keeps_order(p) for p in now.came)
+                came_in_order = all(self._in_order[p.start] and self._keeps_order(p) for p in now.came)
+                self._in_order[now] = came_in_order and not now.is_lost
                 waiting.pop()
         return self._in_order[start]
 
@@ -210,6 +232,16 @@ class TokenPlaces:
         if key not in self._replayed:
             self._replayed[key] = replay(place.shape, axis, steps[::-1])
         return self._replayed[key]
+
+
+def _along_features(labels: Tensor, axis: int) -> bool:
+    """Return whether numbers of tokens are the same along a dimension, but not along another behind the first."""
+    others = [d for d in range(1, labels.dim()) if d != axis]
+    return not _varies(labels, axis) and any(_varies(labels, d) for d in others)
+
+
+def _varies(labels: Tensor, axis: int) -> bool:
+    return bool((labels != labels.narrow(axis, 0, 1)).any())
 
 
 def _disorders(place: Place) -> bool:

@@ -11,7 +11,8 @@ from captum_attn_lime.errors import AttentionKindError
 _WHY = {
     "cross": "is cross-attention: its keys are other tokens than its queries",
     "pool": "pools tokens into one: its output is no longer a sequence of tokens",
-    "unknown": "could not be seen to be self-attention: its queries and keys are not projections of one tensor",
+    "channel": "is attention over channels: its queries and keys are features, not tokens",
+    "unknown": "could not be seen to be self-attention, as queries and keys that are projections of one tensor show it",
 }
 
 
@@ -46,6 +47,20 @@ def require_products(maps: Sequence[AttentionMap], method: str) -> None:
             )
 
 
+def require_tokens(maps: Sequence[AttentionMap]) -> None:
+    """Check that the maps are over tokens.
+
+    Raises:
+        AttentionKindError: Names the first map that is over channels.
+    """
+    for attention in maps:
+        if attention.kind == "channel":
+            raise AttentionKindError(
+                f"{attention.name!r} {_WHY['channel']}, so it says nothing of parts of the input. Choose layers= that "
+                "attend to tokens, where the model has any (describe() lists them)."
+            )
+
+
 def require_one_stack(maps: Sequence[AttentionMap]) -> None:
     """Check that each layer's tokens passed through the layer before it.
 
@@ -60,5 +75,6 @@ def require_one_stack(maps: Sequence[AttentionMap]) -> None:
         if before.index not in after.follows:
             raise AttentionKindError(
                 f"the tokens of {after.name!r} did not pass through {before.name!r}: they are layers of two stacks "
-                "(two towers, or an encoder and a decoder). Choose layers= within one of them."
+                "(two towers, or an encoder and a decoder), or parts of one layer that are computed side by side. "
+                "Choose layers= within one of them."
             )

@@ -28,6 +28,7 @@ SHARPENED = (
     "key",
     "q_proj",
     "k_proj",
+    "_b_proj",
     "c_attn",
     "in_proj",
     "qkv",

@@ -25,6 +25,11 @@ from tests.families.base import (
 from tests.reference.attention import fuse, softmax_rows, split_heads
 
 COMMON: dict[str, Any] = {**SIZES, "num_key_value_heads": 2, "pad_token_id": 0, "num_labels": 3}
+LATENT: dict[str, Any] = {
+    **COMMON, "num_key_value_heads": HEADS, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+    "v_head_dim": 8, "head_dim": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "moe_intermediate_size": 16, "n_shared_experts": 1, "first_k_dense_replace": 1, "initializer_range": 0.1,
+}  # fmt: skip
 LEFT_PADDED = torch.tensor([[2, 17, 33, 8, 51, 64, 3], [0, 0, 2, 40, 9, 27, 3]])
 END = 3
 PACKED = torch.tensor([[2, 17, END, 2, 8, 51, END], [2, 40, 9, 27, END, 2, 64]])
@@ -183,6 +188,24 @@ def mixtral() -> Family:
     return _family("mixtral", "Mixtral, experts", model)
 
 
+def deepseek_v2() -> Family:
+    """Keys and values are projected down and up again: a latent is what a cache would hold."""
+    from transformers import DeepseekV2Config, DeepseekV2ForSequenceClassification
+
+    model = DeepseekV2ForSequenceClassification(DeepseekV2Config(**LATENT, q_lora_rank=None))
+    model.set_experts_implementation("eager")
+    return _family("deepseek_v2", "DeepSeek-V2, latent keys", model)
+
+
+def deepseek_v3() -> Family:
+    """Queries are projected down and up again too, each by its own way."""
+    from transformers import DeepseekV3Config, DeepseekV3ForSequenceClassification
+
+    model = DeepseekV3ForSequenceClassification(DeepseekV3Config(**LATENT, q_lora_rank=12))
+    model.set_experts_implementation("eager")
+    return _family("deepseek_v3", "DeepSeek-V3, latent queries and keys", model)
+
+
 def _hybrid(name: str, title: str, model: nn.Module) -> Family:
     """Between its attention layers recurrences mix the tokens: rollout is not defined, raw attention is."""
 
@@ -217,4 +240,4 @@ def qwen3_next() -> Family:
 
 
 TEXT_DECODERS = [gpt2, llama, llama_left_padded, llama_packed, qwen3, mistral, gemma2, gemma3, gpt_oss, mixtral]
-TEXT_DECODERS += [jamba, qwen3_next]
+TEXT_DECODERS += [deepseek_v2, deepseek_v3, jamba, qwen3_next]
