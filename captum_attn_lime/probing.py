@@ -12,7 +12,6 @@ from captum_attn_lime._captum import expand_forward_args, run_forward
 from captum_attn_lime.capture import Recorder, record
 from captum_attn_lime.capture.recorder import RowView
 from captum_attn_lime.readout import with_one_more
-from captum_attn_lime.tokens import other_values
 
 # A token's value has changed when it differs by more than this share of its own size.
 CHANGE = 1e-5
@@ -64,9 +63,7 @@ def mixed_layers(
 
     A recurrence, a convolution over tokens or a norm over the sequence mixes tokens without attention, and products of
     layers would leave that out. In a run in which the stack's attention gives out nothing but noise at half of the
-    tokens of its first layer, the values of the other tokens must stay as they are in all layers that follow. So they
-    must where a part of the input is altered and no attention gives out anything: that shows what mixes tokens beside
-    the first layer's attention.
+    tokens of its first layer, the values of the other tokens must stay as they are in all layers that follow.
 
     Args:
         forward_func: The model.
@@ -81,62 +78,19 @@ def mixed_layers(
     copies = tuple(x[:1].expand(3, *x.shape[1:]) for x in inputs)
     args = of_first(forward_args, len(inputs[0]))
     recorder = run_copies(forward_func, copies, args, values_at=later, substitute=noise)
-    mixed = _reached(recorder, later, noise.chosen)
-    altered = tuple(_with_a_part_altered(x[:1], alone=len(inputs) == 1) for x in inputs)
-    recorder = run_copies(forward_func, altered, args, values_at=layers, substitute=_silence)
-    return frozenset(mixed | _reached(recorder, later, _changed(recorder.values.get(first))))
-
-
-def _reached(recorder: Recorder, layers: Collection[int], chosen: Tensor | None) -> set[int]:
-    """Return the layers in which the second of three copies differs in other tokens than the chosen ones (N,)."""
-    reached = set()
-    for layer in layers:
-        changed = _changed(recorder.values.get(layer))
-        # Other tokens than the first layer's: products refuse that by themselves.
-        if changed is None or chosen is None or len(changed) != len(chosen):
-            continue
-        if bool((changed & ~chosen).any()):
-            reached.add(layer)
-    return reached
-
-
-def _changed(value: Tensor | None) -> Tensor | None:
-    """Return which tokens differ in the second of three copies, (N,); None where equal copies differ, or are no three.
-
-    Args:
-        value: Values (copies, H, N, ...): of the first copy, of the second, and of the first once more.
-    """
-    if value is None or len(value) < 3:
-        return None
-    plain, other, again = value[:3].transpose(1, 2).flatten(2).double()  # (N, ...) each
-    size = plain.abs().amax(dim=1)
-    if bool(((plain - again).abs().amax(dim=1) > CHANGE * size).any()):
-        return None  # the model is random
-    changed: Tensor = (other - plain).abs().amax(dim=1) > CHANGE * size
-    return changed.cpu()
-
-
-def _with_a_part_altered(x: Tensor, *, alone: bool) -> Tensor:
-    """Return three copies of an example, the second with other values in the first half of its positions or rows."""
-    copies = x.repeat(3, *[1] * (x.dim() - 1))
-    is_mask = not x.is_floating_point() and not alone and int(x.max()) <= 1
-    if x.dim() < 2 or is_mask or x.numel() == 0:
-        return copies
-    axis = 2 if x.dim() == 4 else 1  # rows of an image
-    half = range((x.shape[axis] + 1) // 2)
-    chosen = torch.tensor(half, device=x.device)
-    if x.is_floating_point():
-        # Not one step for all: a norm would hide it.
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-        other = x + noise * x.abs().clamp(min=1.0)
-    else:
-        other = other_values(x, 1.0)
-    copies[1:2].index_copy_(axis, chosen, other.index_select(axis, chosen))
-    return copies
-
-
-def _silence(call: int, output: Tensor, rows: RowView) -> Tensor:
-    return torch.zeros_like(output)
+    mixed = set()
+    for layer in later:
+        value = recorder.values.get(layer)
+        if value is None or noise.chosen is None or value.shape[2] != len(noise.chosen) or len(value) < len(copies[0]):
+            continue  # other tokens than the first layer's: products refuse that by themselves
+        plain, noisy, again = value[:3].transpose(1, 2).flatten(2).double()  # (N, ...) each
+        size = plain.abs().amax(dim=1)
+        if bool(((plain - again).abs().amax(dim=1) > CHANGE * size).any()):
+            continue  # the model is random: equal copies differ
+        changed = (noisy - plain).abs().amax(dim=1) > CHANGE * size
+        if bool((changed.cpu() & ~noise.chosen).any()):
+            mixed.add(layer)
+    return frozenset(mixed)
 
 
 class _Noise:

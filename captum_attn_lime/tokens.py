@@ -161,7 +161,7 @@ def _is_one_to_one(inputs: tuple[Tensor, ...], carrier: int, n_tokens: int, prob
     chosen = torch.stack([torch.zeros_like(half), half, ~half]).to(x.device)
     cells = chosen.reshape(3, n_tokens, *[1] * (x.dim() - 2))
     altered = [t[:1].expand(3, *t.shape[1:]) for t in inputs]
-    altered[carrier] = torch.where(cells, other_values(x[:1], _STEPS[0]), x[:1])
+    altered[carrier] = torch.where(cells, _other_values(x[:1], _STEPS[0]), x[:1])
     try:
         changed = _changed_tokens(tuple(altered), n_tokens, probe)
     except _MixedError:
@@ -260,7 +260,7 @@ def _changed(
         code = (number + 1).to(x.device)  # from 1, so that every cell is altered in some copy
         digit = torch.stack([(code >> bit) & 1 for bit in range(bits)]).bool()  # (bits, cells...)
         chosen = torch.cat([torch.zeros_like(digit[:1]), digit, ~digit & (code > 0)])
-        altered.append(torch.where(chosen, other_values(x[:1], step), x[:1]))
+        altered.append(torch.where(chosen, _other_values(x[:1], step), x[:1]))
     return _changed_tokens(tuple(altered), n_tokens, probe)
 
 
@@ -278,7 +278,7 @@ def _changed_tokens(altered: tuple[Tensor, ...], n_tokens: int, probe: Probe) ->
     return (change > 1e-5 * value[:1].abs().amax(dim=2)).cpu()
 
 
-def other_values(x: Tensor, step: float) -> Tensor:
+def _other_values(x: Tensor, step: float) -> Tensor:
     """Return another value for each cell: some steps away, or a category that every column has."""
     if x.is_floating_point():
         return x + step * x.abs().clamp(min=1.0)

@@ -117,21 +117,3 @@ def test_the_decoder_of_an_encoder_decoder_is_not_said_to_be_mixed():
     described = describe(family.forward, family.inputs, family.args)
     assert [layer.mixed for layer in described.layers] == [False] * len(described.layers)
     assert "cross" in [layer.kind for layer in described.layers]
-
-
-@pytest.mark.parametrize("mixer", [Convolution, Recurrence])
-def test_what_mixes_tokens_beside_the_first_layers_attention_is_found(mixer):
-    """As in hybrids whose layers run attention and a recurrence side by side."""
-
-    class Parallel(Block):
-        def forward(self, x):
-            y = self.norm(x)
-            return x + self.attention(y, y, y, need_weights=False)[0] + self.mixer(y)
-
-    model, x = _model(None, None), torch.randn(2, N, WIDTH)
-    model.layers[0] = Parallel(mixer()).eval()
-    assert mixed_layers(model, (x,), (), [0, 1]) == {1}
-    with pytest.raises(AttentionKindError, match="'layers.0.attention' and 'layers.1.attention'"):
-        AttentionAttribution(model).attribute(x)
-    model.layers = model.layers[::-1]
-    assert mixed_layers(model, (x,), (), [0, 1]) == set()
