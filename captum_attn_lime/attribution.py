@@ -235,7 +235,9 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
     ) -> None:
         """Mark the layers over tokens that something else than attention has mixed."""
         calls = frozenset(m.index for m in maps if m.index is not None)
-        key = (id(self.forward_func), calls, tuple((x.dim(), x.dtype) for x in inputs))
+        # Arguments may switch parts of the model on.
+        others = tuple(tuple(x.shape[1:]) if isinstance(x, Tensor) else repr(x) for x in forward_args)
+        key = (id(self.forward_func), calls, tuple((x.dim(), x.dtype) for x in inputs), others)
         if key not in self._mixed:
             self._mixed[key] = (self.forward_func, mixed_layers(self.forward_func, inputs, forward_args, calls))
         for attention in maps:

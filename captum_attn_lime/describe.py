@@ -129,7 +129,9 @@ def describe(
         problems.append(str(error))
     stack = [m.index for m in done.maps if m.index is not None]
     mixed = [i for part in _stacks(done.maps) for i in mixed_layers(forward_func, tensors, forward_args, part)]
-    layers = tuple(_layer(m, m.index in stack or m is done.top, m.index in mixed) for m in done.recorder.maps)
+    # A batch of as many examples as heads was run with one example more.
+    calls = [m.first(min(m.shape[0], len(tensors[0]))) for m in done.recorder.maps]
+    layers = tuple(_layer(m, m.index in stack or m is done.top, m.index in mixed) for m in calls)
     return Description(layers, query, token_map, _prefix(token_map, last), _padding(last), tuple(problems))
 
 

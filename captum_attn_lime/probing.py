@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attn_lime._captum import expand_forward_args, run_forward
+from captum_attn_lime._captum import run_forward
 from captum_attn_lime.capture import Recorder, record
 from captum_attn_lime.capture.recorder import RowView
 from captum_attn_lime.readout import with_one_more
@@ -37,7 +37,7 @@ class ValueProbe:
         silent: Collection[int] = (),
     ) -> None:
         self._forward_func = forward_func
-        self._args = of_first(forward_args, batch)
+        self._args = (forward_args, batch)
         self._call = call
         self._silent = silent
 
@@ -63,7 +63,8 @@ def mixed_layers(
 
     A recurrence, a convolution over tokens or a norm over the sequence mixes tokens without attention, and products of
     layers would leave that out. In a run in which the stack's attention gives out nothing but noise at half of the
-    tokens of its first layer, the values of the other tokens must stay as they are in all layers that follow.
+    tokens of its first layer, the values of the other tokens must stay as they are in all layers that follow; and so
+    with the halves exchanged.
 
     Args:
         forward_func: The model.
@@ -75,26 +76,30 @@ def mixed_layers(
     if not later:
         return frozenset()
     noise = _Noise(first, set(layers))
-    copies = tuple(x[:1].expand(3, *x.shape[1:]) for x in inputs)
-    args = of_first(forward_args, len(inputs[0]))
+    copies = tuple(x[:1].expand(4, *x.shape[1:]) for x in inputs)
+    args = (forward_args, len(inputs[0]))
     recorder = run_copies(forward_func, copies, args, values_at=later, substitute=noise)
     mixed = set()
     for layer in later:
         value = recorder.values.get(layer)
         if value is None or noise.chosen is None or value.shape[2] != len(noise.chosen) or len(value) < len(copies[0]):
             continue  # other tokens than the first layer's: products refuse that by themselves
-        plain, noisy, again = value[:3].transpose(1, 2).flatten(2).double()  # (N, ...) each
+        plain, again, *noisy = value[:4].transpose(1, 2).flatten(2).double()  # (N, ...) each
         size = plain.abs().amax(dim=1)
         if bool(((plain - again).abs().amax(dim=1) > CHANGE * size).any()):
             continue  # the model is random: equal copies differ
-        changed = (noisy - plain).abs().amax(dim=1) > CHANGE * size
-        if bool((changed.cpu() & ~noise.chosen).any()):
-            mixed.add(layer)
+        for copy, chosen in zip(noisy, (noise.chosen, ~noise.chosen), strict=True):
+            changed = (copy - plain).abs().amax(dim=1) > CHANGE * size
+            if bool((changed.cpu() & ~chosen).any()):
+                mixed.add(layer)
     return frozenset(mixed)
 
 
 class _Noise:
-    """Takes the place of a stack's attention outputs: zeros, but noise in the first layer of the second copy."""
+    """Takes the place of a stack's attention outputs: zeros, but noise in the first layer of the third and fourth copy.
+
+    The third has noise at the chosen tokens, the fourth at all others.
+    """
 
     def __init__(self, first: int, layers: set[int]) -> None:
         self._first, self._layers = first, layers
@@ -103,7 +108,7 @@ class _Noise:
     def __call__(self, call: int, output: Tensor, rows: RowView) -> Tensor:
         if call not in self._layers:
             return output
-        if call != self._first or len(output) == 0:
+        if call != self._first or len(rows(output)) < 4:
             return torch.zeros_like(output)
         # The gradient of a sum that takes chosen rows only lies, in the model's own layout, on just those rows.
         with torch.enable_grad():
@@ -113,33 +118,39 @@ class _Noise:
             self.chosen = torch.rand(by_row.shape[2], generator=generator) < 0.5
             self.chosen[0] = True
             noise = torch.randn(by_row.shape, generator=generator).to(by_row)
-            noise = noise * self.chosen.to(noise)[:, None]
-            noise[:1], noise[2:] = 0.0, 0.0
+            noise[2] *= self.chosen.to(noise)[:, None]
+            noise[3] *= (~self.chosen).to(noise)[:, None]
+            noise[:2], noise[4:] = 0.0, 0.0
             (at_place,) = torch.autograd.grad((by_row * noise).sum(), place)
         return torch.empty_like(output).copy_(at_place)  # in the output's own strides, which a view may need
 
 
-def of_first(forward_args: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
-    """Return further arguments for the first example alone."""
-    return tuple(x[:1] if isinstance(x, Tensor) and x.dim() and len(x) == batch else x for x in forward_args)
+def _repeated(forward_args: tuple[Any, ...], batch: int, n: int) -> tuple[Any, ...] | None:
+    """Return further arguments with the first example's repeated n times; what is not by example stays as it is."""
+
+    def repeated(x: Any) -> Any:
+        is_by_example = isinstance(x, Tensor) and x.dim() and len(x) == batch
+        return x[:1].expand(n, *x.shape[1:]) if is_by_example else x
+
+    return tuple(repeated(x) for x in forward_args) or None
 
 
 def run_copies(
-    forward_func: Callable[..., Any], copies: tuple[Tensor, ...], args: tuple[Any, ...], **watch: Any
+    forward_func: Callable[..., Any], copies: tuple[Tensor, ...], args: tuple[tuple[Any, ...], int], **watch: Any
 ) -> Recorder:
     """Run the model on copies of one example and return what was recorded.
 
     Args:
         forward_func: The model.
         copies: Its input tensors, (copies, ...).
-        args: Its further arguments for one example.
+        args: Its further arguments for a batch, and the number of that batch's examples.
         watch: Options of `record`.
     """
 
     def run(copies: tuple[Tensor, ...]) -> Recorder:
         n = len(copies[0])
         with torch.inference_mode(False), torch.no_grad(), record(forward_func, batch=n, **watch) as recorder:
-            run_forward(forward_func, copies, expand_forward_args(args, n) if args else None)
+            run_forward(forward_func, copies, _repeated(*args, n))
         return recorder
 
     recorder = run(copies)

@@ -19,7 +19,7 @@ from captum_attn_lime._captum import run_forward
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.capture import Recorder, record
 from captum_attn_lime.capture.session import check_complete
-from captum_attn_lime.errors import AttentionKindError, ReadoutError
+from captum_attn_lime.errors import AttentionKindError, ReadoutError, TargetError
 from captum_attn_lime.methods.checks import require_tokens
 
 # Gradient rows with a smaller cosine than this are not parallel.
@@ -181,8 +181,9 @@ def _read(output: Tensor, recorder: Recorder, positions: list[int] | None) -> tu
                 f"the output of shape {tuple(output.shape)} has one row per token. Pass target=(position, class), or "
                 f"one such pair per example. {_ASK}"
             )
-        if all(-n <= k < n for k in positions):  # else the target is refused, with its own words
-            output = output[torch.arange(len(output), device=output.device), positions]
+        if not all(-n <= k < n for k in positions):
+            raise TargetError(f"target positions {positions} are out of range: the output has {n} rows (0 to {n - 1}).")
+        output = output[torch.arange(len(output), device=output.device), positions]
     norms, states, pools = _gradients(output, recorder)
     top = recorder.pool[0] if recorder.pool is not None and pools else None
     if top is not None:

@@ -208,7 +208,8 @@ def _check_reported(
 ) -> Check:
     """Compare captured maps with the weights that a HuggingFace model itself reports in eager mode."""
     name = "weights the model itself reports"
-    root = next((m for m in modules.values() if hasattr(m, "set_attn_implementation")), None)
+    parts = (m for module in modules.values() for m in module.modules())
+    root = next((m for m in parts if hasattr(m, "set_attn_implementation")), None)
     if root is None:
         return Check(name, None, "not a HuggingFace model that reports any")
     with torch.no_grad(), record(model, batch=len(tensors[0])) as recorder:
@@ -249,8 +250,8 @@ def _reporting(root: Any) -> Iterator[dict[str, list[Tensor]]]:
 
     parts = [m for m in root.modules() if hasattr(m, "set_attn_implementation")]
     flags = {id(m.config): (m.config, getattr(m.config, "output_attentions", None)) for m in parts}
+    implementations = [(m, m.config._attn_implementation) for m in parts]
     handles = [m.register_forward_hook(keep) for m in parts]
-    implementation = root.config._attn_implementation
     try:
         root.set_attn_implementation("eager")
         for config, _ in flags.values():
@@ -261,7 +262,9 @@ def _reporting(root: Any) -> Iterator[dict[str, list[Tensor]]]:
             handle.remove()
         for config, flag in flags.values():
             config.output_attentions = flag
-        root.set_attn_implementation(implementation)
+        # Outer modules first: each sets its parts too, and a part may have had another one.
+        for part, implementation in implementations:
+            part.set_attn_implementation(implementation)
 
 
 def _paired(maps: list[AttentionMap], reported: dict[str, list[Tensor]]) -> list[tuple[AttentionMap, Tensor]]:

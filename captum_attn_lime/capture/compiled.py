@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from captum_attn_lime.errors import UnreadableAttentionError
+
 # The compiler's stance is one for the whole process, so captures in several threads share one change of it.
 _lock = threading.Lock()
 _state: dict[str, Any] = {"users": 0, "change": None}
@@ -27,7 +29,12 @@ def running_eagerly() -> Iterator[None]:
         return
     with _lock:
         if _state["users"] == 0:
-            _state["change"] = torch.compiler.set_stance("force_eager")
+            try:
+                _state["change"] = torch.compiler.set_stance("force_eager")
+            except RuntimeError as error:
+                raise UnreadableAttentionError(
+                    "a capture was begun inside compiled code; begin it outside the function that torch.compile wraps."
+                ) from error
         _state["users"] += 1
     try:
         yield

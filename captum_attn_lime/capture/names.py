@@ -14,7 +14,8 @@ from torch import Tensor, nn
 # What wraps a module to run it elsewhere or otherwise, by the attribute that holds it; paths leave these out.
 _WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
-# What is told of each module that has run: the module, its arguments and its output, and whether others ran inside it.
+# What is told of each module that has run: the module, its arguments, its output (None after an exception), and whether
+# others ran inside it.
 Left = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any, bool], Any]
 
 
@@ -30,7 +31,6 @@ class ModuleStack:
         self._paths: list[str] = []
         self._entered_others: list[bool] = []
         self.batch = batch
-        self.modules: list[nn.Module] = []
         self.on_enter: Callable[[nn.Module], None] | None = None
         self.on_leave: Left | None = None
 
@@ -60,9 +60,11 @@ class ModuleStack:
                 handle.remove()
 
     def _enter(self, path: str) -> Callable[..., None]:
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # torch leaves the keyword arguments out where another thread has just removed its own hooks from the module.
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             if threading.get_ident() != self._thread:
                 return
+            kwargs = kwargs or {}
             if self.batch is None:
                 self.batch = next((len(x) for x in (*args, *kwargs.values()) if _has_batch(x)), None)
             if self._entered_others:
@@ -74,13 +76,14 @@ class ModuleStack:
 
         return enter
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], *given: Any) -> Any:
         if threading.get_ident() != self._thread or not self._paths:
             return None
+        kwargs, output = given if len(given) == 2 else ({}, given[0])
         try:
-            # After an exception in the module there is no output.
-            found = None if output is None or self.on_leave is None else self.on_leave
-            return None if found is None else found(module, args, kwargs, output, self._entered_others[-1])
+            return (
+                None if self.on_leave is None else self.on_leave(module, args, kwargs, output, self._entered_others[-1])
+            )
         finally:
             self._paths.pop()
             self._entered_others.pop()
@@ -152,6 +155,11 @@ def _reach(thing: Any, name: str, found: dict[str, nn.Module], *, depth: int) ->
     for key, value in reached.items():
         if isinstance(value, nn.Module) or inspect.isfunction(value) or inspect.ismethod(value):
             _reach(value, str(key), found, depth=depth - 1)
+        elif isinstance(value, (list, tuple, dict)):
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+            for name_in, part in parts:
+                if isinstance(part, nn.Module):
+                    found.setdefault(f"{key}.{name_in}", part)
 
 
 def _has_batch(x: Any) -> bool:

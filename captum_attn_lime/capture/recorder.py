@@ -165,10 +165,13 @@ class Recorder:
         Returns:
             The output that takes the place of the module's own; None to leave it.
         """
-        if self._registered and self._registered[-1] is module:
-            self._registered.pop()
+        if module in self._registered:
+            # What it called may have ended in an exception that it caught itself.
+            del self._registered[self._registered.index(module) :]
             said = registration(module)
-            return None if said is None or self._registered else self._told(said, module, args, kwargs, output)
+            if said is None or self._registered or output is None:
+                return None
+            return self._told(said, module, args, kwargs, output)
         if not others_ran and isinstance(output, Tensor):
             came = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
             if came is not None and came is not output and came.is_floating_point():
@@ -181,13 +184,19 @@ class Recorder:
         tokens = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
         attention, first, rows = told_map(said, self.stack.current, module, args, kwargs, output)
         query = tokens[0] if tokens else first
-        source = next((x for x in tokens if x.shape[1] == attention.shape[3]), query)
+        # Of cross-attention the keys come behind the queries, also where there are as many of them.
+        others = tokens[1:] if said.kind == "cross" else tokens
+        source = next((x for x in others if x.shape[1] == attention.shape[3]), query)
         value = source.flatten(2).unsqueeze(1) if source.dim() > 2 else source[:, None, :, None]
         with torch.set_grad_enabled(self.leaf is not None or self._leaf_at is None):
+            had_leaf = self.leaf is not None
             result = self.add(attention, first, rows, value, query, source)
+        if self.leaf is not None and not had_leaf:
+            torch.set_grad_enabled(True)  # as `add` has done, which the block has undone
         if not isinstance(output, (tuple, list)):
             return result
-        return type(output)([result, *output[1:]])
+        parts = [result, *output[1:]]
+        return type(output)._make(parts) if hasattr(output, "_make") else type(output)(parts)
 
     @property
     def is_told(self) -> bool:

@@ -36,12 +36,17 @@ _registrations: MutableMapping[nn.Module, Registration] = WeakKeyDictionary()
 class RegisteredAttention:
     """A registration that ends with :meth:`remove`, or with the ``with`` block it was made for."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, said: Registration, before: Registration | None) -> None:
+        self._module, self._said, self._before = module, said, before
 
     def remove(self) -> None:
-        """Forget what was said of the module."""
-        _registrations.pop(self._module, None)
+        """Forget what was said of the module; what had been said before holds again."""
+        if _registrations.get(self._module) is not self._said:
+            return  # something else was said since
+        if self._before is None:
+            del _registrations[self._module]
+        else:
+            _registrations[self._module] = self._before
 
     def __enter__(self) -> RegisteredAttention:
         return self
@@ -60,14 +65,15 @@ def register_attention(module: nn.Module, weights: WeightsOf, *, kind: Attention
     Args:
         module: The module that computes the attention, as an object: ``model.get_submodule("encoder.attention")``.
         weights: Function ``(module, args, kwargs, output) -> Tensor`` that returns the weights (B, H, Q, K), rows are
-            queries. It may recompute them from the arguments, or take what the module kept.
+            queries. It may recompute them from the arguments, or take what the module kept. An attribution runs the
+            model on batches of other sizes as well, so B must be that of the arguments.
         kind: ``"self"`` where queries and keys are the same tokens, ``"cross"`` where they are not.
 
     Returns:
         A handle: call ``.remove()``, or use it in a ``with`` statement.
 
     Raises:
-        InputError: Not a module, or no function.
+        InputError: Not a module, no function, or a kind of attention that has none.
 
     Example:
         >>> from captum_attn_lime import capture
@@ -75,7 +81,7 @@ def register_attention(module: nn.Module, weights: WeightsOf, *, kind: Attention
         ...     def forward(self, x):
         ...         return x.mean(dim=1, keepdim=True).expand_as(x)
         >>> layer = Averaging()
-        >>> even = lambda module, args, kwargs, output: torch.full((1, 1, 3, 3), 1 / 3)
+        >>> even = lambda module, args, kwargs, output: torch.full((len(output), 1, 3, 3), 1 / 3)
         >>> with register_attention(layer, even), capture(layer) as maps:
         ...     _ = layer(torch.zeros(1, 3, 8))
         >>> maps
@@ -86,13 +92,21 @@ def register_attention(module: nn.Module, weights: WeightsOf, *, kind: Attention
             f"register_attention takes a module and a function of (module, args, kwargs, output), but got "
             f"{type(module).__name__} and {type(weights).__name__}."
         )
-    _registrations[module] = Registration(weights, kind)
-    return RegisteredAttention(module)
+    if kind not in ("self", "cross"):
+        raise InputError(f"kind must be 'self' or 'cross', but is {kind!r}.")
+    said, before = Registration(weights, kind), _registrations.get(module)
+    _registrations[module] = said
+    return RegisteredAttention(module, said, before)
 
 
 def registration(module: nn.Module) -> Registration | None:
     """Return what was said of a module."""
     return _registrations.get(module)
+
+
+def registered_modules() -> list[nn.Module]:
+    """Return all modules of which something was said."""
+    return list(_registrations)
 
 
 def told_map(
@@ -109,6 +123,8 @@ def told_map(
         raise UnreadableAttentionError(
             f"the function registered for {name!r} returned {came}; weights (B, H, Q, K) are needed."
         )
+    if not bool(torch.isfinite(weights).all()):
+        raise UnreadableAttentionError(f"the function registered for {name!r} returned weights that are not finite.")
     first = output[0] if isinstance(output, (tuple, list)) and output else output
     batch, queries = weights.shape[0], weights.shape[2]
     lead = tuple(first.shape[:2]) if isinstance(first, Tensor) else ()

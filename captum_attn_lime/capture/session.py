@@ -16,6 +16,7 @@ from captum_attn_lime.capture import flex, multi_head_attention, sdpa
 from captum_attn_lime.capture.compiled import running_eagerly
 from captum_attn_lime.capture.names import find_modules
 from captum_attn_lime.capture.recorder import PatchConvolution, Recorder, RowView
+from captum_attn_lime.capture.registered import registered_modules
 from captum_attn_lime.capture.softmax import SOFTMAXES, SQUASHES, SoftmaxWatch
 from captum_attn_lime.errors import NoAttentionError, UnreadableAttentionError
 
@@ -65,6 +66,8 @@ def record(
     recorder = Recorder(leaf_at=leaf_at, values_at=values_at, substitute=substitute, batch=batch)
     modules = find_modules(model)
     _refuse_scripted(modules)
+    # What the user has told of holds also where the model is reached by a way that shows no modules.
+    modules |= {f"registered.{i}": module for i, module in enumerate(registered_modules())}
     try:
         with running_eagerly(), recorder.stack.watching(modules), _Watch(recorder):
             yield recorder

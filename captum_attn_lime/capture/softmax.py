@@ -24,7 +24,9 @@ from captum_attn_lime.capture.weak import TensorTable
 
 Func = Callable[..., Any]
 
-SOFTMAXES: frozenset[Func] = frozenset({torch.softmax, Tensor.softmax, F.softmax})
+SOFTMAXES: frozenset[Func] = frozenset(
+    {torch.softmax, Tensor.softmax, F.softmax, F.softmin, torch.special.softmax, torch._softmax}
+)
 SQUASHES: frozenset[Func] = frozenset(
     {
         torch.sigmoid,
