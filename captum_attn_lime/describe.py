@@ -13,12 +13,9 @@ from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_for
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attribution import AttentionAttribution
 from captum_attn_lime.errors import AttentionKindError, ExplanationError, ReadoutError, TokenMapError
-from captum_attn_lime.probing import mixed_layers
+from captum_attn_lime.probing import looks_causal, mixed_layers
 from captum_attn_lime.readout import ForwardPass
 from captum_attn_lime.tokens import TokenMap
-
-# Rows of a map that are looked at to tell whether it is causal.
-_SAMPLED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,8 @@ def describe(
     stack = [m.index for m in done.maps if m.index is not None]
     mixed = [i for part in _stacks(done.maps) for i in mixed_layers(forward_func, tensors, forward_args, part)]
     # A batch of as many examples as heads was run with one example more.
-    calls = [m.first(min(m.shape[0], len(tensors[0]))) for m in done.recorder.maps]
+    batch = len(tensors[0])
+    calls = [m.first(batch) if m.shape[0] == batch + 1 else m for m in done.recorder.maps]
     layers = tuple(_layer(m, m.index in stack or m is done.top, m.index in mixed) for m in calls)
     return Description(layers, query, token_map, _prefix(token_map, last), _padding(last), tuple(problems))
 
@@ -169,29 +167,6 @@ def _layer(attention: AttentionMap, explained: bool, mixed: bool) -> LayerDescri
     return LayerDescription(
         index, attention.name, attention.kind, attention.shape, looks_causal(attention), explained, mixed
     )
-
-
-def looks_causal(attention: AttentionMap) -> bool:
-    """Return whether no query gives weight to a key behind it, as far as some of its rows show.
-
-    Example:
-        >>> from captum_attn_lime.attention import ScoreMap
-        >>> x = torch.zeros(1, 1, 3, 4)
-        >>> looks_causal(ScoreMap(x, x, is_causal=True, kind="self")), looks_causal(ScoreMap(x, x, kind="self"))
-        (True, False)
-    """
-    _, _, queries, keys = attention.shape
-    if attention.kind not in ("self", "windowed") or keys < 2:
-        return False
-    if attention.is_causal:
-        return True
-    step = max(1, queries // _SAMPLED_ROWS)
-    rows = torch.arange(0, queries, step)
-    behind = torch.arange(keys) > rows[:, None] + keys - queries  # (q, K)
-    real = attention.reads_itself()[:, rows] if queries == keys else torch.ones(attention.shape[0], len(rows)).bool()
-    weights = attention.rows(rows).amax(dim=1)  # (B, q, K)
-    is_behind = behind.to(weights.device) & real.to(weights.device)[..., None]
-    return bool(is_behind.any()) and not bool((weights > 0)[is_behind].any())
 
 
 def _prefix(token_map: TokenMap | None, layer: AttentionMap) -> tuple[int, ...]:

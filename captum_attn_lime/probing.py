@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime._captum import run_forward
+from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.capture import Recorder, record
 from captum_attn_lime.capture.recorder import RowView
 from captum_attn_lime.readout import with_one_more
 
 # A token's value has changed when it differs by more than this share of its own size.
 CHANGE = 1e-5
+# Rows of a map that are looked at to tell whether it is causal.
+_SAMPLED_ROWS = 64
 
 
 class ValueProbe:
@@ -157,3 +160,26 @@ def run_copies(
     if recorder.is_ambiguous:  # as many heads as copies
         recorder = run(tuple(with_one_more(x, len(copies[0])) for x in copies))
     return recorder
+
+
+def looks_causal(attention: AttentionMap) -> bool:
+    """Return whether no query gives weight to a key behind it, as far as some of its rows show.
+
+    Example:
+        >>> from captum_attn_lime.attention import ScoreMap
+        >>> x = torch.zeros(1, 1, 3, 4)
+        >>> looks_causal(ScoreMap(x, x, is_causal=True, kind="self")), looks_causal(ScoreMap(x, x, kind="self"))
+        (True, False)
+    """
+    _, _, queries, keys = attention.shape
+    if attention.kind not in ("self", "windowed") or keys < 2:
+        return False
+    if attention.is_causal:
+        return True
+    step = max(1, queries // _SAMPLED_ROWS)
+    rows = torch.arange(0, queries, step)
+    behind = torch.arange(keys) > rows[:, None] + keys - queries  # (q, K)
+    real = attention.reads_itself()[:, rows] if queries == keys else torch.ones(attention.shape[0], len(rows)).bool()
+    weights = attention.rows(rows).amax(dim=1)  # (B, q, K)
+    is_behind = behind.to(weights.device) & real.to(weights.device)[..., None]
+    return bool(is_behind.any()) and not bool((weights > 0)[is_behind].any())

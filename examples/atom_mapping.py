@@ -196,10 +196,10 @@ def main() -> None:
 
 # %% [markdown]
 # In canonical spelling all atoms are right, with the water and without it. Over all spellings about three atoms in four
-# are, where guessing among atoms of the same element would give less than one in three; but which of the two hydroxyl
-# oxygens stays in the ester, the one question that needs the mechanism, is answered little better than by a coin. The
-# head has learned which atoms stay together, from text of one spelling. One reaction in one spelling would not have
-# shown that.
+# are, where guessing among atoms of the same element would give less than one in three. But which of the two hydroxyl
+# oxygens stays in the ester, the one question that needs the mechanism, is answered little better than by a coin. One
+# reaction in one spelling would not have shown that. RXNMapper itself brings reactions into canonical spelling first,
+# and lets atoms that are mapped already speak for their neighbours.
 
 # %%
 if __name__ == "__main__":

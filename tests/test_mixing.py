@@ -52,6 +52,13 @@ class Gate(nn.Module):
         return x * x.mean(1, keepdim=True).sigmoid()
 
 
+class IntoFirst(nn.Module):
+    """The mean of all tokens goes into the first alone."""
+
+    def forward(self, x):
+        return torch.cat([x[:, :1] + x[:, 1:].mean(1, keepdim=True), x[:, 1:]], 1)
+
+
 class Linear(nn.Module):
     """Linear attention: no softmax, no matrix."""
 
@@ -75,7 +82,7 @@ def _model(*mixers):
     return Model().eval()
 
 
-@pytest.mark.parametrize("mixer", [Convolution, Recurrence, Gate, Linear])
+@pytest.mark.parametrize("mixer", [Convolution, Recurrence, Gate, Linear, IntoFirst])
 def test_products_over_mixed_tokens_are_refused_and_what_lies_behind_is_not(mixer):
     model, x = _model(None, mixer(), None, None), torch.randn(2, N, WIDTH)
     assert mixed_layers(model, (x,), (), [0, 1, 2, 3]) == {2, 3}
@@ -117,3 +124,27 @@ def test_the_decoder_of_an_encoder_decoder_is_not_said_to_be_mixed():
     described = describe(family.forward, family.inputs, family.args)
     assert [layer.mixed for layer in described.layers] == [False] * len(described.layers)
     assert "cross" in [layer.kind for layer in described.layers]
+
+
+def test_a_mask_as_further_argument_is_not_repeated():
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    mask = nn.Transformer.generate_square_subsequent_mask(N)
+    scores = AttentionAttribution(lambda x, m: encoder(x, mask=m)[:, -1]).attribute(
+        torch.randn(2, N, WIDTH), additional_forward_args=(mask,)
+    )
+    assert torch.allclose(scores[:, :, 0].sum(1), torch.ones(2))
+
+
+def test_an_argument_that_switches_mixing_on_is_tried_by_itself():
+    model, x = _model(None, None), torch.randn(2, N, WIDTH)
+
+    def forward(x, mixes):
+        x = model.layers[0](x)
+        return model.head(model.layers[1](x.cumsum(1) if mixes else x)[:, 0])
+
+    attribution = AttentionAttribution(forward)
+    attribution.attribute(x, additional_forward_args=(False,))
+    with pytest.raises(AttentionKindError, match="mixes tokens"):
+        attribution.attribute(x, additional_forward_args=(True,))
+    attribution.attribute(x, additional_forward_args=(False,))

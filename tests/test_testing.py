@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from captum_attn_lime import AttentionAttribution, describe, register_attention
-from captum_attn_lime.errors import DropoutWarning
+from captum_attn_lime.errors import DropoutWarning, TargetError
 from captum_attn_lime.testing import check_model
 from tests.families import FAMILIES, IDS, MASK, EncoderClassifier, bert, build, llama_left_padded, vit
 from tests.families.base import SIZES, sharpen
@@ -161,3 +161,34 @@ def test_reported_scores_are_not_taken_for_weights():
     check = _check(report, "weights the model itself reports")
     assert check.passed is None
     assert "no weights" in check.detail
+
+
+def test_each_part_gets_its_own_implementation_back_and_an_adapter_is_looked_into():
+    from tests.families.vision import clip_vision
+
+    family = build(clip_vision)
+    family.model.vision_model.set_attn_implementation("eager")
+    before = [m.config._attn_implementation for m in family.model.modules() if hasattr(m, "set_attn_implementation")]
+    assert set(before) == {"eager", "sdpa"}
+    check_model(family.forward, family.inputs, show=False)
+    after = [m.config._attn_implementation for m in family.model.modules() if hasattr(m, "set_attn_implementation")]
+    assert after == before
+
+    class Holder(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, ids, mask):
+            return self.inner(ids, attention_mask=mask).logits
+
+    family = build(bert)
+    report = check_model(Holder(family.model), family.inputs, family.args, show=False)
+    assert _check(report, "weights the model itself").passed
+
+
+def test_a_position_that_the_output_does_not_have_is_a_wrong_target():
+    model = EncoderClassifier().eval()
+    ids = torch.tensor([[2, 5, 3]])
+    with pytest.raises(TargetError, match="3 rows"):
+        AttentionAttribution(lambda ids: model.head(model.encoder(model.embed(ids)))).attribute(ids, target=(3, 0))

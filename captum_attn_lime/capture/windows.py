@@ -133,15 +133,15 @@ class TokenPlaces:
             return attention, rows, value
         if isinstance(attention, DenseMap):
             carriers = carriers[:-1]  # its query is the weights
-        tokens: list[Tensor] = []
-        for carrier in carriers:
-            place = self._places.get(carrier)
-            if place is None or (groups == batch and not _disorders(place)):
-                continue
-            found = self._tokens(place, (groups, heads, queries), batch)
-            if found is not None:
-                tokens.append(found)
-        if not tokens or any(not torch.equal(tokens[0], other) for other in tokens[1:]):
+        places = [place for place in map(self._places.get, carriers) if place is not None]
+        if groups == batch and not any(_disorders(place) for place in places):
+            return attention, rows, value
+        found = [self._tokens(place, (groups, heads, queries), batch) for place in places]
+        tokens = [f for f in found if f is not None]
+        if not tokens:
+            return attention, rows, value
+        if any(not torch.equal(tokens[0], other) for other in tokens[1:]):
+            attention.kind = "unknown"  # queries stand in another order than keys
             return attention, rows, value
         if groups == batch and torch.equal(tokens[0].flatten(), torch.arange(tokens[0].numel())):
             return attention, rows, value

@@ -17,7 +17,7 @@ from captum_attn_lime.generation.model import LanguageModel
 from captum_attn_lime.generation.prompt import Prompt, encode, read_prompt, token_names
 from captum_attn_lime.generation.shared import SharedMap
 from captum_attn_lime.methods import Method, get_method
-from captum_attn_lime.probing import mixed_layers
+from captum_attn_lime.probing import looks_causal, mixed_layers
 from captum_attn_lime.readout import ForwardPass
 
 
@@ -196,6 +196,11 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
         maps = self._select(done)
         for attention in maps:
             _require_shape(attention, ids.shape[1], ids.shape[1])
+            if ids.shape[1] > 1 and not looks_causal(attention):
+                raise AttentionKindError(
+                    f"{attention.name!r} attends to tokens behind each token, so {type(model.module).__name__} does "
+                    "not write word by word; explain its prediction with AttentionAttribution."
+                )
         method = get_method(self.attribution.method)
         if not method.last_layer_only and len(maps) > 1:
             self._look_for_mixing(maps, model, ids)

@@ -45,7 +45,24 @@ def _powers_of_two(s, mask):
     return torch.div(e, e.sum(-1, True).clamp(min=1e-30))
 
 
-WAYS = [_divided, _stable_with_epsilon, _in_place, _exp_of_log_softmax, _minus_log_sum, _powers_of_two]
+def _special(s, mask):
+    return torch.special.softmax(s.masked_fill(~mask, float("-inf")), dim=-1)
+
+
+def _softmin(s, mask):
+    return F.softmin(-s.masked_fill(~mask, -1e30), dim=-1)
+
+
+WAYS = [
+    _special,
+    _softmin,
+    _divided,
+    _stable_with_epsilon,
+    _in_place,
+    _exp_of_log_softmax,
+    _minus_log_sum,
+    _powers_of_two,
+]
 
 
 class Layer(nn.Module):

@@ -129,3 +129,25 @@ def test_huggingface_flex_attention_equals_eager():
         assert type(attention).__name__ == "ModifiedScoreMap"
         assert attention.kind == "self"
         assert ((attention.dense() - expected) * real).abs().max() <= 1e-6
+
+
+def test_functions_are_kept_as_they_were_at_the_call():
+    """Names in a loop, and tensors that the model writes into, mean something else afterwards."""
+    layers = [Flex().double().eval() for _ in range(2)]
+    step = torch.zeros((), dtype=torch.float64)
+    x = torch.randn(2, N, 16, dtype=torch.float64)
+    expected = []
+
+    def run():
+        for slope, layer in zip((0.0, 4.0), layers, strict=True):
+            step.add_(1.0)
+            layer.score_mod = lambda s, b, h, i, j: s - slope * (i - j).abs() * step
+            layer(x)
+
+    with torch.no_grad():
+        for slope, at, layer in zip((0.0, 4.0), (1.0, 2.0), layers, strict=True):
+            expected.append(_expected(layer, x, lambda s, b, h, i, j, k=slope * at: s - k * (i - j).abs(), None))
+        with capture(layers[0]) as maps:
+            run()
+    for attention, weights in zip(maps, expected, strict=True):
+        assert (attention.dense() - weights).abs().max() < 1e-12

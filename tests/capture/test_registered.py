@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -122,3 +124,99 @@ def test_what_does_not_fit_is_refused_by_name(weights, message):
 def test_bad_arguments():
     with pytest.raises(InputError, match="str"):
         register_attention("second", _told)
+
+
+def test_a_told_module_that_raises_does_not_hide_what_follows():
+    class Failing(nn.Module):
+        def forward(self, x):
+            raise ValueError("no such kernel")
+
+    class Falling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.MultiheadAttention(WIDTH, 2, batch_first=True) for _ in range(2))
+            self.failing = Failing()
+
+        def forward(self, x):
+            x = x + self.layers[0](x, x, x, need_weights=False)[0]
+            try:
+                x = self.failing(x)
+            except ValueError:
+                pass
+            return x + self.layers[1](x, x, x, need_weights=False)[0]
+
+    model = Falling().eval()
+    with register_attention(model.failing, _told), torch.no_grad(), capture(model) as maps:
+        model(torch.randn(2, N, WIDTH))
+    assert [m.name for m in maps] == ["layers.0", "layers.1"]
+
+
+def test_it_holds_where_the_model_is_reached_through_a_list():
+    model, x = Model().eval(), torch.randn(2, N, WIDTH)
+    held = [model]
+    with register_attention(model.second, _told):
+        scores = [AttentionAttribution(f).attribute(x) for f in (model, lambda x: held[0](x))]
+    assert torch.equal(*scores)
+
+
+def test_an_earlier_registration_holds_again_and_an_old_handle_ends_none_but_its_own():
+    layer, x = Sparse(), torch.randn(2, N, WIDTH)
+    even = torch.full((2, 1, N, N), 1 / N)
+    first = register_attention(layer, _told)
+    with register_attention(layer, lambda *_: even), torch.no_grad(), capture(layer) as maps:
+        layer(x)
+    assert torch.equal(maps[0].dense(), even)
+    with torch.no_grad(), capture(layer) as maps:
+        layer(x)
+    assert not torch.equal(maps[0].dense(), even)
+    second = register_attention(layer, lambda *_: even)
+    first.remove()
+    with torch.no_grad(), capture(layer) as maps:
+        layer(x)
+    assert torch.equal(maps[0].dense(), even)
+    second.remove()
+
+
+def test_named_tuples_stay_what_they_are():
+    class Pair(NamedTuple):
+        states: torch.Tensor
+        more: str
+
+    class Named(Sparse):
+        def forward(self, x):
+            return Pair(*super().forward(x))
+
+    layer = Named()
+    with register_attention(layer, _told), torch.no_grad(), capture(layer):
+        output = layer(torch.randn(2, N, WIDTH))
+    assert isinstance(output, Pair)
+
+
+def test_told_cross_attention_is_over_the_second_input():
+    class Crossing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.own, self.cross = Sparse(), Sparse()
+            self.cross.forward = lambda queries, memory: self.cross.weights(memory) @ memory
+            self.head = nn.Linear(WIDTH, 2)
+
+        def forward(self, target, source):
+            memory = source + self.own(source)[0]
+            return self.head((target + self.cross(target, memory))[:, 0])
+
+    model = Crossing().eval()
+    target, source = torch.randn(2, 2, N, WIDTH).unbind(0)
+    with (
+        register_attention(model.own, _told),
+        register_attention(model.cross, lambda m, args, *_: m.weights(args[1])[:, None], kind="cross"),
+    ):
+        raw = AttentionAttribution(model, method="raw", layers="cross")
+        at_target, at_source = raw.attribute((target, source), query=0)
+    assert not at_target.any()
+    assert torch.allclose(at_source.sum(1), torch.ones(2, WIDTH))
+
+
+@pytest.mark.parametrize("kind", ["sefl", "unknown"])
+def test_other_kinds_are_refused(kind):
+    with pytest.raises(InputError, match="'self' or 'cross'"):
+        register_attention(Sparse(), _told, kind=kind)

@@ -381,3 +381,19 @@ def test_grid_attention_of_maxvit_is_told_in_timm_and_refused_by_name_in_torchvi
     model = MaxVit(input_size=(32, 32), stochastic_depth_prob=0.0, num_classes=3, **options).eval()
     with pytest.raises(UnreadableAttentionError, match=r"B G H I J.*'blocks\.0\.layers\.0\.layers\.window_attention"):
         AttentionAttribution(model).attribute(torch.randn(2, 3, 32, 32))
+
+
+def test_keys_that_stand_in_another_order_than_queries_are_not_self_attention():
+    class Rolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.project = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x):
+            q, k, v = (f(x).unflatten(2, (2, 4)).transpose(1, 2) for f in self.project)
+            return torch.nn.functional.scaled_dot_product_attention(q, k.roll(1, 2), v.roll(1, 2))
+
+    model = Rolled().eval()
+    with torch.no_grad(), capture(model) as maps:
+        model(torch.randn(3, 6, 8))
+    assert [m.kind for m in maps] == ["unknown"]

@@ -64,88 +64,85 @@ def model(kind: str) -> Encoder:
 STATES = torch.randn(4, N, WIDTH, generator=torch.Generator().manual_seed(2))
 IDS = torch.tensor([[2, 7, 4, 9, 3], [5, 5, 8, 1, 2], [9, 1, 6, 2, 2], [3, 3, 8, 4, 7]])
 TABLES = tuple(torch.randn(4, N, generator=torch.Generator().manual_seed(k)) for k in (3, 4))
+ROWS = 10 * torch.randn(4, 3, generator=torch.Generator().manual_seed(5))
+POSITIVE = tuple(torch.randn(4, 3, generator=torch.Generator().manual_seed(k)) + 2 for k in (6, 7, 8))
 ATTENTION = [RawAttention, Rollout]
+LIST, TENSOR = [0, 1, 2, 1], torch.tensor([0, 1, 2, 1])
+PAIRS = [(0, 1), (1, 2), (0, 0), (1, 1)]
+STILL = {"stdevs": 0.0, "nt_samples": 3}
+
+
+def entry(
+    name: str,
+    algorithms: list[type],
+    model: nn.Module,
+    *,
+    layer: str | None = None,
+    noise_tunnel: bool = False,
+    **arguments: Any,
+) -> dict[str, Any]:
+    # Captum tests the hooks of each class once, so each entry has classes of its own.
+    own = [type(algorithm.__name__, (algorithm,), {}) for algorithm in algorithms]
+    out = {"name": name, "algorithms": own, "model": model, "noise_tunnel": noise_tunnel, "attribute_args": arguments}
+    return out if layer is None else {**out, "layer": layer}
+
 
 ENTRIES: list[dict[str, Any]] = [
-    {
-        "name": "states_list",
-        "algorithms": ATTENTION,
-        "model": model("states"),
-        "attribute_args": {"inputs": STATES, "target": [0, 1, 2, 1]},
-    },
-    {
-        "name": "states_tensor",
-        "algorithms": ATTENTION,
-        "model": model("states"),
-        "attribute_args": {"inputs": STATES, "target": torch.tensor([0, 1, 2, 1])},
-    },
-    {
-        "name": "states_single_target",
-        "algorithms": ATTENTION,
-        "model": model("states"),
-        "attribute_args": {"inputs": STATES, "target": torch.tensor([1])},
-    },
-    {
-        "name": "pairs_tuples",
-        "algorithms": ATTENTION,
-        "model": model("pairs"),
-        "attribute_args": {"inputs": STATES, "target": [(0, 1), (1, 2), (0, 0), (1, 1)]},
-    },
-    {
-        "name": "ids_list",
-        "algorithms": ATTENTION,
-        "model": model("ids"),
-        "attribute_args": {"inputs": IDS, "target": [0, 1, 2, 1]},
-    },
-    {
-        "name": "tables_list_and_forward_args",
-        "algorithms": ATTENTION,
-        "model": model("tables"),
-        "attribute_args": {"inputs": TABLES, "additional_forward_args": (2.0,), "target": [0, 1, 2, 1]},
-    },
-    {
-        "name": "noise_tunnel",
-        "algorithms": ATTENTION,
-        "model": model("states"),
-        "noise_tunnel": True,
-        "attribute_args": {"inputs": STATES, "target": [0, 1, 2, 1], "stdevs": 0.0, "nt_samples": 3},
-    },
-    {
-        "name": "failing_layer",
-        "algorithms": [type("RawAttentionOfLayer", (RawAttention,), {}), type("RolloutOfLayer", (Rollout,), {})],
-        "model": model("states"),
-        "layer": "encoder.layers.1.linear1",
-        "attribute_args": {"inputs": STATES, "target": [0, 1, 2, 1]},
-    },
-    {
-        "name": "lime_words",
-        "algorithms": [Words],
-        "model": BasicModel_MultiLayer(),
-        "attribute_args": {"inputs": torch.randn(4, 3) + 2, "target": [0, 1, 1, 0], "n_samples": 60},
-    },
-    {
-        "name": "lime_words_tensor_and_two_inputs",
-        "algorithms": [Words],
-        "model": BasicModel_MultiLayer_MultiInput(),
-        "attribute_args": {
-            "inputs": (torch.randn(4, 3) + 2, torch.randn(4, 3) + 2),
-            "additional_forward_args": (torch.randn(4, 3), 2),
-            "feature_mask": (torch.tensor([[0, 1, 2]]), torch.tensor([[3, 3, 4]])),
-            "target": torch.tensor([0, 1, 1, 0]),
-            "n_samples": 60,
-        },
-    },
-    {
-        "name": "lime_columns",
-        "algorithms": [Columns],
-        "model": BasicModel_MultiLayer(),
-        "attribute_args": {"inputs": 10 * torch.randn(4, 3), "target": [0, 1, 1, 0], "n_samples": 200},
-    },
-    {
-        "name": "lime_failing_layer",
-        "algorithms": [type("WordsOfLayer", (Words,), {}), type("ColumnsOfLayer", (Columns,), {})],
-        "model": BasicModel_MultiLayer(),
-        "layer": "linear2",
-        "attribute_args": {"inputs": torch.randn(4, 3) + 2, "target": [0, 1, 1, 0], "n_samples": 60},
-    },
+    entry("states_list", ATTENTION, model("states"), inputs=STATES, target=LIST),
+    entry("states_tensor", ATTENTION, model("states"), inputs=STATES, target=TENSOR),
+    entry("states_single_target", ATTENTION, model("states"), inputs=STATES, target=torch.tensor([1])),
+    entry("states_tuple_of_one", ATTENTION, model("states"), inputs=(STATES,), target=LIST),
+    entry("pairs_tuples", ATTENTION, model("pairs"), inputs=STATES, target=PAIRS),
+    entry("ids_list", ATTENTION, model("ids"), inputs=IDS, target=LIST),
+    entry("ids_tensor", ATTENTION, model("ids"), inputs=IDS, target=TENSOR),
+    entry("tables", ATTENTION, model("tables"), inputs=TABLES, target=LIST, additional_forward_args=(2.0,)),
+    entry("noise_tunnel", ATTENTION, model("states"), noise_tunnel=True, inputs=STATES, target=LIST, **STILL),
+    entry("noise_tunnel_tables", ATTENTION, model("tables"), noise_tunnel=True, inputs=TABLES, target=LIST, **STILL),
+    entry("layer", ATTENTION, model("states"), layer="encoder.layers.1.linear1", inputs=STATES, target=LIST),
+    entry("layer_of_ids", ATTENTION, model("ids"), layer="embed", inputs=IDS, target=TENSOR),
+    entry("layer_behind_attention", ATTENTION, model("states"), layer="head", inputs=STATES, target=LIST),
+    entry("words", [Words], BasicModel_MultiLayer(), inputs=POSITIVE[0], target=[0, 1, 1, 0], n_samples=60),
+    entry(
+        "words_two_inputs",
+        [Words],
+        BasicModel_MultiLayer_MultiInput(),
+        inputs=POSITIVE[:2],
+        additional_forward_args=(POSITIVE[2], 2),
+        feature_mask=(torch.tensor([[0, 1, 2]]), torch.tensor([[3, 3, 4]])),
+        target=torch.tensor([0, 1, 1, 0]),
+        n_samples=60,
+    ),
+    entry("words_baselines", [Words], BasicModel_MultiLayer(), inputs=ROWS, baselines=ROWS.flip(1), target=[0, 1, 1, 0]),
+    entry(
+        "words_noise_tunnel",
+        [Words],
+        BasicModel_MultiLayer(),
+        noise_tunnel=True,
+        inputs=POSITIVE[0],
+        target=[0, 1, 1, 0],
+        n_samples=60,
+        **STILL,
+    ),
+    entry("columns", [Columns], BasicModel_MultiLayer(), inputs=ROWS, target=[0, 1, 1, 0], n_samples=200),
+    entry("columns_tensor", [Columns], BasicModel_MultiLayer(), inputs=ROWS, target=torch.tensor([1, 0, 0, 1])),
+    entry("columns_tuple", [Columns], BasicModel_MultiLayer(), inputs=(ROWS,), target=[0, 1, 1, 0], n_samples=200),
+    entry(
+        "columns_noise_tunnel",
+        [Columns],
+        BasicModel_MultiLayer(),
+        noise_tunnel=True,
+        inputs=ROWS,
+        target=[0, 1, 1, 0],
+        n_samples=60,
+        **STILL,
+    ),
+    entry(
+        "layer_of_lime",
+        [Words, Columns],
+        BasicModel_MultiLayer(),
+        layer="linear2",
+        inputs=POSITIVE[0],
+        target=[0, 1, 1, 0],
+        n_samples=60,
+    ),
 ]
