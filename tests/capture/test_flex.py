@@ -141,7 +141,7 @@ def test_functions_are_kept_as_they_were_at_the_call():
     def run():
         for slope, layer in zip((0.0, 4.0), layers, strict=True):
             step.add_(1.0)
-            layer.score_mod = lambda s, b, h, i, j: s - slope * (i - j).abs() * step
+            layer.score_mod = lambda s, b, h, i, j: s - slope * (i - j).abs() * step  # noqa: B023
             layer(x)
 
     with torch.no_grad():
