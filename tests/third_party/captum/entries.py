@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from captum.testing.helpers.basic_models import BasicModel_MultiLayer, BasicModel_MultiLayer_MultiInput
 from torch import Tensor, nn
 
 from captum_attn_lime import AttentionAttribution, LimeTabular, LimeText
@@ -56,6 +55,23 @@ class Encoder(nn.Module):
         return logits.unflatten(1, (2, 3)) if self.kind == "pairs" else logits
 
 
+class Table(nn.Module):
+    """Logits (B, 2) of one or two tables of three columns; Captum's toy models have the same slopes for each class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear1, self.relu, self.linear2 = nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor, other: Tensor | None = None, added: Tensor | None = None, scale: Any = 1) -> Tensor:
+        x = x if other is None else x * other + added
+        return self.linear2(self.relu(self.linear1(x))) * scale
+
+
+def table() -> Table:
+    torch.manual_seed(7)
+    return Table().eval()
+
+
 def model(kind: str) -> Encoder:
     torch.manual_seed(7)
     return Encoder(kind).eval()
@@ -101,35 +117,35 @@ ENTRIES: list[dict[str, Any]] = [
     entry("layer", ATTENTION, model("states"), layer="encoder.layers.1.linear1", inputs=STATES, target=LIST),
     entry("layer_of_ids", ATTENTION, model("ids"), layer="embed", inputs=IDS, target=TENSOR),
     entry("layer_behind_attention", ATTENTION, model("states"), layer="head", inputs=STATES, target=LIST),
-    entry("words", [Words], BasicModel_MultiLayer(), inputs=POSITIVE[0], target=[0, 1, 1, 0], n_samples=60),
+    entry("words", [Words], table(), inputs=POSITIVE[0], target=[0, 1, 1, 0], n_samples=60),
     entry(
         "words_two_inputs",
         [Words],
-        BasicModel_MultiLayer_MultiInput(),
+        table(),
         inputs=POSITIVE[:2],
         additional_forward_args=(POSITIVE[2], 2),
         feature_mask=(torch.tensor([[0, 1, 2]]), torch.tensor([[3, 3, 4]])),
         target=torch.tensor([0, 1, 1, 0]),
         n_samples=60,
     ),
-    entry("words_baselines", [Words], BasicModel_MultiLayer(), inputs=ROWS, baselines=ROWS.flip(1), target=[0, 1, 1, 0]),
+    entry("words_baselines", [Words], table(), inputs=ROWS, baselines=ROWS.flip(1), target=[0, 1, 1, 0]),
     entry(
         "words_noise_tunnel",
         [Words],
-        BasicModel_MultiLayer(),
+        table(),
         noise_tunnel=True,
         inputs=POSITIVE[0],
         target=[0, 1, 1, 0],
         n_samples=60,
         **STILL,
     ),
-    entry("columns", [Columns], BasicModel_MultiLayer(), inputs=ROWS, target=[0, 1, 1, 0], n_samples=200),
-    entry("columns_tensor", [Columns], BasicModel_MultiLayer(), inputs=ROWS, target=torch.tensor([1, 0, 0, 1])),
-    entry("columns_tuple", [Columns], BasicModel_MultiLayer(), inputs=(ROWS,), target=[0, 1, 1, 0], n_samples=200),
+    entry("columns", [Columns], table(), inputs=ROWS, target=[0, 1, 1, 0], n_samples=200),
+    entry("columns_tensor", [Columns], table(), inputs=ROWS, target=torch.tensor([1, 0, 0, 1])),
+    entry("columns_tuple", [Columns], table(), inputs=(ROWS,), target=[0, 1, 1, 0], n_samples=200),
     entry(
         "columns_noise_tunnel",
         [Columns],
-        BasicModel_MultiLayer(),
+        table(),
         noise_tunnel=True,
         inputs=ROWS,
         target=[0, 1, 1, 0],
@@ -139,7 +155,7 @@ ENTRIES: list[dict[str, Any]] = [
     entry(
         "layer_of_lime",
         [Words, Columns],
-        BasicModel_MultiLayer(),
+        table(),
         layer="linear2",
         inputs=POSITIVE[0],
         target=[0, 1, 1, 0],
