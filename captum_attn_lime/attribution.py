@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any
 
 import torch
@@ -21,13 +22,14 @@ from captum_attn_lime._captum import (
 )
 from captum_attn_lime.attention import AttentionMap, HeadFusion
 from captum_attn_lime.attention.fusion import check_head_fusion, select_heads
+from captum_attn_lime.capture import Keep
 from captum_attn_lime.errors import DropoutWarning, InputError, SelectionError
 from captum_attn_lime.features import pool, spread
-from captum_attn_lime.methods import MethodFunction, get_method
+from captum_attn_lime.methods import Method, MethodFunction, get_method
 from captum_attn_lime.methods.checks import require_one_stack, require_tokens
 from captum_attn_lime.probing import ValueProbe, mixed_layers
 from captum_attn_lime.query import Query, query_weights
-from captum_attn_lime.readout import ForwardPass, ReadoutFinder, positions_of
+from captum_attn_lime.readout import ForwardPass, ReadoutFinder, Wanted, positions_of
 from captum_attn_lime.tokens import TokenMap, carrier_of, check_token_map, find_token_map, place, plain_token_map
 
 Layers = int | str | slice | Sequence[int | str] | None
@@ -50,6 +52,9 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         heads: Which heads, in every layer; all by default.
         head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
         residual: Share of the residual connection in products of layers, 0 to 1.
+        offload: Where the layers' queries and keys wait until they are needed, for inputs so long that they do not fit
+            beside the model: ``"cpu"``, or a folder for files that are removed afterwards. By default they stay where
+            they are.
 
     Reference:
         Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020.
@@ -67,11 +72,12 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         self,
         forward_func: Callable[..., Any],
         *,
-        method: str | MethodFunction = "rollout",
+        method: str | MethodFunction | Method = "rollout",
         layers: Layers = None,
         heads: int | Sequence[int] | None = None,
         head_fusion: HeadFusion = "mean",
         residual: float = 0.5,
+        offload: str | PathLike[str] | None = None,
     ) -> None:
         if not callable(forward_func):
             raise InputError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}.")
@@ -84,6 +90,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         self.heads = heads
         self.head_fusion: HeadFusion = check_head_fusion(head_fusion)
         self.residual = float(residual)
+        fused = self.head_fusion if self._method.fused_heads else None
+        self._keep = Keep(head_fusion=fused, heads=heads, offload=offload)
         self._finder = ReadoutFinder()
         # With each map the function it belongs to, held so that another one cannot come to have its id.
         self._token_maps: dict[Any, tuple[Any, TokenMap]] = {}
@@ -139,7 +147,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         tensors = _checked(inputs)
         forward_args = format_forward_args(additional_forward_args)
         auto = isinstance(query, str) and query == "auto"
-        done = self.run(tensors, target, forward_args, find=auto)
+        done = self.run(tensors, target, forward_args, find=auto, explain=True)
         if done.recorder.is_random:
             warnings.warn(
                 "the model's dropout is active, so its outputs and states are random; call model.eval() first.",
@@ -164,20 +172,40 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         return format_output(isinstance(inputs, tuple), cells)
 
     def run(
-        self, inputs: tuple[Tensor, ...], target: Target, forward_args: tuple[Any, ...], *, find: bool
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Target,
+        forward_args: tuple[Any, ...],
+        *,
+        find: bool,
+        explain: bool = False,
     ) -> ForwardPass:
-        """Return one captured forward pass; with ``find``, with the tokens that the prediction reads."""
-        positions = positions_of(target, len(inputs[0])) if find else None
-        return self._finder.run(self.forward_func, inputs, forward_args, find=find, positions=positions)
+        """Return one captured forward pass.
+
+        Args:
+            inputs: The input tensors.
+            target: What is explained of the output.
+            forward_args: Further arguments of the model.
+            find: Whether the tokens that the prediction reads are wanted.
+            explain: Whether the method is to be applied to the maps: they then have what it needs, and no more.
+        """
+        wanted = Wanted(
+            readout=find,
+            positions=positions_of(target, len(inputs[0])) if find else None,
+            gradient_of=(lambda output: select_target(output, target).sum()) if explain and self.uses_target else None,
+            keep=self._keep if explain else Keep(offload=self._keep.offload),
+        )
+        return self._finder.run(self.forward_func, inputs, forward_args, wanted)
 
     def _readout(self, done: ForwardPass) -> Tensor | None:
         """Return the weights of the last layer's tokens, a last layer of one query and its residual included."""
         if done.top is None or done.readout is None:
             return done.readout
-        one = torch.ones(done.top.shape[0], 1)
-        attended = done.top.vecmat(one, heads=self.heads, head_fusion=self.head_fusion)
-        attended = attended / done.top.row_sums(heads=self.heads, head_fusion=self.head_fusion)
-        return (1 - self.residual) * attended + self.residual * done.readout.to(attended)
+        return self._method.of_top(done.top, done.readout, **self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"heads": self.heads, "head_fusion": self.head_fusion, "residual": self.residual}
 
     def _scores(
         self, maps: list[AttentionMap], weights: Tensor | None, done: ForwardPass, *, own_query: bool
@@ -204,9 +232,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         scores = self._method.function(
             maps,
             weights.to(device=maps[-1].device, dtype=maps[-1].dtype),
-            heads=self.heads,
-            head_fusion=self.head_fusion,
-            residual=self.residual,
+            **self._options,
         )
         return scores.detach()
 

@@ -9,7 +9,7 @@ weights. The backward pass goes through the head and the last block only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from captum_attn_lime._captum import run_forward
 from captum_attn_lime.attention import AttentionMap
-from captum_attn_lime.capture import Recorder, record
+from captum_attn_lime.capture import Keep, Recorder, record
+from captum_attn_lime.capture.recorder import KEEP_SCORES
 from captum_attn_lime.capture.session import check_complete
 from captum_attn_lime.errors import AttentionKindError, ReadoutError, TargetError
+from captum_attn_lime.gradients import take_gradients
 from captum_attn_lime.methods.checks import require_tokens
 
 # Gradient rows with a smaller cosine than this are not parallel.
@@ -55,29 +57,44 @@ class ForwardPass:
         return ForwardPass(self.output[:examples], self.recorder, [m.first(examples) for m in self.maps], readout, top)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a captured forward pass is to find out.
+
+    Attributes:
+        readout: Which tokens the prediction reads.
+        positions: For outputs with one row per token (B, N, ...): the row of each example to explain.
+        gradient_of: Takes the output and returns the sum of what is explained; the maps then come with its gradient
+            with respect to their outputs, and with their values.
+        keep: What is kept of each call.
+    """
+
+    readout: bool = True
+    positions: list[int] | None = None
+    gradient_of: Callable[[Tensor], Tensor] | None = None
+    keep: Keep = KEEP_SCORES
+
+
 class ReadoutFinder:
-    """Runs captured forward passes and remembers, per kind of input, which attention call is the last to explain."""
+    """Runs captured forward passes and remembers, per kind of input, which attention calls are to be explained."""
 
     def __init__(self) -> None:
-        self._last_call: dict[Any, int] = {}
+        self._stacks: dict[Any, tuple[int, int]] = {}  # the first and the last call of the stack
 
     def run(
         self,
         forward_func: Callable[..., Any],
         inputs: tuple[Tensor, ...],
         forward_args: Any,
-        *,
-        find: bool,
-        positions: list[int] | None = None,
+        wanted: Wanted = Wanted(),
     ) -> ForwardPass:
-        """Run the model once; where the last call is not known yet, or has changed, once more.
+        """Run the model once; where the calls to explain are not known yet, or have changed, once more.
 
         Args:
             forward_func: The model.
             inputs: Its input tensors.
             forward_args: Further positional arguments.
-            find: Whether the readout is wanted.
-            positions: For outputs with one row per token (B, N, ...): the row of each example to explain.
+            wanted: What is to be found out.
 
         Raises:
             NoAttentionError: The model showed no attention.
@@ -87,36 +104,37 @@ class ReadoutFinder:
         with torch.inference_mode(False):
             inputs = tuple(_ordinary(x) for x in inputs)
             forward_args = tuple(_ordinary(x) for x in forward_args)
-            done = self._run(forward_func, inputs, forward_args, find, positions)
+            done = self._run(forward_func, inputs, forward_args, wanted)
             if not done.recorder.is_ambiguous:
                 return done
             # As many heads as examples: with one example more their dimensions cannot be mistaken for each other.
             batch = len(inputs[0])
             more = [tuple(with_one_more(x, batch) for x in group) for group in (inputs, forward_args)]
-            positions = None if positions is None else [*positions, positions[0]]
-            return self._run(forward_func, more[0], more[1], find, positions).first(batch)
+            explained, positions = wanted.gradient_of, wanted.positions
+            wanted = replace(
+                wanted,
+                positions=None if positions is None else [*positions, positions[0]],
+                gradient_of=None if explained is None else lambda output: explained(output[:batch]),
+            )
+            return self._run(forward_func, more[0], more[1], wanted).first(batch)
 
     def _run(
-        self,
-        forward_func: Callable[..., Any],
-        inputs: tuple[Tensor, ...],
-        forward_args: Any,
-        find: bool,
-        positions: list[int] | None,
+        self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], forward_args: Any, wanted: Wanted
     ) -> ForwardPass:
-        if not find:
-            return _captured(forward_func, inputs, forward_args)
+        if not wanted.readout and wanted.gradient_of is None:
+            return _captured(forward_func, inputs, forward_args, wanted)
         key = (id(forward_func), tuple((x.dim(), x.dtype) for x in inputs))
-        leaf_at = self._last_call.get(key)
-        if leaf_at is None:
-            leaf_at = _last(_captured(forward_func, inputs, forward_args).recorder.maps)
+        stack = self._stacks.get(key)
+        if stack is None:
+            only_calls = Wanted(readout=False, keep=wanted.keep)
+            stack = _ends(_captured(forward_func, inputs, forward_args, only_calls).recorder.maps)
         for _ in range(2):
-            done = _captured(forward_func, inputs, forward_args, leaf_at, positions)
-            expected = _last(done.recorder.maps)
-            self._last_call[key] = expected
-            if expected == leaf_at:
+            done = _captured(forward_func, inputs, forward_args, wanted, stack)
+            expected = _ends(done.recorder.maps)
+            self._stacks[key] = expected
+            if expected == stack:
                 return done
-            leaf_at = expected
+            stack = expected
         raise ReadoutError(f"the model makes other attention calls from one forward pass to the next. {_ASK}")
 
 
@@ -124,10 +142,14 @@ def _captured(
     forward_func: Callable[..., Any],
     inputs: tuple[Tensor, ...],
     forward_args: Any,
-    leaf_at: int | None = None,
-    positions: list[int] | None = None,
+    wanted: Wanted,
+    stack: tuple[int, int] | None = None,
 ) -> ForwardPass:
-    with torch.no_grad(), record(forward_func, leaf_at=leaf_at, batch=len(inputs[0])) as recorder:
+    leaf_at = None if stack is None or not wanted.readout else stack[1]
+    graph_at = None if stack is None or wanted.gradient_of is None else stack[0]
+    keep = wanted.keep if graph_at is None else replace(wanted.keep, values=True)
+    watched = record(forward_func, leaf_at=leaf_at, graph_at=graph_at, batch=len(inputs[0]), keep=keep)
+    with torch.no_grad(), watched as recorder:
         output = run_forward(forward_func, inputs, forward_args or None)
     check_complete(recorder, forward_func)
     maps = main_stack(recorder.maps)
@@ -138,10 +160,13 @@ def _captured(
                 "examples (windows, or a batch folded with another dimension); its tokens are not the input's tokens."
             )
     readout, top = None, None
+    is_known = stack is not None and _ends(recorder.maps) == stack
     if leaf_at is not None:
         require_tokens(maps)
-    if leaf_at is not None and _last(recorder.maps) == leaf_at:
-        readout, top = _read(output, recorder, positions)
+    if leaf_at is not None and is_known:
+        readout, top = _read(output, recorder, wanted.positions)
+    if graph_at is not None and is_known and wanted.gradient_of is not None:
+        take_gradients(wanted.gradient_of(output), recorder, maps if top is None else [*maps, top])
     return ForwardPass(output.detach(), recorder, maps, readout, top)
 
 
@@ -157,6 +182,11 @@ def main_stack(maps: list[AttentionMap]) -> list[AttentionMap]:
 
 def _last(maps: list[AttentionMap]) -> int:
     return maps.index(main_stack(maps)[-1])
+
+
+def _ends(maps: list[AttentionMap]) -> tuple[int, int]:
+    """Return the first and the last call of the stack."""
+    return maps.index(main_stack(maps)[0]), _last(maps)
 
 
 def positions_of(target: Any, batch: int) -> list[int] | None:
@@ -262,6 +292,7 @@ def _gradients(output: Tensor, recorder: Recorder) -> tuple[Tensor, list[Tensor]
     pooled = () if recorder.pool is None else (recorder.pool[1],)
     # A state that an autograd function of the model gives out loses its graph there.
     states_behind = [state for state in recorder.token_states if state.requires_grad]
+    recorder.is_probing = True
     at_leaf, *others = torch.autograd.grad(
         output,
         (leaf, *pooled, *states_behind),
@@ -270,6 +301,7 @@ def _gradients(output: Tensor, recorder: Recorder) -> tuple[Tensor, list[Tensor]
         allow_unused=True,
         materialize_grads=True,
     )
+    recorder.is_probing = False
     by_row = rows(at_leaf)  # (B, H, Q, d)
     by_row = by_row.to(torch.promote_types(by_row.dtype, torch.float32))
     norms = by_row.pow(2).sum(dim=(1, 3)).sqrt()

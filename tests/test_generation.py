@@ -288,9 +288,9 @@ def test_memory_does_not_grow_with_the_square(monkeypatch):
     model, sizes = build(gpt2), []
     from captum_attn_lime.attention import ScoreMap
 
-    rows = ScoreMap._rows
-    monkeypatch.setattr(ScoreMap, "_rows", lambda self, q, h: sizes.append(len(q)) or rows(self, q, h))
-    attribute(model, target=[5, 6, 7])
+    scores = ScoreMap._scores
+    monkeypatch.setattr(ScoreMap, "_scores", lambda self, b, h: sizes.append(len(b.queries)) or scores(self, b, h))
+    attribute(model, target=[5, 6, 7], head_fusion="max")
     assert sizes == [3]
 
 

@@ -108,11 +108,9 @@ def test_no_family_mixes_tokens_but_by_attention(make):
     family = build(make)
     if not family.products:
         pytest.skip("no one stack")
-    done = AttentionAttribution(family.forward)._finder.run(
-        family.forward, family.inputs if isinstance(family.inputs, tuple) else (family.inputs,), family.args, find=False
-    )
-    calls = [m.index for m in done.maps]
     inputs = family.inputs if isinstance(family.inputs, tuple) else (family.inputs,)
+    done = AttentionAttribution(family.forward).run(inputs, None, family.args, find=False)
+    calls = [m.index for m in done.maps]
     assert mixed_layers(family.forward, inputs, family.args, calls) == set()
 
 

@@ -59,7 +59,7 @@ class Encoder(nn.Module):
 
 
 def _readout(forward, inputs=IDS, args=(MASK,)) -> Tensor:
-    return ReadoutFinder().run(forward, (inputs,), args, find=True).readout.float()
+    return ReadoutFinder().run(forward, (inputs,), args).readout.float()
 
 
 def _one_hot(rows, n=7) -> Tensor:
@@ -148,7 +148,7 @@ def test_callers_without_gradients(mode):
     model = Encoder("mean").eval()
     with mode():
         ids = IDS.clone()  # inside inference_mode an inference tensor
-        found = ReadoutFinder().run(model, (ids,), (MASK.clone(),), find=True).readout
+        found = ReadoutFinder().run(model, (ids,), (MASK.clone(),)).readout
         assert not torch.is_grad_enabled()
     assert torch.allclose(found.float(), MEAN)
     assert not found.is_inference()
@@ -211,7 +211,7 @@ def test_the_model_runs_once_per_call_when_its_last_attention_is_known():
     model, finder, calls = Encoder("cls").eval(), ReadoutFinder(), []
     model.register_forward_hook(lambda *_: calls.append(1))
     for expected in (2, 3, 4):
-        finder.run(model, (IDS,), (MASK,), find=True)
+        finder.run(model, (IDS,), (MASK,))
         assert len(calls) == expected
 
 
@@ -226,9 +226,9 @@ def test_the_graph_goes_through_the_last_block_only():
 
 def test_a_model_whose_depth_changes_is_run_again():
     model, finder = Encoder("cls").eval(), ReadoutFinder()
-    finder.run(model, (IDS,), (MASK,), find=True)
+    finder.run(model, (IDS,), (MASK,))
     del model.body.layers[2]
-    assert torch.equal(finder.run(model, (IDS,), (MASK,), find=True).readout, _one_hot([0, 0]))
+    assert torch.equal(finder.run(model, (IDS,), (MASK,)).readout, _one_hot([0, 0]))
 
 
 def test_a_readout_behind_an_autograd_function_of_the_model_is_asked_for():

@@ -19,7 +19,7 @@ def encoder(layers=2, width=16):
 
 
 def readout(forward, x):
-    return ReadoutFinder().run(forward, (x,), (), find=True).readout.float()
+    return ReadoutFinder().run(forward, (x,), ()).readout.float()
 
 
 # --- kernels and layouts --------------------------------------------------------------------------------------------

@@ -1,21 +1,18 @@
-"""`AttentionMap`: one captured attention call as a linear operator with the verbs rows, vecmat, row_sums and dense."""
+"""`AttentionMap`: one captured attention call as a linear operator with the verbs rows, vecmat and their kin."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from captum_attn_lime.attention import blocks, fused
+from captum_attn_lime.attention import blocks
+from captum_attn_lime.attention.blocks import Block, Gate, Weights
 from captum_attn_lime.attention.fusion import HeadFusion, check_head_fusion, select_heads
 from captum_attn_lime.errors import SelectionError, UnreadableAttentionError
-
-# What is added to a score to mask it: -10,000 in old models, the least number of the type in new ones.
-_MASKED = -9_000.0
 
 AttentionKind = Literal["self", "windowed", "cross", "pool", "channel", "unknown"]
 
@@ -36,6 +33,10 @@ class AttentionMap(ABC):
         reads: Indices of the calls that its key tokens had passed through before.
         mixed: Whether tokens were mixed by something else than attention since the first call of its stack, as far as
             that was looked for; products of layers would leave that out.
+        value: The values that the weights were multiplied with, (B, Hk, K, d) where Hk divides H; None unless asked
+            for.
+        output_gradient: Gradient of what is explained with respect to the call's output, (B, H, Q, d); None unless
+            asked for.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], *, name: str, kind: AttentionKind, is_causal: bool) -> None:
@@ -47,6 +48,8 @@ class AttentionMap(ABC):
         self.follows: frozenset[int] = frozenset()
         self.reads: frozenset[int] = frozenset()
         self.mixed = False
+        self.value: Tensor | None = None
+        self.output_gradient: Tensor | None = None
 
     def __repr__(self) -> str:
         causal = ", causal" if self.is_causal else ""
@@ -104,22 +107,73 @@ class AttentionMap(ABC):
         Rows on which ``r`` is zero for every example are not computed at all.
 
         Args:
-            r: One weight per query, (B, Q).
+            r: One weight per query, (B, Q), or several such vectors, (B, R, Q).
             head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
             heads: Head indices; all by default.
 
         Returns:
-            ``(B, K)``.
+            ``(B, K)``, or ``(B, R, K)``.
         """
-        self._check_unwritten()
-        chosen = select_heads(heads, self.shape[1], name=self.name)
-        return self._vecmat(self._check_vector(r), chosen, check_head_fusion(head_fusion))
+        vectors, chosen, fusion = self._checked(r, heads, head_fusion)
+        return self._product(vectors, chosen, fusion).reshape(*r.shape[:-1], self.shape[3])
+
+    def residual_vecmat(
+        self,
+        r: Tensor,
+        *,
+        residual: float = 0.5,
+        head_fusion: HeadFusion = "mean",
+        heads: int | Sequence[int] | None = None,
+    ) -> Tensor:
+        """Return rᵀÂ for Â = (1 - residual)·A + residual·I, A fused over heads.
+
+        The mean of softmax rows sums to one. Rows fused by max or min do not, and Â is then divided by its row sums.
+
+        Args:
+            r: One weight per query, (B, N), or several such vectors, (B, R, N).
+            residual: Share of the residual connection.
+            head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
+            heads: Head indices; all by default.
+
+        Returns:
+            ``(B, N)``, or ``(B, R, N)``.
+        """
+        vectors, chosen, fusion = self._checked(r, heads, head_fusion)
+        if fusion == "mean":
+            passed = (1 - residual) * self._product(vectors, chosen, fusion) + residual * vectors
+        else:
+            passed = self._normalised_product(vectors, chosen, fusion, residual)
+        return passed.reshape(r.shape)
+
+    def gated_vecmat(
+        self, r: Tensor, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None
+    ) -> Tensor:
+        """Return rᵀ(A ⊙ ∂A)⁺ fused over heads, where ∂A is the gradient of what is explained with respect to A.
+
+        ∂A = ∂O Vᵀ is computed in blocks from the gradient of the output, so that nothing of size Q·K is kept.
+
+        Args:
+            r: One weight per query, (B, Q), or several such vectors, (B, R, Q).
+            head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads, taken of the positive parts.
+            heads: Head indices; all by default.
+
+        Returns:
+            ``(B, K)``, or ``(B, R, K)``.
+
+        Raises:
+            SelectionError: The map has no values or no gradient.
+        """
+        vectors, chosen, fusion = self._checked(r, heads, head_fusion)
+        return self._gated_product(vectors, chosen, fusion).reshape(*r.shape[:-1], self.shape[3])
 
     def row_sums(self, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None) -> Tensor:
         """Return the sum of each fused row, (B, Q): 1 for the mean of plain softmax rows, not so for max or min."""
-        self._check_unwritten()
-        chosen = select_heads(heads, self.shape[1], name=self.name)
-        return blocks.row_sums(self._rows, self.shape, chosen, check_head_fusion(head_fusion), self.device)
+        ones = torch.ones(self.shape[0], self.shape[2])
+        vectors, chosen, fusion = self._checked(ones, heads, head_fusion)
+        weights, parts = self._parts(vectors, chosen)
+        if fusion != "mean":
+            weights, parts = self._parts(vectors, chosen, cut_keys=False)
+        return blocks.row_sums(weights, parts, (self.shape[0], self.shape[2]), fusion, vectors)
 
     def dense(self) -> Tensor:
         """Return all weights, (B, H, Q, K): memory grows with Q·K, so ask only for what is to be looked at."""
@@ -132,191 +186,84 @@ class AttentionMap(ABC):
     def first(self, examples: int) -> AttentionMap:
         """Return the map of the first examples of the batch."""
         part = self._first(examples)
-        part.index, part.follows, part.reads, part.mixed = self.index, self.follows, self.reads, self.mixed
+        part.take_labels(self)
+        part.value = None if self.value is None else self.value[:examples]
+        part.output_gradient = None if self.output_gradient is None else self.output_gradient[:examples]
         return part
+
+    def take_labels(self, other: AttentionMap) -> None:
+        """Take over what a capture has found out about another map of the same call."""
+        self.index, self.follows, self.reads, self.mixed = other.index, other.follows, other.reads, other.mixed
+
+    def with_fused_heads(self, head_fusion: HeadFusion, heads: int | Sequence[int] | None = None) -> AttentionMap:
+        """Return the map with its heads fused, where it holds weights of each; a map that holds none stays as it is."""
+        return self
 
     @abstractmethod
     def _first(self, examples: int) -> AttentionMap:
         """Return the map of the first examples of the batch."""
 
-    def _vecmat(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
-        return blocks.vecmat(self._rows, self.shape, r, heads, head_fusion)
+    def _parts(self, r: Tensor, heads: list[int], *, cut_keys: bool = True) -> tuple[Weights, Iterator[Block]]:
+        """Return the blocks that a product with r (B, R, Q) needs, and what computes the weights of one.
 
-    def _check_vector(self, r: Tensor) -> Tensor:
-        expected = (self.shape[0], self.shape[2])
-        if tuple(r.shape) != expected:
-            raise SelectionError(
-                f"vecmat on {self.name!r} needs one weight per query, shape (B, Q) = {expected}, "
-                f"but got {tuple(r.shape)}."
-            )
-        return r.to(device=self.device, dtype=self.dtype)
-
-
-class ScoreMap(AttentionMap):
-    """Attention kept as what a fused kernel was given: query, key, masks, scale and causal flag; linear in tokens.
-
-    Args:
-        query: ``(B, H, Q, d)``.
-        key: ``(B, Hk, K, d)`` where Hk divides H (grouped queries).
-        masks: Each broadcastable to ``(B, H, Q, K)``: boolean (True may be attended to) or added to the scores.
-        scale: Factor on the scores; 1/√d by default.
-        is_causal: Query i sees keys 0 to i only.
-        name: Module path.
-        kind: Kind of the call.
-
-    Example:
-        >>> q = torch.zeros(1, 1, 2, 4)
-        >>> ScoreMap(q, q, is_causal=True).dense()
-        tensor([[[[1.0000, 0.0000],
-                  [0.5000, 0.5000]]]])
-    """
-
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        *,
-        masks: Sequence[Tensor] = (),
-        scale: float | None = None,
-        is_causal: bool = False,
-        name: str = "",
-        kind: AttentionKind = "unknown",
-    ) -> None:
-        batch = max(query.shape[0], key.shape[0])
-        shape = (batch, query.shape[1], query.shape[2], key.shape[2])
-        super().__init__(shape, name=name, kind=kind, is_causal=is_causal)
-        self.query, self.key = query.detach(), key.detach()
-        self.masks = tuple(m.detach() for m in masks)
-        self.scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
-        self._log_sums: Tensor | None = None
-        self._watch(self.query, self.key, *self.masks)
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the query."""
-        return self.query.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The query's type, or float32 where that is narrower."""
-        return torch.promote_types(self.query.dtype, torch.float32)
-
-    def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
-        scores = self._scores(queries, heads)
-        weights = scores.softmax(dim=-1)
-        # A row that may attend to nothing gives 0/0; the kernels give it zeros.
-        nothing = (scores == -math.inf).all(dim=-1, keepdim=True)
-        return weights.masked_fill(nothing, 0.0).expand(self.shape[0], -1, -1, -1)
-
-    def _scores(self, queries: Tensor, heads: list[int]) -> Tensor:
-        """Return the scores of chosen rows and heads with all masks applied, (B, h, q, K)."""
-        head = torch.tensor(heads, device=self.device)
-        group = self.shape[1] // self.key.shape[1]  # grouped queries: this many heads share a key head
-        q = _pick_heads(self.query[:, :, queries], heads).to(self.dtype) * self.scale  # (B, h, q, d)
-        k = _pick_heads(self.key, [h // group for h in heads]).to(self.dtype)  # (B, h, K, d)
-        scores = q @ k.transpose(-1, -2)  # (B, h, q, K)
-        for mask in self.masks:
-            part = _mask_part(mask, queries, head)
-            if part.dtype == torch.bool:
-                scores = scores.masked_fill(~part, -math.inf)
-            else:
-                scores = scores + part.to(self.dtype)
-        if self.is_causal:
-            keys = torch.arange(self.shape[3], device=self.device)
-            scores = scores.masked_fill(keys > queries[:, None], -math.inf)
-        return scores
-
-    def reads_itself(self) -> Tensor:
-        """Return which tokens may attend to themselves, (B, N) of bool, as the masks say."""
-        self._check_unwritten()
-        n = self.shape[2]
-        allowed = torch.ones(self.shape[0], n, dtype=torch.bool, device=self.device)
-        for mask in self.masks:
-            part = mask if mask.dtype == torch.bool else mask > _MASKED
-            full = part.expand(*part.shape[:-2], n, n) if part.dim() >= 2 else part.expand(n, n)
-            own = full.diagonal(dim1=-2, dim2=-1)  # (..., N)
-            # (H, N) of a mask (H, Q, K) that all examples share, or (B, H, N): some head.
-            allowed = allowed & (own.any(dim=-2) if own.dim() >= 2 else own)
-        return allowed
-
-    def _first(self, examples: int) -> ScoreMap:
-        masks = [m[:examples] if m.dim() == 4 and len(m) == self.shape[0] else m for m in self.masks]
-        query, key = (x[:examples] for x in (self.query, self.key))
-        return ScoreMap(
-            query, key, masks=masks, scale=self.scale, is_causal=self.is_causal, name=self.name, kind=self.kind
-        )
-
-    def _vecmat(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
-        # A few rows are cheaper one by one than two passes of the kernel over all of them.
-        few = int((r != 0).any(dim=0).sum()) * 8 < self.shape[2]
-        if head_fusion == "mean" and heads == list(range(self.shape[1])) and not few and bool((r >= 0).all()):
-            call = fused.readable(self.query, self.key, self.masks, self.scale, self.is_causal)
-            if call is not None and self._log_sums is None:
-                self._log_sums = fused.row_log_sums(call)
-            if call is not None and self._log_sums is not None:
-                return fused.vecmat(call, self._log_sums, r)
-        return super()._vecmat(r, heads, head_fusion)
-
-
-class DenseMap(AttentionMap):
-    """Attention whose probabilities the model computed itself (eager and hand-written softmax).
-
-    Args:
-        weights: ``(B, H, Q, K)``.
-        name: Module path.
-        kind: Kind of the call.
-    """
-
-    def __init__(self, weights: Tensor, *, name: str = "", kind: AttentionKind = "unknown") -> None:
-        batch, heads, queries, keys = weights.shape
-        super().__init__((batch, heads, queries, keys), name=name, kind=kind, is_causal=False)
-        self.weights = weights.detach()
-        self._watch(self.weights)
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.weights.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' type, or float32 where that is narrower."""
-        return torch.promote_types(self.weights.dtype, torch.float32)
-
-    def reads_itself(self) -> Tensor:
-        """Return which tokens attend to themselves, or are attended to by others, (B, N) of bool.
-
-        A row that is the same for all keys is that of padding whose scores were all masked by the same number. Models
-        may mask each token's own key, and small weights round to zero: a token that others read is none of padding.
+        Args:
+            r: The vectors; rows on which all are zero are left out.
+            heads: Head indices.
+            cut_keys: Whether a block may hold a part of its rows only.
         """
+        size = self.dtype.itemsize
+        parts = blocks.whole_rows(needed_rows(r), self.shape, len(heads), size)
+        return (lambda block: self._rows(block.queries, heads)), parts
+
+    def _product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        """Return rᵀA, (B, R, K), for r (B, R, Q)."""
+        weights, parts = self._parts(r, heads)
+        return blocks.product(weights, parts, r, self.shape[3], head_fusion)
+
+    def _normalised_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion, residual: float) -> Tensor:
+        """Return rᵀÂ, (B, R, N), with Â divided by its row sums."""
+        weights, parts = self._parts(r, heads, cut_keys=False)
+        return blocks.normalised_product(weights, parts, r, self.shape[3], head_fusion, residual)
+
+    def _gated_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        """Return rᵀ(A ⊙ ∂A)⁺, (B, R, K), for r (B, R, Q)."""
+        weights, parts = self._parts(r, heads)
+        return blocks.product(weights, parts, r, self.shape[3], head_fusion, self._gate(heads))
+
+    def _gate(self, heads: list[int]) -> Gate:
+        """Return what rebuilds the gradient of the weights of chosen heads."""
+        if self.value is None or self.output_gradient is None:
+            raise SelectionError(
+                f"{self.name!r} was captured without its values and the gradient of its output, which methods gated by "
+                "the gradient need; use AttentionAttribution(model, method='relevance')."
+            )
+        group = self.shape[1] // self.value.shape[1]  # grouped queries: this many heads share a value head
+        return Gate(pick_heads(self.output_gradient, heads), pick_heads(self.value, [h // group for h in heads]))
+
+    def _checked(
+        self, r: Tensor, heads: int | Sequence[int] | None, head_fusion: str
+    ) -> tuple[Tensor, list[int], HeadFusion]:
+        """Return the vectors as (B, R, Q), the heads as a list and the head fusion, checked."""
         self._check_unwritten()
-        own = self.weights.diagonal(dim1=-2, dim2=-1).amax(dim=1) > 0
-        even = (self.weights.amax(dim=-1) == self.weights.amin(dim=-1)).all(dim=1)
-        real = ~even | even.all(dim=1, keepdim=True)
-        if not bool((own | ~real).all()):
-            by_row = self.weights.amax(dim=1) * real[..., None]  # (B, Q, K)
-            own = own | (by_row.amax(dim=1) > 0)
-        return own & real
-
-    def _first(self, examples: int) -> DenseMap:
-        return DenseMap(self.weights[:examples], name=self.name, kind=self.kind)
-
-    def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
-        return _pick_heads(self.weights[:, :, queries], heads).to(self.dtype)
+        chosen, fusion = select_heads(heads, self.shape[1], name=self.name), check_head_fusion(head_fusion)
+        batch, queries = self.shape[0], self.shape[2]
+        if r.dim() not in (2, 3) or (r.shape[0], r.shape[-1]) != (batch, queries):
+            raise SelectionError(
+                f"vecmat on {self.name!r} needs one weight per query, shape (B, Q) = {(batch, queries)}, or several "
+                f"such vectors (B, R, Q), but got {tuple(r.shape)}."
+            )
+        vectors = r.to(device=self.device, dtype=self.dtype)
+        return (vectors if r.dim() == 3 else vectors[:, None]), chosen, fusion
 
 
-def _pick_heads(x: Tensor, heads: list[int]) -> Tensor:
+def needed_rows(r: Tensor) -> Tensor:
+    """Return the rows on which one of the vectors (B, R, Q) is not zero, ascending."""
+    return (r != 0).flatten(0, 1).any(dim=0).nonzero().flatten()
+
+
+def pick_heads(x: Tensor, heads: list[int]) -> Tensor:
     """Return ``x[:, heads]``, without a copy where that is all of them."""
     return x if heads == list(range(x.shape[1])) else x[:, heads]
-
-
-def _mask_part(mask: Tensor, queries: Tensor, heads: Tensor) -> Tensor:
-    """Return the mask's chosen rows and heads; a mask that is shared over rows or heads stays shared."""
-    if mask.dim() >= 2 and mask.shape[-2] != 1:
-        mask = mask[..., queries, :]
-    if mask.dim() >= 3 and mask.shape[-3] != 1:
-        mask = mask[..., heads, :, :]
-    return mask
 
 
 def _row_index(queries: int | Sequence[int] | slice | Tensor, n_queries: int, name: str) -> Tensor:

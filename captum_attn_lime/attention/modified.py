@@ -8,8 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from captum_attn_lime.attention.blocks import Block
 from captum_attn_lime.attention.fusion import HeadFusion
-from captum_attn_lime.attention.map import AttentionKind, AttentionMap, ScoreMap
+from captum_attn_lime.attention.map import AttentionKind, AttentionMap
+from captum_attn_lime.attention.scores import ScoreMap
 
 ScoreMod = Callable[..., Tensor]
 MaskMod = Callable[..., Tensor]
@@ -48,13 +50,13 @@ class ModifiedScoreMap(ScoreMap):
         super().__init__(query, key, scale=scale, name=name, kind=kind)
         self.score_mod, self.mask_mod = score_mod, mask_mod
 
-    def _scores(self, queries: Tensor, heads: list[int]) -> Tensor:
-        scores = super()._scores(queries, heads)  # (B, h, q, K)
+    def _scores(self, block: Block, heads: list[int]) -> Tensor:
+        scores = super()._scores(block, heads)  # (b, h, q, k)
         where = (
-            torch.arange(self.shape[0], device=self.device),
+            torch.arange(self.shape[0], device=self.device)[block.examples],
             torch.tensor(heads, device=self.device),
-            queries,
-            torch.arange(self.shape[3], device=self.device),
+            block.queries.to(self.device),
+            torch.arange(self.shape[3], device=self.device)[block.keys],
         )
         if self.score_mod is not None:
             scores = _everywhere(self.score_mod, with_score=True)(scores, *where).to(scores.dtype)
@@ -86,8 +88,8 @@ class ModifiedScoreMap(ScoreMap):
             kind=self.kind,
         )
 
-    def _vecmat(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
-        return AttentionMap._vecmat(self, r, heads, head_fusion)  # no kernel knows the functions
+    def _product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        return AttentionMap._product(self, r, heads, head_fusion)  # no kernel knows the functions
 
 
 def _everywhere(function: Callable[..., Tensor], *, with_score: bool) -> Callable[..., Tensor]:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime.attention import blocks
-from captum_attn_lime.attention.fusion import HeadFusion, check_head_fusion, select_heads
+from captum_attn_lime.attention.blocks import Block
+from captum_attn_lime.attention.dense import HeadFusedMap
+from captum_attn_lime.attention.fusion import HeadFusion
 from captum_attn_lime.attention.map import AttentionKind, AttentionMap
 from captum_attn_lime.errors import InputError
 
@@ -81,20 +83,32 @@ class WindowedMap(AttentionMap):
 
     def row_sums(self, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None) -> Tensor:
         """Return the sum of each fused row, (B, N): less than 1 where weight went to places without a token."""
-        self._check_unwritten()
-        chosen, fusion = select_heads(heads, self.shape[1], name=self.name), check_head_fusion(head_fusion)
+        ones = torch.ones(self.shape[0], self.shape[2])
+        _, chosen, fusion = self._checked(ones, heads, head_fusion)
         held = self.token >= 0  # (windows, w)
+        inner, cut_keys = torch.ones(self.inner.shape[0], 1, held.shape[1], dtype=self.dtype), fusion == "mean"
+        weights, parts = self.inner._parts(inner.to(self.device), chosen, cut_keys=cut_keys)
 
-        def rows(places: Tensor, heads: list[int]) -> Tensor:
-            return self.inner._rows(places, heads) * held[:, None, None, :]
+        def without_empty_places(block: Block) -> Tensor:
+            return weights(block) * held[block.examples, None, None, block.keys]
 
-        sums = blocks.row_sums(rows, self.inner.shape, chosen, fusion, self.device)  # (windows, w)
+        shape = (held.shape[0], held.shape[1])
+        sums = blocks.row_sums(without_empty_places, parts, shape, fusion, inner.to(self.device))
         return sums.flatten()[self._slot]
 
     def _first(self, examples: int) -> WindowedMap:
         n = self.shape[2]
         token = torch.where(self.token < examples * n, self.token, -1)
         return WindowedMap(self.inner, token, examples=examples, name=self.name)
+
+    def with_fused_heads(self, head_fusion: HeadFusion, heads: int | Sequence[int] | None = None) -> AttentionMap:
+        """Return the map with the windows' weights fused over heads, where they were kept."""
+        inner = self.inner.with_fused_heads(head_fusion, heads)
+        if inner is self.inner:
+            return self
+        fused = WindowedMap(inner, self.token, examples=self.shape[0], name=self.name)
+        fused.take_labels(self)
+        return fused
 
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
         batch, _, n, _ = self.shape
@@ -109,11 +123,42 @@ class WindowedMap(AttentionMap):
         out = weights.new_zeros(batch, len(queries), len(heads), n + 1).scatter_(3, keys, weights)
         return out[..., :n].transpose(1, 2)
 
-    def _vecmat(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
-        held = self.token >= 0
-        by_place = torch.where(held, r.flatten()[self.token.clamp(min=0)], 0.0)  # (windows, w)
-        passed = self.inner._vecmat(by_place, heads, head_fusion)  # (windows, w)
-        return passed.flatten()[self._slot]
+    def _checked(
+        self, r: Tensor, heads: int | Sequence[int] | None, head_fusion: str
+    ) -> tuple[Tensor, list[int], HeadFusion]:
+        vectors, chosen, fusion = super()._checked(r, heads, head_fusion)
+        if isinstance(self.inner, HeadFusedMap):
+            self.inner.check_heads(chosen, fusion)
+        return vectors, chosen, fusion
+
+    def _product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        return self._from_windows(self.inner._product(self._to_windows(r), heads, head_fusion))
+
+    def _normalised_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion, residual: float) -> Tensor:
+        # The rows' sums leave out what lies on empty places, which the windows' own rows do not know of.
+        sums = (1 - residual) * self.row_sums(heads=heads, head_fusion=head_fusion) + residual
+        scaled = r / sums.masked_fill(sums == 0, 1.0)[:, None]
+        return (1 - residual) * self._product(scaled, heads, head_fusion) + residual * scaled
+
+    def _gated_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        gate = self._gate(list(range(self.shape[1])))
+        inner = self.inner.first(self.inner.shape[0])
+        inner.output_gradient, inner.value = self._at_places(gate.gradient), self._at_places(gate.value)
+        return self._from_windows(inner._gated_product(self._to_windows(r), heads, head_fusion))
+
+    def _to_windows(self, r: Tensor) -> Tensor:
+        """Return vectors over tokens, (B, R, N), as vectors over the places of each window, (windows, R, w)."""
+        return self._at_places(r[..., None]).squeeze(-1)
+
+    def _from_windows(self, passed: Tensor) -> Tensor:
+        """Return what each token's place holds, (B, R, N), of vectors over the windows, (windows, R, w)."""
+        return self.of_places(passed[..., None]).squeeze(-1)
+
+    def _at_places(self, x: Tensor) -> Tensor:
+        """Return what each place's token holds, (windows, h, w, d), of (B, h, N, d); zero for empty places."""
+        by_token = x.transpose(1, 2).flatten(0, 1)  # (B * N, h, d)
+        held = (self.token >= 0)[..., None, None]
+        return torch.where(held, by_token[self.token.clamp(min=0)], 0.0).transpose(1, 2)
 
     def _keys_within_example(self) -> Tensor:
         """Return the token in its example that each place holds, (windows, w); N for none."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from captum_attn_lime.attention import ScoreMap
 from captum_attn_lime.attention.map import AttentionKind
 from captum_attn_lime.capture.recorder import Recorder
-from captum_attn_lime.capture.sdpa import record_scores
+from captum_attn_lime.capture.sdpa import attend, record_scores
 
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
@@ -101,8 +101,12 @@ class _Call:
         is_causal: bool = False,
     ) -> Tensor:
         """Stand in for scaled_dot_product_attention."""
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal)
-        given = {"query": query, "key": key, "value": value, "attn_mask": attn_mask, "is_causal": is_causal}
+        args = (query, key, value, attn_mask, dropout_p, is_causal)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given: dict[str, Any] = dict(zip(names, args, strict=True))
+        function = F.scaled_dot_product_attention
+        output, given["log_sums"] = attend(self._recorder, function, args, {}, given)
+        given["dropout_p"] = 0.0  # noted already
         given["tokens"], given["sources"] = self._given["query"], self._given["key"]
         masks = self._separate_masks(key.shape[2])
         return record_scores(self._recorder, output, given, self._kind, masks)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime.attention import AttentionKind, AttentionMap
+from captum_attn_lime.capture.keeping import Keep
 from captum_attn_lime.capture.names import ModuleStack
 from captum_attn_lime.capture.provenance import Compared, Provenance
 from captum_attn_lime.capture.registered import Registration, registration, told_map
@@ -28,6 +29,7 @@ SCALINGS: frozenset[Callable[..., Any]] = MULTIPLIES | {
     Tensor.__itruediv__,
     torch.true_divide,
 }
+KEEP_SCORES = Keep()
 RowView = Callable[[Tensor], Tensor]  # an attention output in the model's own layout -> (B, H, Q, d)
 
 
@@ -48,20 +50,25 @@ class Recorder:
         leaf_at: Index of the attention call whose output is to become a gradient leaf. Everything before it then runs
             without a graph and everything after it with one, whatever the caller's grad mode and the model's own
             ``no_grad`` blocks say, so that a backward pass goes through the end of the model only.
+        graph_at: Index of an earlier call whose output begins the graph instead, so that the outputs of all calls from
+            there on (``outputs``) have gradients.
         values_at: Indices of the calls whose value tensors, (B, H, K, ...), are kept: they show what tokens are
             made of.
         substitute: Takes a call's index, its output in the model's own layout and the way from that to (B, H, Q, d),
             and returns what the model is to go on with.
         batch: Number of examples; by default dimension 0 of the first tensor that enters a module.
+        keep: What is kept of each call.
     """
 
     def __init__(
         self,
         *,
         leaf_at: int | None = None,
+        graph_at: int | None = None,
         values_at: Container[int] = (),
         substitute: Callable[[int, Tensor, RowView], Tensor] | None = None,
         batch: int | None = None,
+        keep: Keep = KEEP_SCORES,
     ) -> None:
         self.maps: list[AttentionMap] = []
         self.stack = ModuleStack(batch)
@@ -73,13 +80,18 @@ class Recorder:
         self.values: dict[int, Tensor] = {}
         self.is_random = False  # dropout was at work
         self.is_ambiguous = False  # batch and heads have one size, and their order was assumed
+        self.outputs: dict[int, tuple[Tensor, RowView]] = {}  # of the calls in the graph, where graph_at was given
         self.leaf: Tensor | None = None
         self.leaf_rows: RowView | None = None
         self.squash_input: Tensor | None = None
         self.token_states: list[Tensor] = []  # behind the leaf, in order: (B, Q, D) or (Q, B, D)
         self.pool: tuple[AttentionMap, Tensor] | None = None  # attention pooling behind the leaf, and its output
         self._weighted: TensorTable[bool] = TensorTable()
+        self.is_probing = False  # a gradient is being taken that must not pass through the pooling
+        self._keep = keep
         self._leaf_at = leaf_at
+        self._graph_at = graph_at
+        self._has_graph = False
         self._leaf_tokens = (0, 0)  # the leaf's batch and query sizes
         self._values_at = values_at
         self._substitute = substitute
@@ -102,10 +114,14 @@ class Recorder:
 
     def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call an operation of the model, with or without a graph as the leaf demands."""
-        if self._leaf_at is None or func is torch._C._set_grad_enabled:
+        if not self._wants_graph or func is torch._C._set_grad_enabled:
             return func(*args, **kwargs)
-        with torch.set_grad_enabled(self.leaf is not None and kwargs.get("out") is None):  # out= takes no graph
+        with torch.set_grad_enabled(self._has_graph and kwargs.get("out") is None):  # out= takes no graph
             return func(*args, **kwargs)
+
+    @property
+    def _wants_graph(self) -> bool:
+        return self._leaf_at is not None or self._graph_at is not None
 
     def add(
         self, attention: AttentionMap, output: Tensor, rows: RowView, value: Tensor, query: Tensor, source: Tensor
@@ -125,33 +141,54 @@ class Recorder:
             self.values[len(self.maps)] = value.detach()
         if attention.shape[0] == attention.shape[1] == self.batch and attention.shape[0] > 1:
             self.is_ambiguous = True
-        is_leaf = len(self.maps) == self._leaf_at
+        call = len(self.maps)
         if self._pools_the_leaf(attention):
-            # Its output becomes a leaf of its own: what then still reaches the first leaf does not go through it.
-            output = output.detach().requires_grad_()
+            output = self._cut(output)
             self.pool = (attention, output)
         else:
             self.token_states.clear()  # only what follows the last call leads to the model's output alone
-        attention.index, attention.follows = len(self.maps), self.provenance.lineage(query)
+        attention.index, attention.follows = call, self.provenance.lineage(query)
         attention.reads = self.provenance.lineage(source)
-        self.maps.append(attention)
+        self.maps.append(self._keep.of(attention, value))
         if self._substitute is not None:
-            output = self._substitute(attention.index, output, rows)
+            output = self._substitute(call, output, rows)
         self.places.lose(output)
-        if not is_leaf or not output.is_floating_point():
-            self.provenance.attended(output, query, attention.index)
-            return output
-        self.leaf = output.detach().requires_grad_()
-        self.leaf_rows = rows
-        self._leaf_tokens = (attention.shape[0], attention.shape[2])
-        # For what does not pass through `run`: the rest of a body run in one piece, autograd functions of the model.
-        # Whoever asked for the leaf has gradients off around the whole pass, which ends this again.
-        torch.set_grad_enabled(True)
-        # A copy, since models may write into their attention's output and a leaf must not be written to.
-        copy = self.leaf.clone()
-        self.places.lose(copy)
-        self.provenance.attended(copy, query, attention.index)
-        return copy
+        if output.is_floating_point() and (
+            call in (self._leaf_at, self._graph_at) or (self._has_graph and self.outputs)
+        ):
+            output = self._into_graph(call, output, rows, (attention.shape[0], attention.shape[2]))
+            self.places.lose(output)
+        self.provenance.attended(output, query, call)
+        return output
+
+    def _cut(self, output: Tensor) -> Tensor:
+        """Return the output of a pooling behind the leaf such that what reaches the leaf by other ways can be told.
+
+        Where the graph ends at the leaf the output becomes a leaf of its own. Where gradients are to pass, they are
+        stopped only while the readout is looked for.
+        """
+        if self._graph_at is None:
+            return output.detach().requires_grad_()
+        if output.requires_grad:
+            output.register_hook(lambda gradient: torch.zeros_like(gradient) if self.is_probing else gradient)  # type: ignore[no-untyped-call]
+        with torch.set_grad_enabled(True):
+            return output.clone()
+
+    def _into_graph(self, call: int, output: Tensor, rows: RowView, tokens: tuple[int, int]) -> Tensor:
+        """Return the output with which the model goes on, whose gradient will be asked for."""
+        if not self._has_graph:
+            self._has_graph = True
+            output = output.detach().requires_grad_()
+            # For what does not pass through `run`: the rest of a body run in one piece, a model's autograd functions.
+            # Whoever asked for the graph has gradients off around the whole pass, which ends this again.
+            torch.set_grad_enabled(True)
+        if self._graph_at is not None:
+            self.outputs[call] = (output, rows)
+        if call == self._leaf_at:
+            self.leaf, self.leaf_rows, self._leaf_tokens = output, rows, tokens
+        # A copy, since models may write into their attention's output.
+        with torch.set_grad_enabled(True):
+            return output.clone()
 
     def _entered(self, module: nn.Module) -> None:
         if registration(module) is not None:
@@ -188,10 +225,11 @@ class Recorder:
         others = tokens[1:] if said.kind == "cross" else tokens
         source = next((x for x in others if x.shape[1] == attention.shape[3]), query)
         value = source.flatten(2).unsqueeze(1) if source.dim() > 2 else source[:, None, :, None]
-        with torch.set_grad_enabled(self.leaf is not None or self._leaf_at is None):
-            had_leaf = self.leaf is not None
+        with torch.set_grad_enabled(self._has_graph or not self._wants_graph):
+            had_graph = self._has_graph
             result = self.add(attention, first, rows, value, query, source)
-        if self.leaf is not None and not had_leaf:
+            self.maps[-1].value = None  # how the weights act on values was not told
+        if self._has_graph and not had_graph:
             torch.set_grad_enabled(True)  # as `add` has done, which the block has undone
         if not isinstance(output, (tuple, list)):
             return result

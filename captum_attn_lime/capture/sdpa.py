@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_attn_lime.attention import ScoreMap
@@ -12,13 +14,14 @@ from captum_attn_lime.capture.layout import unfolding
 from captum_attn_lime.capture.recorder import Recorder, RowView, kind_of
 from captum_attn_lime.errors import UnreadableAttentionError
 
+_FLASH = 1  # torch.nn.attention.SDPBackend.FLASH_ATTENTION
 _PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
 def scaled_dot_product_attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the fused kernel as the model asked for it and record its query, key and mask."""
-    output = recorder.run(func, args, kwargs)
     given = {**dict(zip(_PARAMETERS, args, strict=False)), **kwargs}
+    output, given["log_sums"] = attend(recorder, func, args, kwargs, given)
     query, key, provenance = given["query"], given["key"], recorder.provenance
     is_pool = query.shape[-2] == 1 and provenance.is_learned(query)
     kind = kind_of(None if is_pool else provenance.same_source(query, key), pooled=is_pool)
@@ -29,8 +32,51 @@ def scaled_dot_product_attention(recorder: Recorder, func: Any, args: tuple[Any,
     if provenance.is_buffer(key):
         given["key"] = key.clone()  # the next step of a generation writes into the cache's memory
     if (packed := provenance.packed_heads(query)) > 1 and query.shape[1] == key.shape[1]:
-        given.update(query=_unpacked(query, packed), attn_mask=_unpacked(given.get("attn_mask"), packed))
+        given.update(query=_unpacked(query, packed), attn_mask=_unpacked(given.get("attn_mask"), packed), log_sums=None)
     return record_scores(recorder, output, given, kind)
+
+
+def attend(
+    recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """Return the call's output, and the log-sum-exp of its scores (B, H, Q) where the kernel gives that too.
+
+    On the CPU torch chooses between two ways; where it takes the fused kernel, the kernel is called by its own name, to
+    the same bits, because it returns the log-sums that the call throws away.
+    """
+    query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
+    is_causal, gqa = bool(given.get("is_causal")), bool(given.get("enable_gqa"))
+    is_torchs_own = func is F.scaled_dot_product_attention
+    if not is_torchs_own or not _takes_fused_kernel(
+        query, key, value, mask, given.get("dropout_p") or 0.0, is_causal, gqa
+    ):
+        return recorder.run(func, args, kwargs), None
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    if query.shape[1] != key.shape[1]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    options = {"attn_mask": mask, "scale": given.get("scale")}
+    output, sums = recorder.run(kernel, (query, key, value, 0.0, is_causal), options)
+    return output, sums.detach().contiguous()
+
+
+def _takes_fused_kernel(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, is_causal: bool, gqa: bool
+) -> bool:
+    """Return whether torch would compute a call by the fused CPU kernel."""
+    tensors = [x for x in (query, key, value, mask) if x is not None]
+    if dropout or query.device.type != "cpu" or query.dim() != 4 or (is_causal and mask is not None):
+        return False
+    if any(type(x) not in (Tensor, torch.nn.Parameter) or x.layout != torch.strided for x in tensors):
+        return False
+    if torch.is_autocast_enabled("cpu") or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False  # these change or wrap the call on its way
+    if not (gqa or query.shape[1] == key.shape[1]) or not 0 < key.shape[1] == value.shape[1]:
+        return False
+    choice = torch._fused_sdp_choice(query, key, value, mask, 0.0, is_causal, enable_gqa=gqa)
+    return bool(choice == _FLASH)
 
 
 def record_scores(
@@ -46,7 +92,7 @@ def record_scores(
         recorder: The capture.
         output: The call's output, (B, H, Q, d) or (B, Q, d).
         given: The call's arguments by name; ``tokens`` and ``sources`` where query and key do not tell their lineage
-            themselves.
+            themselves; ``log_sums`` where the kernel gave them.
         kind: Kind of the call.
         masks: The mask in a form that takes less memory than ``attn_mask``, where the caller has one.
     """
@@ -76,6 +122,7 @@ def record_scores(
         is_causal=bool(given.get("is_causal", False)),
         name=name,
         kind=kind,
+        log_sums=given.get("log_sums"),
     )
     tokens, sources = given.get("tokens", given["query"]), given.get("sources", given["key"])
     return recorder.add(attention, output, rows or _as_rows(attention), value, tokens, sources)

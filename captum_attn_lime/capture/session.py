@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.capture import flex, multi_head_attention, sdpa
 from captum_attn_lime.capture.compiled import running_eagerly
+from captum_attn_lime.capture.keeping import Keep
 from captum_attn_lime.capture.names import find_modules
-from captum_attn_lime.capture.recorder import PatchConvolution, Recorder, RowView
+from captum_attn_lime.capture.recorder import KEEP_SCORES, PatchConvolution, Recorder, RowView
 from captum_attn_lime.capture.registered import registered_modules
 from captum_attn_lime.capture.softmax import SOFTMAXES, SQUASHES, SoftmaxWatch
 from captum_attn_lime.errors import NoAttentionError, UnreadableAttentionError
@@ -24,7 +25,7 @@ _DROPOUTS = frozenset({F.dropout, torch.dropout, F.alpha_dropout, F.feature_alph
 
 
 @contextmanager
-def capture(model: Callable[..., Any]) -> Iterator[list[AttentionMap]]:
+def capture(model: Callable[..., Any], *, keep: Keep = KEEP_SCORES) -> Iterator[list[AttentionMap]]:
     """Return, inside a ``with`` block, the list that fills with one `AttentionMap` per attention call of the model.
 
     The model runs its own kernels and gives its own outputs, bit for bit; what is kept of a fused call is its query,
@@ -32,6 +33,8 @@ def capture(model: Callable[..., Any]) -> Iterator[list[AttentionMap]]:
 
     Args:
         model: A module, or a callable that runs one (its modules give the maps their names).
+        keep: What is kept of each call, and where: values too, eager weights fused over heads, queries and keys moved
+            to the CPU or to files.
 
     Yields:
         The maps, in call order.
@@ -48,7 +51,7 @@ def capture(model: Callable[..., Any]) -> Iterator[list[AttentionMap]]:
         >>> maps
         [ScoreMap('', (B, H, Q, K)=(1, 2, 3, 3), self)]
     """
-    with record(model) as recorder:
+    with record(model, keep=keep) as recorder:
         yield recorder.maps
     check_complete(recorder, model)
 
@@ -58,12 +61,16 @@ def record(
     model: Callable[..., Any],
     *,
     leaf_at: int | None = None,
+    graph_at: int | None = None,
     values_at: Container[int] = (),
     substitute: Callable[[int, Tensor, RowView], Tensor] | None = None,
     batch: int | None = None,
+    keep: Keep = KEEP_SCORES,
 ) -> Iterator[Recorder]:
     """Return, inside a ``with`` block, the `Recorder` that watches the model; what :func:`capture` is made of."""
-    recorder = Recorder(leaf_at=leaf_at, values_at=values_at, substitute=substitute, batch=batch)
+    recorder = Recorder(
+        leaf_at=leaf_at, graph_at=graph_at, values_at=values_at, substitute=substitute, batch=batch, keep=keep
+    )
     modules = find_modules(model)
     _refuse_scripted(modules)
     # What the user has told of holds also where the model is reached by a way that shows no modules.

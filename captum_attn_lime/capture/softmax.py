@@ -80,7 +80,7 @@ class SoftmaxWatch:
         self._weights: TensorTable[Weights] = TensorTable()
         self._weighted: TensorTable[Weighted] = TensorTable()
         self._calls = 0
-        self._done: set[int] = set()
+        self._done: dict[int, int] = {}  # by softmax, the index of its map
         self._exponentials = ExponentialWatch(self._number, _CARRIERS, MULTIPLIES)
 
     def softmax(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -200,8 +200,10 @@ class SoftmaxWatch:
 
     def _record(self, placed: layout.Placed, held: Weights, output: Tensor, weights: Tensor, value: Tensor) -> Tensor:
         if held.call in self._done:
-            return output  # the same weights used a second time, as with relative values
-        self._done.add(held.call)
+            # The same weights used a second time, as with relative values: the first values are not all they act on.
+            self._recorder.maps[self._done[held.call]].value = None
+            return output
+        self._done[held.call] = len(self._recorder.maps)
         self._recorder.awaited.pop(held.call, None)
         pooled = placed.weights.shape[2] == 1
         kind = kind_of(None if pooled and held.is_learned else held.same_source, pooled=pooled)

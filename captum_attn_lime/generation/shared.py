@@ -7,10 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_attn_lime.attention import AttentionMap, HeadFusion, fuse_heads
-
-# A block of attention rows stays near this size.
-_BLOCK_BYTES = 4 * 2**20
+from captum_attn_lime.attention import AttentionMap, HeadFusion
 
 
 class SharedMap(AttentionMap):
@@ -19,7 +16,7 @@ class SharedMap(AttentionMap):
     def __init__(self, inner: AttentionMap, n: int) -> None:
         shape = (n, *inner.shape[1:])
         super().__init__(shape, name=inner.name, kind=inner.kind, is_causal=inner.is_causal)
-        self.index, self.follows, self.reads, self.mixed = inner.index, inner.follows, inner.reads, inner.mixed
+        self.take_labels(inner)
         self._inner = inner
         self._watch()
 
@@ -47,11 +44,8 @@ class SharedMap(AttentionMap):
     def _first(self, examples: int) -> AttentionMap:
         return SharedMap(self._inner, min(examples, self.shape[0]))
 
-    def _vecmat(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
-        out = r.new_zeros(self.shape[0], self.shape[3])
-        needed = (r != 0).any(dim=0).nonzero().flatten()
-        per_row = len(heads) * self.shape[3] * r.element_size()
-        for queries in torch.split(needed, max(1, _BLOCK_BYTES // per_row)):
-            fused = fuse_heads(self._inner.rows(queries, heads=heads), head_fusion)[0]  # (q, K)
-            out += r[:, queries] @ fused
-        return out
+    def _product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        return self._inner._product(r.transpose(0, 1), heads, head_fusion).transpose(0, 1)
+
+    def _normalised_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion, residual: float) -> Tensor:
+        return self._inner._normalised_product(r.transpose(0, 1), heads, head_fusion, residual).transpose(0, 1)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.methods.raw import raw
-from captum_attn_lime.methods.rollout import rollout
+from captum_attn_lime.methods.relevance import relevance, relevance_of_top
+from captum_attn_lime.methods.rollout import rollout, rollout_of_top
 
 MethodFunction = Callable[..., Tensor]
 
@@ -25,27 +26,39 @@ class Method:
     Attributes:
         function: The function over maps.
         last_layer_only: Whether it reads the last layer where no layers are asked for, rather than all of them.
-        uses_target: Whether its scores depend on the class.
+        uses_target: Whether its scores depend on the class. The maps then come with their values and the gradient of
+            the target with respect to their outputs.
+        fused_heads: Whether it reads maps through the head fusion it is called with alone, so that the heads of weights
+            that the model computed itself need not be kept.
+        of_top: Where a model computes its last layer for one query only: takes that layer's map, what its residual
+            connection passes on, (B, N), and the options, and returns what both pass on to the layers below.
     """
 
     function: MethodFunction
     last_layer_only: bool = False
     uses_target: bool = False
+    fused_heads: bool = False
+    of_top: MethodFunction = rollout_of_top
 
 
 METHODS: dict[str, Method] = {
-    "raw": Method(raw, last_layer_only=True),
-    "rollout": Method(rollout),
+    "raw": Method(raw, last_layer_only=True, fused_heads=True),
+    "relevance": Method(relevance, uses_target=True, of_top=relevance_of_top),
+    "rollout": Method(rollout, fused_heads=True),
 }
 
 
-def get_method(method: str | MethodFunction) -> Method:
+def get_method(method: str | MethodFunction | Method) -> Method:
     """Return the method of a name, or wrap a function with the methods' signature.
+
+    Pass a `Method` for a function that needs gradients: ``Method(function, uses_target=True)``.
 
     Example:
         >>> get_method("raw").uses_target
         False
     """
+    if isinstance(method, Method):
+        return method
     if callable(method):
         return Method(method)
     if method not in METHODS:
@@ -56,4 +69,4 @@ def get_method(method: str | MethodFunction) -> Method:
     return METHODS[method]
 
 
-__all__ = ["METHODS", "Method", "MethodFunction", "get_method", "raw", "rollout"]
+__all__ = ["METHODS", "Method", "MethodFunction", "get_method", "raw", "relevance", "rollout"]

@@ -22,7 +22,7 @@ def raw(
 
     Args:
         maps: Layers in forward order.
-        query: Weight of each output token, (B, Q).
+        query: Weight of each output token, (B, Q), or several such vectors, (B, R, Q).
         heads: Heads to fuse; all by default.
         head_fusion: How heads are fused.
         residual: Not used; raw attention leaves the residual stream out.

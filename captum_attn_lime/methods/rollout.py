@@ -26,7 +26,7 @@ def rollout(
 
     Args:
         maps: Self-attention layers in forward order, all over the same tokens.
-        query: Weight of each output token, (B, N).
+        query: Weight of each output token, (B, N), or several such vectors, (B, R, N).
         heads: Heads to fuse; all by default.
         head_fusion: How heads are fused.
         residual: Share of the residual connection; 0 leaves it out, 0.5 is the paper's.
@@ -47,11 +47,20 @@ def rollout(
     require_products(maps, "rollout")
     r = query
     for attention in reversed(maps):
-        r = r.to(attention.dtype)
-        if head_fusion != "mean":
-            sums = (1 - residual) * attention.row_sums(heads=heads, head_fusion=head_fusion) + residual
-            # A row of zeros passes nothing on, and nothing is divided by zero.
-            r = r / sums.masked_fill(sums == 0, 1.0)
-        passed = attention.vecmat(r, heads=heads, head_fusion=head_fusion)
-        r = (1 - residual) * passed + residual * r
+        r = attention.residual_vecmat(r.to(attention.dtype), residual=residual, head_fusion=head_fusion, heads=heads)
     return r
+
+
+def rollout_of_top(
+    attention: AttentionMap,
+    own: Tensor,
+    *,
+    heads: int | Sequence[int] | None = None,
+    head_fusion: HeadFusion = "mean",
+    residual: float = 0.5,
+) -> Tensor:
+    """Return what a last layer of one query draws from its tokens, (B, N); ``own`` is what its residual passes on."""
+    one = own.new_ones(attention.shape[0], 1)
+    attended = attention.vecmat(one, heads=heads, head_fusion=head_fusion)
+    attended = attended / attention.row_sums(heads=heads, head_fusion=head_fusion)
+    return (1 - residual) * attended + residual * own.to(attended)

@@ -80,6 +80,6 @@ def test_products_that_mean_nothing_are_refused_by_name(shape, kind, message):
 
 
 def test_unknown_methods_are_refused_and_functions_taken():
-    with pytest.raises(InputError, match="raw, rollout"):
+    with pytest.raises(InputError, match="raw, relevance, rollout"):
         get_method("rolout")
     assert get_method(raw).function is raw

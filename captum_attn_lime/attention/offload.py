@@ -1,0 +1,141 @@
+"""`OffloadedMap`: an attention map whose tensors lie elsewhere, and come back for the time of one product."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_attn_lime.attention.blocks import Block, Weights
+from captum_attn_lime.attention.dense import DenseMap
+from captum_attn_lime.attention.fusion import HeadFusion
+from captum_attn_lime.attention.map import AttentionMap
+from captum_attn_lime.attention.scores import ScoreMap
+
+
+class OnCpu:
+    """A tensor moved to the machine's memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._device = tensor.device
+        self._held = tensor.to("cpu", copy=tensor.device.type == "cpu")
+
+    def load(self) -> Tensor:
+        """Return the tensor where it was."""
+        return self._held.to(self._device)
+
+
+class Folder:
+    """A new folder inside another one, removed when nothing refers to it any more, or when Python ends."""
+
+    def __init__(self, parent: str | PathLike[str]) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="attention-", dir=parent))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+class InFile:
+    """A tensor written to a file.
+
+    Args:
+        tensor: The tensor.
+        folder: Where to.
+        name: The file's name.
+    """
+
+    def __init__(self, tensor: Tensor, folder: Folder, name: str) -> None:
+        self._folder = folder  # held, for it goes with the last file
+        self._path = folder.path / name
+        self._shape, self._dtype, self._device = tensor.shape, tensor.dtype, tensor.device
+        tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tofile(self._path)
+
+    def load(self) -> Tensor:
+        """Return the tensor where it was."""
+        raw = torch.from_numpy(np.fromfile(self._path, dtype=np.uint8))
+        return raw.view(self._dtype).reshape(self._shape).to(self._device)
+
+
+class OffloadedMap(AttentionMap):
+    """An attention map whose query, key and log-sums (or weights) lie elsewhere.
+
+    Each product brings them back, and forgets them when it is done: in memory is one layer at a time.
+
+    Args:
+        attention: The map; what it holds is moved.
+        place: ``"cpu"`` or a folder.
+
+    Example:
+        >>> q = torch.randn(1, 2, 3, 4)
+        >>> here = ScoreMap(q, q)
+        >>> there = offloaded(here, tempfile.gettempdir())
+        >>> torch.equal(there.dense(), here.dense())
+        True
+    """
+
+    def __init__(self, attention: ScoreMap | DenseMap, place: str | PathLike[str]) -> None:
+        super().__init__(attention.shape, name=attention.name, kind=attention.kind, is_causal=attention.is_causal)
+        self.take_labels(attention)
+        self._device, self._dtype = attention.device, attention.dtype
+        folder = None if place == "cpu" else Folder(place)
+        self._empty = copy.copy(attention)
+        self._stored: dict[str, OnCpu | InFile] = {}
+        for name in ("query", "key", "log_sums", "weights"):
+            tensor = getattr(attention, name, None)
+            if tensor is not None:
+                self._stored[name] = OnCpu(tensor) if folder is None else InFile(tensor, folder, name)
+                setattr(self._empty, name, None)
+        self._empty.value = self._empty.output_gradient = None
+        self._empty._watch(*getattr(attention, "masks", ()))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of the weights; at least float32."""
+        return self._dtype
+
+    def here(self) -> AttentionMap:
+        """Return the map with its tensors in memory."""
+        attention: AttentionMap = copy.copy(self._empty)
+        for name, stored in self._stored.items():
+            setattr(attention, name, stored.load())
+        if attention.shape[0] != self.shape[0]:
+            attention = attention.first(self.shape[0])
+        attention.value, attention.output_gradient = self.value, self.output_gradient
+        return attention
+
+    def _check_unwritten(self) -> None:
+        self._empty._check_unwritten()
+
+    def reads_itself(self) -> Tensor:
+        """Return which tokens may attend to themselves, (B, N) of bool."""
+        return self.here().reads_itself()
+
+    def _first(self, examples: int) -> OffloadedMap:
+        part = copy.copy(self)
+        part.shape = (examples, *self.shape[1:])
+        return part
+
+    def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
+        return self.here()._rows(queries, heads)
+
+    def _parts(self, r: Tensor, heads: list[int], *, cut_keys: bool = True) -> tuple[Weights, Iterator[Block]]:
+        return self.here()._parts(r, heads, cut_keys=cut_keys)
+
+    def _product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        return self.here()._product(r, heads, head_fusion)
+
+
+def offloaded(attention: AttentionMap, place: str | PathLike[str]) -> AttentionMap:
+    """Return the map with its tensors moved to a place; maps of other kinds (windows) as they are."""
+    return OffloadedMap(attention, place) if isinstance(attention, (ScoreMap, DenseMap)) else attention
