@@ -27,9 +27,9 @@ from captum_attn_lime.errors import DropoutWarning, InputError, SelectionError
 from captum_attn_lime.features import pool, spread
 from captum_attn_lime.methods import Method, MethodFunction, get_method
 from captum_attn_lime.methods.checks import require_one_stack, require_tokens
+from captum_attn_lime.passes import ForwardPass, ForwardRunner, Wanted, positions_of
 from captum_attn_lime.probing import ValueProbe, mixed_layers
 from captum_attn_lime.query import Query, query_weights
-from captum_attn_lime.readout import ForwardPass, ReadoutFinder, Wanted, positions_of
 from captum_attn_lime.tokens import TokenMap, carrier_of, check_token_map, find_token_map, place, plain_token_map
 
 Layers = int | str | slice | Sequence[int | str] | None
@@ -92,7 +92,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         self.residual = float(residual)
         fused = self.head_fusion if self._method.fused_heads else None
         self._keep = Keep(head_fusion=fused, heads=heads, offload=offload)
-        self._finder = ReadoutFinder()
+        self._runner = ForwardRunner()
         # With each map the function it belongs to, held so that another one cannot come to have its id.
         self._token_maps: dict[Any, tuple[Any, TokenMap]] = {}
         self._carriers: dict[Any, tuple[Any, int | None]] = {}
@@ -195,7 +195,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             gradient_of=(lambda output: select_target(output, target).sum()) if explain and self.uses_target else None,
             keep=self._keep if explain else Keep(offload=self._keep.offload),
         )
-        return self._finder.run(self.forward_func, inputs, forward_args, wanted)
+        return self._runner.run(self.forward_func, inputs, forward_args, wanted)
 
     def _readout(self, done: ForwardPass) -> Tensor | None:
         """Return the weights of the last layer's tokens, a last layer of one query and its residual included."""

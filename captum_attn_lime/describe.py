@@ -13,8 +13,8 @@ from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_for
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attribution import AttentionAttribution
 from captum_attn_lime.errors import AttentionKindError, ExplanationError, ReadoutError, TokenMapError
+from captum_attn_lime.passes import ForwardPass
 from captum_attn_lime.probing import looks_causal, mixed_layers
-from captum_attn_lime.readout import ForwardPass
 from captum_attn_lime.tokens import TokenMap
 
 

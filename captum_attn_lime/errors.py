@@ -55,6 +55,10 @@ class TokenMapError(ExplanationError, ValueError):
     """Attended tokens that cannot be placed on the input's cells with certainty; pass ``token_map=``."""
 
 
+class CompilerError(ExplanationError, RuntimeError):
+    """An optional kernel that cannot be compiled or loaded on this machine; everything works without it, slower."""
+
+
 class TruncationWarning(UserWarning):
     """A text was longer than the model takes; the rest was not seen and is not explained."""
 

@@ -12,7 +12,7 @@ from captum_attn_lime._captum import run_forward
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.capture import Recorder, record
 from captum_attn_lime.capture.recorder import RowView
-from captum_attn_lime.readout import with_one_more
+from captum_attn_lime.passes import with_one_more
 
 # A token's value has changed when it differs by more than this share of its own size.
 CHANGE = 1e-5

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captum_attn_lime import AttentionAttribution
 from captum_attn_lime.errors import ReadoutError
-from captum_attn_lime.readout import ReadoutFinder
+from captum_attn_lime.passes import ForwardRunner
 from tests.families import IDS, MASK, HandWritten, bert, build, gpt2, llama, llama_left_padded, vit
 
 FIXED = 3.0 ** -torch.arange(7)
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
 
 
 def _readout(forward, inputs=IDS, args=(MASK,)) -> Tensor:
-    return ReadoutFinder().run(forward, (inputs,), args).readout.float()
+    return ForwardRunner().run(forward, (inputs,), args).readout.float()
 
 
 def _one_hot(rows, n=7) -> Tensor:
@@ -148,7 +148,7 @@ def test_callers_without_gradients(mode):
     model = Encoder("mean").eval()
     with mode():
         ids = IDS.clone()  # inside inference_mode an inference tensor
-        found = ReadoutFinder().run(model, (ids,), (MASK.clone(),)).readout
+        found = ForwardRunner().run(model, (ids,), (MASK.clone(),)).readout
         assert not torch.is_grad_enabled()
     assert torch.allclose(found.float(), MEAN)
     assert not found.is_inference()
@@ -208,7 +208,7 @@ def test_a_dead_head():
 
 
 def test_the_model_runs_once_per_call_when_its_last_attention_is_known():
-    model, finder, calls = Encoder("cls").eval(), ReadoutFinder(), []
+    model, finder, calls = Encoder("cls").eval(), ForwardRunner(), []
     model.register_forward_hook(lambda *_: calls.append(1))
     for expected in (2, 3, 4):
         finder.run(model, (IDS,), (MASK,))
@@ -225,7 +225,7 @@ def test_the_graph_goes_through_the_last_block_only():
 
 
 def test_a_model_whose_depth_changes_is_run_again():
-    model, finder = Encoder("cls").eval(), ReadoutFinder()
+    model, finder = Encoder("cls").eval(), ForwardRunner()
     finder.run(model, (IDS,), (MASK,))
     del model.body.layers[2]
     assert torch.equal(finder.run(model, (IDS,), (MASK,)).readout, _one_hot([0, 0]))

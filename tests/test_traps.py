@@ -10,7 +10,7 @@ from torch import nn
 from captum_attn_lime import AttentionAttribution, TextAdapter, capture
 from captum_attn_lime.attention import ScoreMap
 from captum_attn_lime.errors import AttentionKindError, ReadoutError, TokenMapError, UnreadableAttentionError
-from captum_attn_lime.readout import ReadoutFinder
+from captum_attn_lime.passes import ForwardRunner
 
 
 def encoder(layers=2, width=16):
@@ -19,7 +19,7 @@ def encoder(layers=2, width=16):
 
 
 def readout(forward, x):
-    return ReadoutFinder().run(forward, (x,), ()).readout.float()
+    return ForwardRunner().run(forward, (x,), ()).readout.float()
 
 
 # --- kernels and layouts --------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def whole_rows(queries: Tensor, shape: tuple[int, int, int, int], n_heads: int, 
     per_row = max(1, shape[0] * n_heads * shape[3] * size)
     # Whole rows are read once or twice: a few megabytes may leave the nearest cache.
     step = max(1, 4 * BLOCK_BYTES // per_row)
-    for part in torch.split(queries, step):
+    for part in torch.split(queries, step) if len(queries) > 0 else ():
         yield Block(EVERYTHING, part, EVERYTHING)
 
 
@@ -160,8 +160,10 @@ def tiles(
     width = min(keys, max(_MIN_KEYS, cells // min(_MIN_QUERIES, max(1, len(queries))))) if cut_keys else keys
     height = min(max(1, len(queries)), max(1, cells // width))
     examples = max(1, cells // (height * width))
-    for rows in torch.split(queries, height):
+    for rows in torch.split(queries, height) if len(queries) > 0 else ():
         low, high = key_range(rows)
+        if not cut_keys:
+            high = max(high, low + 1)  # rows without any key are rows still
         for key in range(low, high, width):
             for example in range(0, batch, examples):
                 yield Block(slice(example, example + examples), rows, slice(key, min(key + width, high)))

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_attn_lime.attention import native
-from captum_attn_lime.attention.masks import as_key_bias
+from captum_attn_lime.attention.masks import MASKED, NEVER, as_key_bias
 
 # Stands in for log 0: it must come to nothing next to any score, and stay finite.
 _NOTHING = -1e30
@@ -112,7 +112,9 @@ def matmat(call: FusedScores, sums: Tensor, r: Tensor) -> Tensor:
     """Return rᵀA with the mean over heads, (B, R, K), for r (B, R, Q) of any sign; R is at most the head size."""
     batch, heads, queries, size = call.query.shape
     n = r.shape[1]
-    value = F.pad(r.transpose(1, 2), (0, size - n))[:, None].expand(batch, heads, queries, size)  # (B, H, Q, d)
+    # In memory as the kernel reads it: where nothing is padded, the result of F.pad is still a transposed one.
+    by_query = F.pad(r.transpose(1, 2), (0, size - n)).contiguous()  # (B, Q, d)
+    value = by_query[:, None].expand(batch, heads, queries, size)
     empty = (r == 0).all(dim=1)[:, None]  # (B, 1, Q): rows whose log-sum may say nothing
     output, columns = _exchanged(call, torch.where(empty, _NOTHING, -sums), value)
     if call.bias is not None:
@@ -172,15 +174,31 @@ def by_gradient(
     key = key.repeat_interleave(groups, dim=1) if groups > 1 else key
     shape, n = (*r.shape[:1], *key.shape[1:]), r.shape[1]
     mask = None
-    for part in masks:
+    for given in masks:
+        part = given.reshape((1,) * (4 - given.dim()) + tuple(given.shape))
         added = torch.zeros_like(part, dtype=dtype).masked_fill(~part, -torch.inf) if part.dtype == torch.bool else part
         mask = added.to(dtype) if mask is None else mask + added
     if is_causal and mask is not None:
         ahead = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).triu(1)
         mask, is_causal = mask.masked_fill(ahead, -torch.inf), False
+    if mask is not None:
+        query, mask = _without_low_rows(query, mask)
     with torch.inference_mode(False), torch.enable_grad():
         value = torch.zeros(shape, dtype=dtype, device=query.device, requires_grad=True)
         output = F.scaled_dot_product_attention(query, key, value, mask, is_causal=is_causal, scale=scale)
         cotangent = F.pad(r.transpose(1, 2), (0, output.shape[-1] - n)).to(dtype)[:, None].expand_as(output)
         (found,) = torch.autograd.grad(output, value, cotangent)
     return found[..., :n].mean(dim=1).transpose(1, 2)
+
+
+def _without_low_rows(query: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a query and mask of the same weights in which no row is masked by large numbers everywhere.
+
+    A backward pass works from the rows' log-sums, and those of such rows have lost the digits that tell keys apart. The
+    same number added to a whole row changes no weight, so it is taken off; and next to numbers of 1e30 no score counts.
+    """
+    top = mask.amax(dim=-1, keepdim=True)  # (..., Q or 1, 1)
+    low = (top < MASKED) & (top != -torch.inf)
+    if not bool(low.any()):
+        return query, mask
+    return query.masked_fill(low & (top < NEVER), 0.0), torch.where(low, mask - top, mask)

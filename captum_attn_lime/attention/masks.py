@@ -11,7 +11,7 @@ from torch import Tensor
 # What is added to a score to mask it: -10,000 in old models, the least number of the type in new ones.
 MASKED = -9_000.0
 # No score is as low as this, so what is masked by less gets a weight of exactly zero beside any key that is not.
-_NEVER = -1e30
+NEVER = -1e30
 # Masks are looked through in parts of this many cells.
 _CELLS = 2**22
 
@@ -77,7 +77,7 @@ def _causal_with_keys(mask: Tensor, n_queries: int) -> Tensor | None:
         rows = keys[start : start + part.shape[-2], None]
         start += part.shape[-2]
         ahead = keys > rows  # (q, K)
-        blocked = ~part if part.dtype == torch.bool else part < _NEVER
+        blocked = ~part if part.dtype == torch.bool else part < NEVER
         if not bool((blocked | ~ahead).all()) or not bool(((part == last) | ahead).all()):
             return None
     return last
@@ -106,10 +106,10 @@ def key_range(masks: Sequence[Tensor], is_causal: bool, n_keys: int, rows: Tenso
         if mask.dim() < 2 or mask.shape[-2] == 1:
             continue
         part = mask[..., rows, :]
-        allowed = part if part.dtype == torch.bool else part > _NEVER
+        allowed = part if part.dtype == torch.bool else part > NEVER
         if part.dtype != torch.bool and not bool(allowed.any(dim=-1).all()):
             continue  # a row masked by equal numbers everywhere is spread over all keys
-        keys = allowed.reshape(-1, n_keys).any(dim=0).nonzero()
+        keys = allowed.expand(*allowed.shape[:-1], n_keys).reshape(-1, n_keys).any(dim=0).nonzero()
         if len(keys) == 0:
             return 0, 0
         low, high = max(low, int(keys[0])), min(high, int(keys[-1]) + 1)

@@ -106,7 +106,7 @@ class ScoreMap(AttentionMap):
                 scores.masked_fill_(~part, -math.inf)
             else:
                 scores += part.to(self.dtype)
-        if self.is_causal:
+        if self.is_causal and len(block.queries) > 0:
             keys = torch.arange(self.shape[3], device=self.device)[block.keys]
             if int(keys[-1]) > int(block.queries.min()):
                 scores.masked_fill_(keys > block.queries[:, None].to(self.device), -math.inf)

@@ -52,6 +52,8 @@ class Recorder:
             ``no_grad`` blocks say, so that a backward pass goes through the end of the model only.
         graph_at: Index of an earlier call whose output begins the graph instead, so that the outputs of all calls from
             there on (``outputs``) have gradients.
+        state_at: Which step of the model behind call ``leaf_at`` gives the token state that is to be the leaf in place
+            of the call's own output; the graph then begins there.
         values_at: Indices of the calls whose value tensors, (B, H, K, ...), are kept: they show what tokens are
             made of.
         substitute: Takes a call's index, its output in the model's own layout and the way from that to (B, H, Q, d),
@@ -65,6 +67,7 @@ class Recorder:
         *,
         leaf_at: int | None = None,
         graph_at: int | None = None,
+        state_at: int | None = None,
         values_at: Container[int] = (),
         substitute: Callable[[int, Tensor, RowView], Tensor] | None = None,
         batch: int | None = None,
@@ -84,6 +87,7 @@ class Recorder:
         self.leaf: Tensor | None = None
         self.leaf_rows: RowView | None = None
         self.squash_input: Tensor | None = None
+        self.steps: list[Callable[..., Any]] | None = None  # the operations behind call leaf_at
         self.token_states: list[Tensor] = []  # behind the leaf, in order: (B, Q, D) or (Q, B, D)
         self.pool: tuple[AttentionMap, Tensor] | None = None  # attention pooling behind the leaf, and its output
         self._weighted: TensorTable[bool] = TensorTable()
@@ -91,8 +95,10 @@ class Recorder:
         self._keep = keep
         self._leaf_at = leaf_at
         self._graph_at = graph_at
+        self._state_at = state_at
+        self._step_of: TensorTable[int] = TensorTable()  # the step that made a token state
         self._has_graph = False
-        self._leaf_tokens = (0, 0)  # the leaf's batch and query sizes
+        self.leaf_tokens = (0, 0)  # the batch and query sizes of call leaf_at
         self._values_at = values_at
         self._substitute = substitute
         self._registered: list[nn.Module] = []  # modules being run whose attention the user has told
@@ -114,6 +120,8 @@ class Recorder:
 
     def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call an operation of the model, with or without a graph as the leaf demands."""
+        if self.steps is not None:
+            self.steps.append(func)
         if not self._wants_graph or func is torch._C._set_grad_enabled:
             return func(*args, **kwargs)
         with torch.set_grad_enabled(self._has_graph and kwargs.get("out") is None):  # out= takes no graph
@@ -153,10 +161,11 @@ class Recorder:
         if self._substitute is not None:
             output = self._substitute(call, output, rows)
         self.places.lose(output)
-        if output.is_floating_point() and (
-            call in (self._leaf_at, self._graph_at) or (self._has_graph and self.outputs)
-        ):
-            output = self._into_graph(call, output, rows, (attention.shape[0], attention.shape[2]))
+        begins = call in (self._graph_at, None if self._state_at is not None else self._leaf_at)
+        if call == self._leaf_at:
+            self.steps, self.leaf_tokens = [], (attention.shape[0], attention.shape[2])
+        if output.is_floating_point() and (begins or (self._has_graph and self.outputs)):
+            output = self._into_graph(call, output, rows)
             self.places.lose(output)
         self.provenance.attended(output, query, call)
         return output
@@ -174,7 +183,7 @@ class Recorder:
         with torch.set_grad_enabled(True):
             return output.clone()
 
-    def _into_graph(self, call: int, output: Tensor, rows: RowView, tokens: tuple[int, int]) -> Tensor:
+    def _into_graph(self, call: int, output: Tensor, rows: RowView) -> Tensor:
         """Return the output with which the model goes on, whose gradient will be asked for."""
         if not self._has_graph:
             self._has_graph = True
@@ -185,7 +194,7 @@ class Recorder:
         if self._graph_at is not None:
             self.outputs[call] = (output, rows)
         if call == self._leaf_at:
-            self.leaf, self.leaf_rows, self._leaf_tokens = output, rows, tokens
+            self.leaf, self.leaf_rows = output, rows
         # A copy, since models may write into their attention's output.
         with torch.set_grad_enabled(True):
             return output.clone()
@@ -244,25 +253,35 @@ class Recorder:
     def _pools_the_leaf(self, attention: AttentionMap) -> bool:
         """Return whether a call behind the leaf reads all the leaf's tokens with one query, as pooling does."""
         alone = self.leaf is not None and self.pool is None
-        return alone and attention.kind != "self" and attention.shape[2:] == (1, self._leaf_tokens[1])
+        return alone and attention.kind != "self" and attention.shape[2:] == (1, self.leaf_tokens[1])
 
     def note_squash(self, scores: Tensor) -> None:
         """Remember the input of the latest softmax or sigmoid behind the leaf; it may be the model's last step."""
         if self.leaf is not None and scores.requires_grad:
             self.squash_input = scores
 
-    def note_token_state(self, func: Callable[..., Any], args: tuple[Any, ...], output: Tensor) -> None:
-        """Remember a tensor behind the leaf that still has one row per token.
+    def step_of(self, state: Tensor) -> int | None:
+        """Return which step behind call ``leaf_at`` made a token state; None where it was written in place since."""
+        return self._step_of.get(state)
+
+    def note_token_state(self, func: Callable[..., Any], args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Remember a tensor behind the leaf that still has one row per token; return what the model goes on with.
 
         What comes of a product with one factor per token is left out: it may be the weighting of a pooling, behind
         which all rows look alike. The weight of a norm ends that: such a product was a normalisation.
         """
+        if self._state_at is not None and self.steps is not None and len(self.steps) == self._state_at:
+            return self._begin_at(output)
         if self.leaf is None or output.dim() not in (3, 4) or not output.requires_grad:
-            return
+            return output
         if func is torch.roll:
             self.token_states.clear()  # windows were shifted back: before, the rows stood in another order
-        if output.shape[-1] == 1 or not _has_rows(output, *self._leaf_tokens):
-            return
+        if output.shape[-1] == 1 or not _has_rows(output, *self.leaf_tokens):
+            return output
+        if self.steps is not None and output not in self._step_of:
+            self._step_of[output] = len(self.steps)
+        if _writes(func):
+            self._step_of.pop(output)
         # Written in place, an earlier state is no longer what it was.
         self.token_states = [state for state in self.token_states if state is not output]
         factors = [a for a in args if isinstance(a, Tensor)]
@@ -274,6 +293,29 @@ class Recorder:
             self._weighted[output] = True
         else:
             self.token_states.append(output)
+        return output
+
+    def _begin_at(self, output: Tensor) -> Tensor:
+        """Make a token state the leaf, where it still is one; return what the model goes on with."""
+        if self._has_graph or tuple(output.shape[:2]) != self.leaf_tokens or not output.is_floating_point():
+            return output
+        self._has_graph = True
+        self.leaf = output.detach().requires_grad_()
+        self.leaf_rows = _as_one_head
+        self.token_states.append(self.leaf)
+        torch.set_grad_enabled(True)  # as in `_into_graph`
+        return self.leaf.clone()
+
+
+def _as_one_head(gradient: Tensor) -> Tensor:
+    """Return (B, N, ...) as (B, 1, N, D)."""
+    return gradient.flatten(2).unsqueeze(1)
+
+
+def _writes(func: Callable[..., Any]) -> bool:
+    """Return whether an operation writes into its first argument."""
+    name = getattr(func, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
 
 
 def _has_rows(output: Tensor, batch: int, tokens: int) -> bool:

@@ -62,6 +62,7 @@ def record(
     *,
     leaf_at: int | None = None,
     graph_at: int | None = None,
+    state_at: int | None = None,
     values_at: Container[int] = (),
     substitute: Callable[[int, Tensor, RowView], Tensor] | None = None,
     batch: int | None = None,
@@ -69,7 +70,13 @@ def record(
 ) -> Iterator[Recorder]:
     """Return, inside a ``with`` block, the `Recorder` that watches the model; what :func:`capture` is made of."""
     recorder = Recorder(
-        leaf_at=leaf_at, graph_at=graph_at, values_at=values_at, substitute=substitute, batch=batch, keep=keep
+        leaf_at=leaf_at,
+        graph_at=graph_at,
+        state_at=state_at,
+        values_at=values_at,
+        substitute=substitute,
+        batch=batch,
+        keep=keep,
     )
     modules = find_modules(model)
     _refuse_scripted(modules)
@@ -173,7 +180,7 @@ class _Watch(TorchFunctionMode):
                     written.detach().copy_(output.detach())  # the model may go on with what it had written to
                 return output  # an attention call's output: nothing is carried over to it but its lineage
             if isinstance(output, Tensor):
-                recorder.note_token_state(func, args, output)
+                output = recorder.note_token_state(func, args, output)
         recorder.provenance.follow(func, args, kwargs, output, recorder.batch)
         recorder.places.follow(func, args, kwargs, output, recorder.batch)
         return output

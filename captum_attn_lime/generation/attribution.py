@@ -17,8 +17,8 @@ from captum_attn_lime.generation.model import LanguageModel
 from captum_attn_lime.generation.prompt import Prompt, encode, read_prompt, token_names
 from captum_attn_lime.generation.shared import SharedMap
 from captum_attn_lime.methods import Method, get_method
+from captum_attn_lime.passes import ForwardPass
 from captum_attn_lime.probing import looks_causal, mixed_layers
-from captum_attn_lime.readout import ForwardPass
 
 
 class GenerationAttributionResult(LLMAttributionResult):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from captum_attn_lime.adapters.limits import position_limit
 from captum_attn_lime.capture import record
 from captum_attn_lime.capture.session import check_complete
 from captum_attn_lime.errors import InputError, TargetError
-from captum_attn_lime.readout import ForwardPass, main_stack
+from captum_attn_lime.passes import ForwardPass, main_stack
 
 # What Captum's LLMAttribution generates with where nothing else is asked for.
 GREEDY: Mapping[str, Any] = {"max_new_tokens": 25, "do_sample": False, "temperature": None, "top_p": None}
