@@ -62,7 +62,8 @@ class ForwardPass:
         """Return the pass of the first examples of the batch."""
         readout = None if self.readout is None else self.readout[:examples]
         top = None if self.top is None else self.top.first(examples)
-        return ForwardPass(self.output[:examples], self.recorder, [m.first(examples) for m in self.maps], readout, top)
+        maps = [m.first(examples) for m in self.maps]
+        return replace(self, output=self.output[:examples], maps=maps, readout=readout, top=top)
 
 
 @dataclass(frozen=True)

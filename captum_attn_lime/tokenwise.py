@@ -101,63 +101,78 @@ def _is_tokenwise(node: Node, start: Node, batch: int, tokens: int) -> bool:
         return leads[here]
 
     leads_to_start(node)
-    on_the_way = [here for here, does in leads.items() if does and here is not start]
-    return all(_keeps_tokens(here, [b for b in _before(here) if leads.get(b)], batch, tokens) for here in on_the_way)
+    way = {here: [s for s in _before(here) if leads.get(s)] for here, does in leads.items() if does}
+    way[start] = []
+    steps = _Steps(way, batch, tokens)
+    return all(steps.keeps_tokens(here) for here in way if here is not start)
 
 
-def _keeps_tokens(node: Node, sources: Sequence[Node], batch: int, tokens: int) -> bool:
-    """Return whether one step leaves each token where it is and by itself."""
-    name, shape = node.name(), _shape(node)
-    place = _token_axis(shape, batch, tokens)
-    if place is None:
+class _Steps:
+    """The steps on the way, by the shapes of their results.
+
+    Args:
+        way: Each step, with those before it that lie on the way.
+        batch: Number of examples.
+        tokens: Number of tokens.
+    """
+
+    def __init__(self, way: dict[Node, list[Node]], batch: int, tokens: int) -> None:
+        self._way = way
+        self._batch, self._tokens = batch, tokens
+
+    def keeps_tokens(self, node: Node) -> bool:
+        """Return whether a step leaves each token where it is and by itself."""
+        name, shape, sources = node.name(), _shape(node), self._way[node]
+        place = self._axis(node)
+        if place is None or any(self._axis(s) is None for s in sources):
+            return False
+        if name in _POINTWISE:
+            return all(self._from_the_end(s) == self._from_the_end(node) for s in sources)
+        if name in _VIEWS:
+            return all(self._groups(s) == self._groups(node) for s in sources)
+        if name in _SWAPS:
+            return not self._is_folded(node) and not any(self._is_folded(s) for s in sources)
+        if name in _LINEAR:
+            return self._is_folded(node)
+        if name in _LINEAR_ANY or name in _SPLITS or name in _NORMS or name in _REDUCTIONS:
+            is_over_features = place < len(shape) - 1
+            if name in _NORMS:
+                over = getattr(node, "_saved_normalized_shape", None)
+                return is_over_features and over is not None and len(over) == 1
+            return is_over_features and (name not in _REDUCTIONS or shape[-1] == 1)
         return False
-    if name in _POINTWISE:
-        return all(_from_the_end(_shape(s), batch, tokens) == len(shape) - place for s in sources)
-    if name in _VIEWS:
-        return all(_cells_before(_shape(s), batch, tokens) == _cells_before(shape, batch, tokens) for s in sources)
-    if name in _SWAPS:
-        return all(_token_axis(_shape(s), batch, tokens) is not None for s in sources)
-    if name in _LINEAR:
-        return len(shape) == 2 and shape[0] == batch * tokens
-    if name in _LINEAR_ANY or name in _SPLITS:
-        return place < len(shape) - 1 or len(shape) == 2
-    if name in _REDUCTIONS:
-        return place < len(shape) - 1 and shape[-1] == 1
-    if name in _NORMS:
-        over = getattr(node, "_saved_normalized_shape", None)
-        return over is not None and len(over) == 1 and place < len(shape) - 1
-    return False
+
+    def _axis(self, node: Node) -> int | None:
+        """Return which dimension counts tokens: the only one of their number, or the first of (tokens * batch, D).
+
+        Where another dimension has the same size, it could be mistaken, and there is none.
+        """
+        shape = _shape(node)
+        if self._is_folded(node):
+            return 0 if shape[1] not in (self._tokens, shape[0]) else None
+        whole = [i for i, size in enumerate(shape) if size == self._tokens]
+        return whole[0] if len(whole) == 1 and self._batch in (1, *shape) else None
+
+    def _is_folded(self, node: Node) -> bool:
+        shape = _shape(node)
+        return len(shape) == 2 and shape[0] == self._batch * self._tokens
+
+    def _from_the_end(self, node: Node) -> int:
+        """Return which dimension counts tokens, from the end, as broadcasting aligns them."""
+        return len(_shape(node)) - (self._axis(node) or 0)
+
+    def _groups(self, node: Node) -> int:
+        """Return how many groups of tokens a layout has in front of its tokens; -1 where that is not one number.
+
+        (B, N, D) has B, (N, B, D) has one. Folded to two dimensions either looks alike, and the step before tells.
+        """
+        if not self._is_folded(node):
+            return prod(_shape(node)[: self._axis(node) or 0])
+        before = {self._groups(s) for s in self._way[node]}
+        return before.pop() if len(before) == 1 else -1
 
 
 def _shape(node: Node) -> Shape:
     """Return the shape of a step's result."""
     found = node._input_metadata
     return tuple(int(size) for size in found[0].shape) if found else ()
-
-
-def _token_axis(shape: Shape, batch: int, tokens: int) -> int | None:
-    """Return which dimension counts tokens: the only one of their number, or the first of (batch * tokens, features).
-
-    Where another dimension has the same size, it could be mistaken, and there is none.
-    """
-    whole = [i for i, size in enumerate(shape) if size == tokens]
-    folded = len(shape) == 2 and shape[0] == batch * tokens
-    if folded:
-        return 0 if shape[1] not in (tokens, batch * tokens) else None
-    return whole[0] if len(whole) == 1 and batch in (1, *shape) else None
-
-
-def _from_the_end(shape: Shape, batch: int, tokens: int) -> int:
-    """Return which dimension counts tokens, from the end, as broadcasting aligns them; 0 where there is none."""
-    place = _token_axis(shape, batch, tokens)
-    return 0 if place is None else len(shape) - place
-
-
-def _cells_before(shape: Shape, batch: int, tokens: int) -> int:
-    """Return how many groups of tokens a layout has in front of its tokens; -1 where they are not to be found."""
-    place = _token_axis(shape, batch, tokens)
-    if place is None:
-        return -1
-    if len(shape) == 2 and shape[0] == batch * tokens:
-        return batch
-    return prod(shape[:place])

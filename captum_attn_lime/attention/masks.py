@@ -39,7 +39,7 @@ def as_key_bias(masks: Sequence[Tensor], is_causal: bool, n_queries: int, dtype:
         >>> as_key_bias([causal], False, 3, torch.float32)
         KeyBias(bias=tensor([[[[0., 0., 0.]]]]), is_causal=True)
     """
-    bias = None
+    bias, is_finite = None, False
     for mask in masks:
         full = mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape))
         part = _same_for_all_queries(full)
@@ -48,10 +48,13 @@ def as_key_bias(masks: Sequence[Tensor], is_causal: bool, n_queries: int, dtype:
             if part is None:
                 return None
             is_causal = True
+            is_finite |= part.dtype != torch.bool and bool((full[..., 0, 1:] > -torch.inf).any())
         added = part.to(dtype)
         if part.dtype == torch.bool:
             added = torch.zeros_like(added).masked_fill(~part, -torch.inf)
         bias = added if bias is None else bias + added
+    if is_finite and bias is not None and bool((bias[..., 0] == -torch.inf).any()):
+        return None  # the first query sees no key up to its own, so it sees those that only a number masks
     return KeyBias(bias, is_causal)
 
 
