@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -24,13 +25,16 @@ from captum_attn_lime.attention import AttentionMap, HeadFusion
 from captum_attn_lime.attention.fusion import check_head_fusion, select_heads
 from captum_attn_lime.capture import Keep
 from captum_attn_lime.errors import DropoutWarning, InputError, SelectionError
+from captum_attn_lime.facts import ModelFacts, shortened
 from captum_attn_lime.features import pool, spread
 from captum_attn_lime.methods import Method, MethodFunction, get_method
 from captum_attn_lime.methods.checks import require_one_stack, require_tokens
 from captum_attn_lime.passes import ForwardPass, ForwardRunner, Wanted, positions_of
-from captum_attn_lime.probing import ValueProbe, mixed_layers
 from captum_attn_lime.query import Query, query_weights
-from captum_attn_lime.tokens import TokenMap, carrier_of, check_token_map, find_token_map, place, plain_token_map
+from captum_attn_lime.tokens import TokenMap, check_token_map, place
+
+# Inputs of more tokens than this are called long, and tried out on a beginning of so many.
+_LONG, _BEGINNING = 1024, 128
 
 Layers = int | str | slice | Sequence[int | str] | None
 
@@ -93,10 +97,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         fused = self.head_fusion if self._method.fused_heads else None
         self._keep = Keep(head_fusion=fused, heads=heads, offload=offload)
         self._runner = ForwardRunner()
-        # With each map the function it belongs to, held so that another one cannot come to have its id.
-        self._token_maps: dict[Any, tuple[Any, TokenMap]] = {}
-        self._carriers: dict[Any, tuple[Any, int | None]] = {}
-        self._mixed: dict[Any, tuple[Any, frozenset[int]]] = {}
+        self.facts = ModelFacts()
+        self._tried: set[Any] = set()  # kinds of long inputs whose beginning was tried
 
     @property
     def uses_target(self) -> bool:
@@ -147,6 +149,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         tensors = _checked(inputs)
         forward_args = format_forward_args(additional_forward_args)
         auto = isinstance(query, str) and query == "auto"
+        self._try_beginning(tensors, forward_args, find=auto)
         done = self.run(tensors, target, forward_args, find=auto, explain=True)
         if done.recorder.is_random:
             warnings.warn(
@@ -156,9 +159,12 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             )
         select_target(done.output, target)
         maps = self._select_layers(done)
-        index = self._token_map(token_map, tensors, forward_args, done, maps[-1])
+        if token_map is None:
+            index = self.facts.token_map(self.forward_func, tensors, forward_args, done, maps[-1])
+        else:
+            index = check_token_map(token_map, tensors, maps[-1].shape[3])
         if not self._method.last_layer_only:
-            self._look_for_mixing(maps, tensors, forward_args)
+            self.facts.mark_mixed(self.forward_func, tensors, forward_args, maps)
         if maps[-1] is done.top:
             weights: Tensor | None = torch.ones(maps[-1].shape[0], 1)
         else:
@@ -170,6 +176,64 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         if feature_mask is not None:
             cells = _by_feature(cells, index, feature_mask)
         return format_output(isinstance(inputs, tuple), cells)
+
+    def matrix(
+        self,
+        inputs: TensorOrTuple,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        max_bytes: int = 2**30,
+    ) -> Tensor:
+        """Return the scores of every output token as a query: a whole matrix, row i for query i.
+
+        The layers' maps are still computed in blocks, but the result is N x N, and twice so while it is made.
+
+        Args:
+            inputs: As for :meth:`attribute`.
+            target: As for :meth:`attribute`.
+            additional_forward_args: As for :meth:`attribute`.
+            max_bytes: Memory that the matrices may take.
+
+        Returns:
+            ``(B, Q, K)`` over the model's tokens, special tokens included.
+
+        Raises:
+            InputError: The matrices would take more than ``max_bytes``.
+        """
+        tensors, forward_args = _checked(inputs), format_forward_args(additional_forward_args)
+        done = self.run(tensors, target, forward_args, find=False, explain=True)
+        select_target(done.output, target)
+        maps = self._select_layers(done)
+        if not self._method.last_layer_only:
+            self.facts.mark_mixed(self.forward_func, tensors, forward_args, maps)
+        last = maps[-1]
+        batch, _, queries, keys = last.shape
+        needed = batch * queries * (queries + 2 * keys) * last.dtype.itemsize
+        if needed > max_bytes:
+            raise InputError(
+                f"the whole matrix of {batch} x {queries} x {keys} scores takes {needed / 2**20:,.0f} MB while it is "
+                f"made, more than max_bytes allows ({max_bytes / 2**20:,.0f} MB). Raise max_bytes=, pass fewer "
+                "examples, or ask attribute() for the rows you need by query=."
+            )
+        everything = torch.eye(queries, device=last.device, dtype=last.dtype).expand(batch, -1, -1)
+        scores: Tensor = self._method.function(maps, everything, **self._options)
+        return scores.detach()
+
+    def _try_beginning(self, inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...], *, find: bool) -> None:
+        """Find out on the beginning of a long input what would take several passes over the whole."""
+        key = (id(self.forward_func), tuple((x.dim(), x.dtype) for x in inputs))
+        short = shortened(inputs, forward_args, longer_than=_LONG, to=_BEGINNING)
+        if short is None or key in self._tried:
+            return
+        self._tried.add(key)
+        # Whatever does not work on a part says nothing of the whole, which comes next.
+        with contextlib.suppress(Exception):
+            done = self.run(short[0], None, short[1], find=find)
+            maps = self._select_layers(done)
+            self.facts.token_map(self.forward_func, *short, done, maps[-1])
+            if not self._method.last_layer_only:
+                self.facts.mark_mixed(self.forward_func, *short, maps)
 
     def run(
         self,
@@ -255,53 +319,6 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         require_tokens(chosen)
         require_one_stack(chosen)
         return chosen
-
-    def _look_for_mixing(
-        self, maps: list[AttentionMap], inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...]
-    ) -> None:
-        """Mark the layers over tokens that something else than attention has mixed."""
-        calls = frozenset(m.index for m in maps if m.index is not None)
-        # Arguments may switch parts of the model on.
-        others = tuple(tuple(x.shape[1:]) if isinstance(x, Tensor) else repr(x) for x in forward_args)
-        key = (id(self.forward_func), calls, tuple((x.dim(), x.dtype) for x in inputs), others)
-        if key not in self._mixed:
-            self._mixed[key] = (self.forward_func, mixed_layers(self.forward_func, inputs, forward_args, calls))
-        for attention in maps:
-            attention.mixed = attention.index in self._mixed[key][1]
-
-    def _token_map(
-        self,
-        given: Tensor | Sequence[Tensor] | None,
-        inputs: tuple[Tensor, ...],
-        forward_args: tuple[Any, ...],
-        done: ForwardPass,
-        layer: AttentionMap,
-    ) -> TokenMap:
-        n_tokens = layer.shape[3]
-        if given is not None:
-            return check_token_map(given, inputs, n_tokens)
-        # The values of the first layer over the same tokens show what each token was made of. The tokens that are read
-        # by cross-attention are those of another stack.
-        before = layer.reads if layer.kind == "cross" else layer.follows
-        stack = {m.index: m.shape[2] == n_tokens for m in done.maps if m.index is not None and m.index in before}
-        first = min((index for index, same in stack.items() if same), default=layer.index)
-        kind = (id(self.forward_func), first, tuple((x.dim(), x.dtype) for x in inputs))
-        key = (kind, tuple(x.shape[1:] for x in inputs), n_tokens)
-        if key not in self._token_maps:
-            carrier = self._carriers.get(kind, (None, None))[1]
-            plain = None if carrier is None else plain_token_map(inputs, n_tokens, carrier)
-            if plain is None:
-                # Before a stage's tokens were merged, attention has mixed them: it must not tell what they are made of.
-                silent = {index for index, same in stack.items() if not same and index < (first or 0)}
-                probe = ValueProbe(self.forward_func, forward_args, len(inputs[0]), first or 0, silent)
-                convolutions = done.recorder.convolutions
-                found = find_token_map(inputs, n_tokens, convolutions, probe, is_first_call=not first)
-                # Ids and embeddings that map one to one do so for every length.
-                self._carriers[kind] = (self.forward_func, carrier_of(found, inputs, n_tokens))
-            else:
-                found = plain
-            self._token_maps[key] = (self.forward_func, found)
-        return self._token_maps[key][1]
 
 
 def _checked(inputs: TensorOrTuple) -> tuple[Tensor, ...]:

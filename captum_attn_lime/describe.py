@@ -121,7 +121,7 @@ def describe(
     last = done.maps[-1] if done.top is None else done.top
     token_map: TokenMap | None = None
     try:
-        token_map = attribution._token_map(None, tensors, forward_args, done, last)
+        token_map = attribution.facts.token_map(forward_func, tensors, forward_args, done, last)
     except TokenMapError as error:
         problems.append(str(error))
     stack = [m.index for m in done.maps if m.index is not None]
