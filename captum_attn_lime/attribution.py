@@ -24,7 +24,7 @@ from captum_attn_lime._captum import (
 from captum_attn_lime.attention import AttentionMap, HeadFusion
 from captum_attn_lime.attention.fusion import check_head_fusion, select_heads
 from captum_attn_lime.capture import Keep
-from captum_attn_lime.errors import DropoutWarning, InputError, SelectionError
+from captum_attn_lime.errors import DropoutWarning, InputError, SelectionError, TargetError
 from captum_attn_lime.facts import ModelFacts, shortened
 from captum_attn_lime.features import pool, spread
 from captum_attn_lime.methods import Method, MethodFunction, get_method
@@ -256,7 +256,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         wanted = Wanted(
             readout=find,
             positions=positions_of(target, len(inputs[0])) if find else None,
-            gradient_of=(lambda output: select_target(output, target).sum()) if explain and self.uses_target else None,
+            gradient_of=(lambda output: _explained(output, target)) if explain and self.uses_target else None,
             keep=self._keep if explain else Keep(offload=self._keep.offload),
         )
         return self._runner.run(self.forward_func, inputs, forward_args, wanted)
@@ -319,6 +319,18 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         require_tokens(chosen)
         require_one_stack(chosen)
         return chosen
+
+
+def _explained(output: Tensor, target: Target) -> Tensor:
+    """Return the sum over examples of the one number of each that the target names."""
+    chosen = select_target(output, target)
+    if chosen.numel() != len(output):
+        raise TargetError(
+            f"target {target!r} names {chosen.numel() // len(output)} numbers of each example, of an output of shape "
+            f"{tuple(output.shape)}; a method that uses gradients explains one. Pass target= (a class, or a tuple of "
+            "indices after the batch)."
+        )
+    return chosen.sum()
 
 
 def _checked(inputs: TensorOrTuple) -> tuple[Tensor, ...]:

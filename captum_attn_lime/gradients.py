@@ -21,10 +21,11 @@ def take_gradients(explained: Tensor, recorder: Recorder, maps: Iterable[Attenti
     Args:
         explained: The sum of what is explained of each example, a number with a graph.
         recorder: The capture, with the outputs of its calls in the graph.
-        maps: The maps. One that the graph does not reach stays without.
+        maps: The maps. One that the graph does not reach stays without: products with it then say so.
 
     Raises:
-        ReadoutError: What is explained carries no gradient, or that of an example is zero in all layers.
+        ReadoutError: What is explained carries no gradient, it cannot be taken, or that of an example is zero in all
+            layers.
     """
     if not explained.requires_grad:
         raise ReadoutError(
@@ -33,11 +34,18 @@ def take_gradients(explained: Tensor, recorder: Recorder, maps: Iterable[Attenti
         )
     reached = [(m, *recorder.outputs[m.index]) for m in maps if m.index in recorder.outputs]
     reached = [(m, output, rows) for m, output, rows in reached if output.requires_grad]
-    gradients = torch.autograd.grad(
-        explained, [output for _, output, _ in reached], allow_unused=True, materialize_grads=True
-    )
     some = torch.zeros(0)
-    for (attention, _, rows), gradient in zip(reached, gradients, strict=True):
+    for (attention, _, rows), gradient in zip(
+        reached, _gradients(explained, [output for _, output, _ in reached]), strict=True
+    ):
+        if gradient is None:
+            continue
+        if not bool(gradient.isfinite().all()):
+            raise ReadoutError(
+                f"the gradient of the target with respect to the output of {attention.name!r} has NaN or infinite "
+                "values, as where a row of the model's softmax has no key. Use a method without gradients (raw, "
+                "rollout)."
+            )
         attention.output_gradient = rows(gradient).detach()  # (B, H, Q, d)
         there = attention.output_gradient.flatten(1).any(dim=1)
         some = there if not len(some) else some | there
@@ -47,3 +55,16 @@ def take_gradients(explained: Tensor, recorder: Recorder, maps: Iterable[Attenti
             f"the gradient of the target of example {example} is zero in every layer: it does not depend on attention, "
             "or a probability is saturated. Explain logits, or use a method without gradients (raw, rollout)."
         )
+
+
+def _gradients(explained: Tensor, outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Return the gradient with respect to each output; None where the graph does not reach it."""
+    if not outputs:
+        return ()
+    try:
+        return torch.autograd.grad(explained, outputs, allow_unused=True)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ReadoutError(
+            f"the gradient of the target could not be taken, since an operation of the model does not allow it: "
+            f"{error} Use a method without gradients (raw, rollout)."
+        ) from error

@@ -124,7 +124,7 @@ class ForwardRunner:
             wanted = replace(
                 wanted,
                 positions=None if positions is None else [*positions, positions[0]],
-                gradient_of=None if explained is None else lambda output: explained(output[:batch]),
+                gradient_of=None if explained is None else lambda out: _with_one_more_explained(explained, out, batch),
             )
             return self._run(forward_func, more[0], more[1], wanted).first(batch)
 
@@ -169,8 +169,16 @@ def _captured(
     watched = record(
         forward_func, leaf_at=leaf_at, graph_at=graph_at, state_at=state_at, batch=len(inputs[0]), keep=keep
     )
-    with torch.no_grad(), watched as recorder:
-        output = run_forward(forward_func, inputs, forward_args or None)
+    try:
+        with torch.no_grad(), watched as recorder:
+            output = run_forward(forward_func, inputs, forward_args or None)
+    except NotImplementedError as error:
+        if graph_at is None or "FlexAttention" not in str(error):
+            raise
+        raise ReadoutError(
+            "methods that use gradients need them through flex_attention, and torch has no such gradient on the CPU. "
+            "Move the model to a GPU, switch it to sdpa attention, or use a method without gradients (raw, rollout)."
+        ) from error
     check_complete(recorder, forward_func)
     maps = main_stack(recorder.maps)
     for attention in maps:
@@ -253,6 +261,11 @@ def with_one_more(x: Any, batch: int) -> Any:
     if isinstance(x, Tensor) and x.dim() and len(x) == batch:
         return torch.cat([x, x[:1]])
     return x
+
+
+def _with_one_more_explained(explained: Callable[[Tensor], Tensor], output: Tensor, batch: int) -> Tensor:
+    """Return the sum of what is explained, of the example that was added too: by the target of the first."""
+    return explained(output[:batch]) + explained(torch.cat([output[batch:], output[1:batch].detach()]))
 
 
 def _ordinary(x: Any) -> Any:

@@ -55,7 +55,7 @@ class Gate(NamedTuple):
         """Return the positive part of weights times their gradients, (A ⊙ dA)⁺."""
         examples, queries, keys = block
         gradient = self.gradient[examples][:, :, rows_of(queries)].to(weights.dtype)  # (b, h, q, d)
-        value = self.value[examples][:, :, keys].to(weights.dtype)  # (b, h, k, d)
+        value = examples_of(self.value, examples)[:, :, keys].to(weights.dtype)  # (b, h, k, d)
         return (gradient @ value.transpose(-1, -2)).mul_(weights).relu_()
 
 
@@ -167,6 +167,11 @@ def tiles(
         for key in range(low, high, width):
             for example in range(0, batch, examples):
                 yield Block(slice(example, example + examples), rows, slice(key, min(key + width, high)))
+
+
+def examples_of(x: Tensor, examples: slice) -> Tensor:
+    """Return some examples of a tensor; what all examples share stays shared."""
+    return x if len(x) == 1 else x[examples]
 
 
 def rows_of(index: Tensor) -> slice | Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime.attention import blocks
-from captum_attn_lime.attention.blocks import Block, Weights, rows_of
+from captum_attn_lime.attention.blocks import Block, Gate, Weights, rows_of
 from captum_attn_lime.attention.fusion import HeadFusion, fuse_heads, select_heads
 from captum_attn_lime.attention.map import AttentionKind, AttentionMap, needed_rows, pick_heads
 from captum_attn_lime.errors import SelectionError
@@ -92,7 +92,7 @@ class HeadFusedMap(AttentionMap):
         self.head_fusion, self.heads = head_fusion, select_heads(heads, self.shape[1], name=self.name)
         # (B, Q, K), a tensor of its own: the model may write into its weights now
         weights = pick_heads(attention.weights, self.heads).to(attention.dtype)
-        self.fused = fuse_heads(weights, head_fusion).clone()
+        self.fused = fuse_heads(weights, head_fusion)
         queries, keys = self.shape[2:]
         self._reads_itself = reads_itself(attention.weights) if queries == keys else None
         self._dtype = attention.dtype
@@ -118,10 +118,16 @@ class HeadFusedMap(AttentionMap):
         self, queries: int | Sequence[int] | slice | Tensor, *, heads: int | Sequence[int] | None = None
     ) -> Tensor:
         """Raise: heads were not kept."""
-        raise SelectionError(
+        raise self._has_no_heads()
+
+    def _has_no_heads(self) -> SelectionError:
+        return SelectionError(
             f"{self.name!r} was captured with its heads fused ({self.head_fusion}); capture it with Keep() to read "
             "heads."
         )
+
+    def _gate(self, heads: list[int]) -> Gate:
+        raise self._has_no_heads()
 
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
         return self.fused[:, None, rows_of(queries)].to(self.dtype)

@@ -49,6 +49,7 @@ class AttentionMap(ABC):
         self.reads: frozenset[int] = frozenset()
         self.mixed = False
         self.value: Tensor | None = None
+        self._held: tuple[Tensor, int] | None = None  # the values as the model made them, and their version then
         self.output_gradient: Tensor | None = None
 
     def __repr__(self) -> str:
@@ -58,6 +59,11 @@ class AttentionMap(ABC):
     def _watch(self, *tensors: Tensor) -> None:
         """Remember the state of tensors that are kept as the model made them, not copied."""
         self._watched = [(t, t._version) for t in tensors if not t.is_inference()]
+
+    def hold_value(self, value: Tensor) -> None:
+        """Keep the values without a copy; if the model writes into them, methods that need them will say so."""
+        self.value = value
+        self._held = None if value.is_inference() else (value, value._version)
 
     def _check_unwritten(self) -> None:
         if any(t._version != version for t, version in self._watched):
@@ -137,8 +143,16 @@ class AttentionMap(ABC):
 
         Returns:
             ``(B, N)``, or ``(B, R, N)``.
+
+        Raises:
+            SelectionError: There are not as many keys as queries, so no identity to add.
         """
         vectors, chosen, fusion = self._checked(r, heads, head_fusion)
+        if self.shape[2] != self.shape[3]:
+            raise SelectionError(
+                f"the residual connection of {self.name!r} needs square attention, but it has {self.shape[2]} queries "
+                f"and {self.shape[3]} keys; use vecmat."
+            )
         if fusion == "mean":
             passed = (1 - residual) * self._product(vectors, chosen, fusion) + residual * vectors
         else:
@@ -170,9 +184,7 @@ class AttentionMap(ABC):
         """Return the sum of each fused row, (B, Q): 1 for the mean of plain softmax rows, not so for max or min."""
         ones = torch.ones(self.shape[0], self.shape[2])
         vectors, chosen, fusion = self._checked(ones, heads, head_fusion)
-        weights, parts = self._parts(vectors, chosen)
-        if fusion != "mean":
-            weights, parts = self._parts(vectors, chosen, cut_keys=False)
+        weights, parts = self._parts(vectors, chosen, cut_keys=fusion == "mean")
         return blocks.row_sums(weights, parts, (self.shape[0], self.shape[2]), fusion, vectors)
 
     def dense(self) -> Tensor:
@@ -187,6 +199,7 @@ class AttentionMap(ABC):
         """Return the map of the first examples of the batch."""
         part = self._first(examples)
         part.take_labels(self)
+        part._watched = self._watched  # what was written into until now stays known
         part.value = None if self.value is None else self.value[:examples]
         part.output_gradient = None if self.output_gradient is None else self.output_gradient[:examples]
         return part
@@ -194,6 +207,7 @@ class AttentionMap(ABC):
     def take_labels(self, other: AttentionMap) -> None:
         """Take over what a capture has found out about another map of the same call."""
         self.index, self.follows, self.reads, self.mixed = other.index, other.follows, other.reads, other.mixed
+        self._held = other._held
 
     def with_fused_heads(self, head_fusion: HeadFusion, heads: int | Sequence[int] | None = None) -> AttentionMap:
         """Return the map with its heads fused, where it holds weights of each; a map that holds none stays as it is."""
@@ -233,12 +247,32 @@ class AttentionMap(ABC):
     def _gate(self, heads: list[int]) -> Gate:
         """Return what rebuilds the gradient of the weights of chosen heads."""
         if self.value is None or self.output_gradient is None:
-            raise SelectionError(
-                f"{self.name!r} was captured without its values and the gradient of its output, which methods gated by "
-                "the gradient need; use AttentionAttribution(model, method='relevance')."
+            raise SelectionError(self._why_no_gate())
+        if self._held is not None and self._held[0]._version != self._held[1]:
+            raise UnreadableAttentionError(
+                f"the model has written into the values of {self.name!r} since it computed this attention, so the "
+                "gradient of the weights can no longer be known. Choose layers= without it, or use method='rollout'."
             )
         group = self.shape[1] // self.value.shape[1]  # grouped queries: this many heads share a value head
         return Gate(pick_heads(self.output_gradient, heads), pick_heads(self.value, [h // group for h in heads]))
+
+    def _why_no_gate(self) -> str:
+        if self.output_gradient is not None:
+            return (
+                f"how the weights of {self.name!r} act on values is not known (they were told by register_attention, "
+                "or meet more than the values, such as relative positions), so neither is their gradient. "
+                "Choose layers= without it, or use a method without gradients (raw, rollout)."
+            )
+        if self.value is not None:
+            return (
+                f"no gradient of what is explained has reached {self.name!r}: the model detaches its output, or does "
+                "not use it for this target, or the map was captured by hand. Choose layers= that the gradient "
+                "reaches, or use a method without gradients (raw, rollout)."
+            )
+        return (
+            f"{self.name!r} was captured without its values and the gradient of its output, which methods gated by "
+            "the gradient need; use AttentionAttribution(model, method='relevance')."
+        )
 
     def _checked(
         self, r: Tensor, heads: int | Sequence[int] | None, head_fusion: str

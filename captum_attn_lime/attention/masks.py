@@ -13,7 +13,7 @@ MASKED = -9_000.0
 # No score is as low as this, so what is masked by less gets a weight of exactly zero beside any key that is not.
 NEVER = -1e30
 # Masks are looked through in parts of this many cells.
-_CELLS = 2**22
+_CELLS = 2**19
 
 
 class KeyBias(NamedTuple):

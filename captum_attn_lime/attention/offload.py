@@ -91,7 +91,9 @@ class OffloadedMap(AttentionMap):
             if tensor is not None:
                 self._stored[name] = OnCpu(tensor) if folder is None else InFile(tensor, folder, name)
                 setattr(self._empty, name, None)
+        self.value, self.output_gradient = attention.value, attention.output_gradient
         self._empty.value = self._empty.output_gradient = None
+        self._watch()
         self._empty._watch(*getattr(attention, "masks", ()))
 
     @property

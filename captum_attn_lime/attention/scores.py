@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime.attention import blocks, fused, masks
-from captum_attn_lime.attention.blocks import EVERYTHING, Block, Weights, rows_of
+from captum_attn_lime.attention.blocks import EVERYTHING, Block, Weights, examples_of, rows_of
 from captum_attn_lime.attention.fusion import HeadFusion
 from captum_attn_lime.attention.map import AttentionKind, AttentionMap, needed_rows, pick_heads
 
@@ -23,7 +23,7 @@ class ScoreMap(AttentionMap):
     """Attention kept as what a fused kernel was given: query, key, masks, scale and causal flag; linear in tokens.
 
     Args:
-        query: ``(B, H, Q, d)``.
+        query: ``(B, H, Q, d)``, or ``(B, 1, Q, d)`` where all heads have the same.
         key: ``(B, Hk, K, d)`` where Hk divides H (grouped queries).
         masks: Each broadcastable to ``(B, H, Q, K)``: boolean (True may be attended to) or added to the scores.
         scale: Factor on the scores; 1/√d by default.
@@ -52,6 +52,8 @@ class ScoreMap(AttentionMap):
         kind: AttentionKind = "unknown",
         log_sums: Tensor | None = None,
     ) -> None:
+        if query.shape[1] == 1:
+            query = query.expand(-1, key.shape[1], -1, -1)  # one query for all heads
         batch = max(query.shape[0], key.shape[0])
         shape = (batch, query.shape[1], query.shape[2], key.shape[2])
         super().__init__(shape, name=name, kind=kind, is_causal=is_causal)
@@ -74,6 +76,8 @@ class ScoreMap(AttentionMap):
     def own_memory(self) -> None:
         """Copy query and key where they are parts of larger tensors, as of a joint projection, and keep those alive."""
         held: dict[int, int] = {}
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in (self.query, self.key)):
+            return  # inside a transform of torch.func tensors have no memory of their own
         for x in (self.query, self.key):
             held[x.untyped_storage().data_ptr()] = held.get(x.untyped_storage().data_ptr(), 0) + x.nbytes
         if any(
@@ -94,9 +98,9 @@ class ScoreMap(AttentionMap):
         """Return the scores of a block and of chosen heads with all masks applied, (b, h, q, k)."""
         rows, every = rows_of(block.queries), heads == list(range(self.shape[1]))
         group = self.shape[1] // self.key.shape[1]  # grouped queries: this many heads share a key head
-        query = _examples(self.query, block.examples)[:, :, rows]
+        query = examples_of(self.query, block.examples)[:, :, rows]
         q = pick_heads(query, heads).to(self.dtype) * self.scale  # (b, h, q, d)
-        key = _examples(self.key, block.examples)[:, :, block.keys]
+        key = examples_of(self.key, block.examples)[:, :, block.keys]
         k = pick_heads(key, [h // group for h in heads]).to(self.dtype)  # (b, h, k, d)
         scores = q @ k.transpose(-1, -2)  # (b, h, q, k)
         chosen = None if every else torch.tensor(heads, device=self.device)
@@ -162,8 +166,3 @@ class ScoreMap(AttentionMap):
         if r.shape[1] == 1 and bool((r >= 0).all()):
             return fused.vecmat(call, self.log_sums, r[:, 0])[:, None]
         return fused.matmat(call, self.log_sums, r)
-
-
-def _examples(x: Tensor, examples: slice) -> Tensor:
-    """Return some examples of a tensor; what all examples share stays shared."""
-    return x if len(x) == 1 else x[examples]

@@ -228,7 +228,11 @@ class Recorder:
         self, said: Registration, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         tokens = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
-        attention, first, rows = told_map(said, self.stack.current, module, args, kwargs, output)
+        self._registered.append(module)  # what the user's function computes is none of the model's attention
+        try:
+            attention, first, rows = told_map(said, self.stack.current, module, args, kwargs, output)
+        finally:
+            self._registered.pop()
         query = tokens[0] if tokens else first
         # Of cross-attention the keys come behind the queries, also where there are as many of them.
         others = tokens[1:] if said.kind == "cross" else tokens

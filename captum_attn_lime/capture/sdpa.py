@@ -53,9 +53,6 @@ def attend(
         return recorder.run(func, args, kwargs), None
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
-    if query.shape[1] != key.shape[1]:
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     options = {"attn_mask": mask, "scale": given.get("scale")}
     output, sums = recorder.run(kernel, (query, key, value, 0.0, is_causal), options)
@@ -69,6 +66,8 @@ def _takes_fused_kernel(
     tensors = [x for x in (query, key, value, mask) if x is not None]
     if dropout or query.device.type != "cpu" or query.dim() != 4 or (is_causal and mask is not None):
         return False
+    if mask is not None and mask.dtype not in (torch.bool, torch.float32, query.dtype):
+        return False  # torch says what is wrong with it
     if any(type(x) not in (Tensor, torch.nn.Parameter) or x.layout != torch.strided for x in tensors):
         return False
     if torch.is_autocast_enabled("cpu") or torch._C._functorch.peek_interpreter_stack() is not None:

@@ -81,6 +81,7 @@ class SoftmaxWatch:
         self._weighted: TensorTable[Weighted] = TensorTable()
         self._calls = 0
         self._done: dict[int, int] = {}  # by softmax, the index of its map
+        self._elsewhere: set[int] = set()  # softmaxes that meet more than values, such as relative positions
         self._exponentials = ExponentialWatch(self._number, _CARRIERS, MULTIPLIES)
 
     def softmax(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -127,7 +128,18 @@ class SoftmaxWatch:
             self._multiply(args[0], args[1], output)
         elif func in _CARRIERS:
             self._carry(func, args, output)
+        elif func is F.linear:
+            self._note_elsewhere(args[:1])
         return output
+
+    def _note_elsewhere(self, factors: tuple[Any, ...]) -> None:
+        """Note that weights meet something else than the values: the values are then not all that they act on."""
+        for factor in factors:
+            if isinstance(factor, Tensor) and factor in self._weights:
+                call = self._weights[factor].call
+                self._elsewhere.add(call)
+                if call in self._done:
+                    self._recorder.maps[self._done[call]].value = None
 
     def _carry(self, func: Func, args: tuple[Any, ...], output: Tensor) -> None:
         source = next((a for a in args if isinstance(a, Tensor) and a in self._weights), None)
@@ -172,6 +184,7 @@ class SoftmaxWatch:
         if b in self._weights and (held := self._weights[b]).axis == b.dim() - 2 and _are_values(a, b):
             placed = layout.from_matmul(b.transpose(-1, -2), a.transpose(-1, -2), self._recorder)
             return self._record(layout.transposed(placed), held, output, b, a)
+        self._note_elsewhere((a, b))
         return output
 
     def _is_convolution(self, weights: Tensor, output: Tensor) -> bool:
@@ -196,6 +209,7 @@ class SoftmaxWatch:
             placed = layout.from_einsum(args[0], index, weights, held.axis, value, self._recorder)
             if placed is not None:
                 return self._record(placed, held, output, weights, value)
+        self._note_elsewhere(tuple(operands))
         return output
 
     def _record(self, placed: layout.Placed, held: Weights, output: Tensor, weights: Tensor, value: Tensor) -> Tensor:
@@ -210,7 +224,10 @@ class SoftmaxWatch:
         if self._recorder.places.mixes_channels(value, placed.summed):
             kind = "channel"
         attention = DenseMap(placed.weights, name=self._recorder.stack.current, kind=kind)
-        return self._recorder.add(attention, output, placed.rows, placed.value, weights, value)
+        output = self._recorder.add(attention, output, placed.rows, placed.value, weights, value)
+        if held.call in self._elsewhere:
+            self._recorder.maps[-1].value = None
+        return output
 
 
 def _are_values(value: Tensor, weights: Tensor) -> bool:
