@@ -4,7 +4,7 @@ from captum_attn_lime import features, plot
 from captum_attn_lime.adapters import TabularAdapter, TextAdapter, WordTokenizer
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attribution import AttentionAttribution
-from captum_attn_lime.capture import capture, register_attention
+from captum_attn_lime.capture import Keep, capture, register_attention
 from captum_attn_lime.compare import Comparison, compare
 from captum_attn_lime.describe import Description, describe
 from captum_attn_lime.generation import GenerationAttribution, GenerationAttributionResult
@@ -19,6 +19,7 @@ __all__ = [
     "Description",
     "GenerationAttribution",
     "GenerationAttributionResult",
+    "Keep",
     "LimeTabular",
     "LimeText",
     "TabularAdapter",
