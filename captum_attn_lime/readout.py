@@ -173,14 +173,20 @@ def _gradients(output: Tensor, recorder: Recorder) -> tuple[Tensor, list[Tensor]
     # A state that an autograd function of the model gives out loses its graph there.
     states_behind = [state for state in recorder.token_states if state.requires_grad]
     recorder.is_probing = True
-    at_leaf, *others = torch.autograd.grad(
-        output,
-        (leaf, *pooled, *states_behind),
-        cotangent,
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
+    try:
+        at_leaf, *others = torch.autograd.grad(
+            output,
+            (leaf, *pooled, *states_behind),
+            cotangent,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        raise ReadoutError(
+            f"which tokens the output reads could not be found, since an operation behind the last attention call has "
+            f"no gradient: {error} {ASK}"
+        ) from error
     recorder.is_probing = False
     by_row = rows(at_leaf)  # (B, H, Q, d)
     by_row = by_row.to(torch.promote_types(by_row.dtype, torch.float32))

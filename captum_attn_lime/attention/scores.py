@@ -91,8 +91,9 @@ class ScoreMap(AttentionMap):
         scores = self._scores(Block(EVERYTHING, queries, EVERYTHING), heads)
         weights = scores.softmax(dim=-1)
         # A row that may attend to nothing gives 0/0; the kernels give it zeros.
-        nothing = (scores == -math.inf).all(dim=-1, keepdim=True)
-        return weights.masked_fill(nothing, 0.0).expand(self.shape[0], -1, -1, -1)
+        if scores.shape[-1] > 0 and bool((nothing := scores.amax(dim=-1, keepdim=True) == -math.inf).any()):
+            weights = weights.masked_fill_(nothing, 0.0)
+        return weights.expand(self.shape[0], -1, -1, -1)
 
     def _scores(self, block: Block, heads: list[int]) -> Tensor:
         """Return the scores of a block and of chosen heads with all masks applied, (b, h, q, k)."""

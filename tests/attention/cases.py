@@ -1,4 +1,4 @@
-"""Random attention calls with the masks that models pass, their weights by the formula, and which way a product took."""
+"""Random attention calls with the masks that models pass, their weights by the formula, and the way a product took."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ class Case(NamedTuple):
         return (*self.query.shape[:3], self.key.shape[2])
 
     def map(self, **options: Any) -> ScoreMap:
-        return ScoreMap(
-            self.query, self.key, masks=self.masks, scale=self.scale, is_causal=self.is_causal, **options
-        )
+        return ScoreMap(self.query, self.key, masks=self.masks, scale=self.scale, is_causal=self.is_causal, **options)
 
     def merged(self) -> Tensor:
         """Masks and causality as one additive mask, (B, H, Q, K), in the type in which models compute scores."""
@@ -202,5 +200,3 @@ def error(found: Tensor, expected: np.ndarray) -> float:
     if tuple(found.shape) != expected.shape or not bool(torch.isfinite(found).all()):
         return math.inf
     return float(np.abs(found.double().numpy() - expected).max(initial=0.0))
-
-
