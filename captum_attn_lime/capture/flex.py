@@ -34,7 +34,7 @@ def flex_attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs:
         score_mod=_with(score_mod, given.get("score_buffers", ())),
         mask_mod=_with(mask_mod, given.get("mask_buffers", ())),
         scale=given["scale"],
-        name=recorder.stack.current,
+        name=recorder.module_name,
         kind=kind_of(recorder.provenance.same_source(query, key)),
     )
     return (recorder.add(attention, output, lambda x: x, given["value"], query, key), *statistics)

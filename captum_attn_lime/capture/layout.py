@@ -41,7 +41,7 @@ def from_matmul(weights: Tensor, value: Tensor, recorder: Recorder) -> Placed:
         unfold = _unfold(weights, value, recorder)
         return Placed(unfold(weights), unfold(value), unfold)
     raise UnreadableAttentionError(
-        f"the softmax attention in {recorder.stack.current!r} has weights of shape {tuple(weights.shape)}; "
+        f"the softmax attention in {recorder.module_name!r} has weights of shape {tuple(weights.shape)}; "
         "(B, H, Q, K), (B, Q, K) or (B*H, Q, K) is needed to tell examples, heads, queries and keys apart."
     )
 
@@ -56,7 +56,7 @@ def _unfold(weights: Tensor, value: Tensor, recorder: Recorder) -> Callable[[Ten
         fold = Fold(1, size, True)
     if fold is None:
         raise UnreadableAttentionError(
-            f"the softmax attention in {recorder.stack.current!r} has weights of shape {tuple(weights.shape)} for a "
+            f"the softmax attention in {recorder.module_name!r} has weights of shape {tuple(weights.shape)} for a "
             f"batch of {batch}, and how heads and examples share dimension 0 was not seen. Explain one example at a "
             "time, or reshape from (B, H, N, d) inside the model."
         )
@@ -88,7 +88,7 @@ def from_broadcast(weights: Tensor, value: Tensor, axis: int, recorder: Recorder
     others = [d for d in range(1, weights.dim()) if d != axis and weights.shape[d] != 1]
     if axis == 0 or len(others) > 1:
         raise UnreadableAttentionError(
-            f"the additive attention in {recorder.stack.current!r} has weights of shape {tuple(weights.shape)} summed "
+            f"the additive attention in {recorder.module_name!r} has weights of shape {tuple(weights.shape)} summed "
             f"over dimension {axis}; (B, N, 1) or (B, N, H, 1) is needed to tell heads from keys."
         )
     order = [0, *others, axis]
@@ -144,7 +144,7 @@ def from_einsum(
         queries = [query]
     if len(batch) != 1 or len(queries) > 1 or len(heads) > 1:
         raise UnreadableAttentionError(
-            f"the einsum attention {equation!r} in {recorder.stack.current!r} cannot be read as examples, heads, "
+            f"the einsum attention {equation!r} in {recorder.module_name!r} cannot be read as examples, heads, "
             "queries and keys."
         )
     if recorder.batch is not None and _differs_by_query(own, axis, batch[0], queries + heads, sizes, recorder.batch):

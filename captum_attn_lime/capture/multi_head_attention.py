@@ -124,7 +124,7 @@ class _Call:
         if self._scores is None:  # never: the scores come first
             return output
         query, key, masks = self._scores
-        name = self._recorder.stack.current
+        name = self._recorder.module_name
         attention = ScoreMap(query, key, masks=masks, scale=1.0, name=name, kind=self._kind)
         tokens, sources = self._given["query"], self._given["key"]
         return self._recorder.add(attention, output, self._unfold, self._unfold(value), tokens, sources)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ _WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 # What is told of each module that has run: the module, its arguments, its output (None after an exception), and whether
 # others ran inside it.
 Left = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any, bool], Any]
+Start = Callable[[tuple[Any, ...], dict[str, Any]], None]
+_CALL = nn.Module._call_impl.__code__
 
 
 class ModuleStack:
@@ -30,34 +34,66 @@ class ModuleStack:
         self._thread = threading.get_ident()
         self._paths: list[str] = []
         self._entered_others: list[bool] = []
+        self._modules: dict[str, nn.Module] = {}
+        self._handles: list[Any] = []
+        self._hooked: set[int] = set()
+        self._by_frames: dict[int, str] | None = None
         self.batch = batch
+        self.on_start: Start | None = None
         self.on_enter: Callable[[nn.Module], None] | None = None
         self.on_leave: Left | None = None
 
     @property
     def current(self) -> str:
         """The path of the innermost module, or an empty string."""
+        if self._by_frames is not None:
+            return _running(self._by_frames)
         return self._paths[-1] if self._paths else ""
 
     @contextmanager
-    def watching(self, modules: dict[str, nn.Module]) -> Iterator[None]:
-        """Hook every submodule for the time of the block."""
-        handles = []
-        seen: set[int] = set()
+    def watching(self, modules: dict[str, nn.Module], on_start: Start | None = None) -> Iterator[None]:
+        """Hook the modules for the time of the block.
+
+        Args:
+            modules: The modules, with the prefixes of their paths. Their submodules are hooked too, at once, or when
+                :meth:`watch_all` is called.
+            on_start: Called with the arguments of the first module that is entered; it may call :meth:`watch_all`.
+        """
+        self._modules = modules
         try:
-            for root_name, root in modules.items():
-                for path, module in _named_modules(root):
-                    if id(module) in seen or isinstance(module, torch.jit.ScriptModule):
-                        continue  # scripted code takes no hooks
-                    seen.add(id(module))
-                    full = ".".join(part for part in (root_name, path) if part)
-                    handles.append(module.register_forward_pre_hook(self._enter(full), with_kwargs=True))
-                    # always_call: the stack must shrink also when a forward raises.
-                    handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+            if on_start is None:
+                self.watch_all()
+            else:
+                self.on_start = on_start
+                for name, root in modules.items():
+                    self._hook(name, root)
             yield
         finally:
-            for handle in handles:
+            for handle in self._handles:
                 handle.remove()
+
+    def watch_all(self) -> None:
+        """Hook every submodule that is not hooked yet."""
+        for root_name, root in self._modules.items():
+            for path, module in _named_modules(root):
+                self._hook(".".join(part for part in (root_name, path) if part), module)
+
+    def watch_from_here(self) -> None:
+        """Hook every submodule while some are running already, whose hooks come too late: frames tell their names."""
+        self._by_frames = {
+            id(module): ".".join(part for part in (root_name, path) if part)
+            for root_name, root in reversed(self._modules.items())
+            for path, module in reversed(list(_named_modules(root)))
+        }
+        self.watch_all()
+
+    def _hook(self, path: str, module: nn.Module) -> None:
+        if id(module) in self._hooked or isinstance(module, torch.jit.ScriptModule):
+            return  # scripted code takes no hooks
+        self._hooked.add(id(module))
+        self._handles.append(module.register_forward_pre_hook(self._enter(path), with_kwargs=True))
+        # always_call: the stack must shrink also when a forward raises.
+        self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
 
     def _enter(self, path: str) -> Callable[..., None]:
         # torch leaves the keyword arguments out where another thread has just removed its own hooks from the module.
@@ -66,11 +102,15 @@ class ModuleStack:
                 return
             kwargs = kwargs or {}
             if self.batch is None:
-                self.batch = next((len(x) for x in (*args, *kwargs.values()) if _has_batch(x)), None)
+                with torch._C.DisableTorchFunction():  # what is looked at here is no step of the model
+                    self.batch = next((len(x) for x in (*args, *kwargs.values()) if _has_batch(x)), None)
             if self._entered_others:
                 self._entered_others[-1] = True
             self._paths.append(path)
             self._entered_others.append(False)
+            if self.on_start is not None:
+                start, self.on_start = self.on_start, None
+                start(args, kwargs)
             if self.on_enter is not None:
                 self.on_enter(module)
 
@@ -87,6 +127,16 @@ class ModuleStack:
         finally:
             self._paths.pop()
             self._entered_others.pop()
+
+
+def _running(paths: dict[int, str]) -> str:
+    """Return the path of the innermost module that is running, by the frames of the calls."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is _CALL and (path := paths.get(id(frame.f_locals["self"]))) is not None:
+            return path
+        frame = frame.f_back
+    return ""
 
 
 def _named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

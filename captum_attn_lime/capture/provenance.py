@@ -113,6 +113,23 @@ class Provenance:
     def _of(self, tensor: Tensor) -> Known:
         return self._known.get(tensor, _NOTHING)
 
+    def entry(self, tensor: Tensor) -> Known | None:
+        """Return all that is known of a tensor, to be put back by `restore` in another capture."""
+        return self._known.get(tensor)
+
+    def restore(self, tensor: Tensor, known: Known | None) -> None:
+        """Put back what was known of a tensor."""
+        if known is not None:
+            self._known[tensor] = known
+
+    def tables(self) -> tuple[int, dict[int, tuple[Lineage, Origins]], dict[int, int]]:
+        """Return what is known of calls and numbers, apart from tensors."""
+        return self._next, dict(self._asked), dict(self._rows)
+
+    def restore_tables(self, tables: tuple[int, dict[int, tuple[Lineage, Origins]], dict[int, int]]) -> None:
+        """Put back what was known of calls and numbers."""
+        self._next, self._asked, self._rows = tables[0], dict(tables[1]), dict(tables[2])
+
     def lineage(self, tensor: Tensor) -> Lineage:
         """Return the attention calls that the tensor's tokens passed through as queries."""
         return self._of(tensor).lineage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from captum_attn_lime.capture.keeping import Keep
 from captum_attn_lime.capture.names import ModuleStack
 from captum_attn_lime.capture.provenance import Compared, Provenance
 from captum_attn_lime.capture.registered import Registration, registration, told_map
+from captum_attn_lime.capture.walk import Asked, Trace, Walks
 from captum_attn_lime.capture.weak import TensorTable
 from captum_attn_lime.capture.windows import TokenPlaces
 
@@ -60,6 +61,7 @@ class Recorder:
             and returns what the model is to go on with.
         batch: Number of examples; by default dimension 0 of the first tensor that enters a module.
         keep: What is kept of each call.
+        walks: What is remembered of the model's earlier captures.
     """
 
     def __init__(
@@ -72,11 +74,16 @@ class Recorder:
         substitute: Callable[[int, Tensor, RowView], Tensor] | None = None,
         batch: int | None = None,
         keep: Keep = KEEP_SCORES,
+        walks: Walks | None = None,
     ) -> None:
         self.maps: list[AttentionMap] = []
         self.stack = ModuleStack(batch)
-        self.provenance = Provenance()
-        self.places = TokenPlaces()
+        provenance, places = Provenance(), TokenPlaces()
+        mode = (leaf_at, graph_at, state_at)
+        self.trace = Trace(provenance, places, self.stack, walks, mode)
+        # Whatever the seams ask of them goes through the trace.
+        self.provenance = cast("Provenance", Asked(self.trace, provenance))
+        self.places = cast("TokenPlaces", Asked(self.trace, places))
         self.awaited: dict[int, tuple[str, Compared]] = {}  # softmaxes of self-attention that have not met values
         self.read: set[tuple[int, int]] = set()  # the queries and keys of fused calls
         self.convolutions: list[PatchConvolution] = []
@@ -112,6 +119,12 @@ class Recorder:
         be looked at.
         """
         return [name for name, compared in self.awaited.values() if not compared & self.read]
+
+    @property
+    def module_name(self) -> str:
+        """The path of the module that is running, or an empty string."""
+        name: str = self.trace.ask("module", lambda: self.stack.current)
+        return name
 
     @property
     def batch(self) -> int | None:
@@ -201,6 +214,7 @@ class Recorder:
 
     def _entered(self, module: nn.Module) -> None:
         if registration(module) is not None:
+            self.trace.unfit()  # what a user tells may change from run to run
             self._registered.append(module)
 
     def _left(
@@ -218,10 +232,11 @@ class Recorder:
             if said is None or self._registered or output is None:
                 return None
             return self._told(said, module, args, kwargs, output)
-        if not others_ran and isinstance(output, Tensor):
+        if not others_ran and not self.trace.is_replayed and isinstance(output, Tensor):
             came = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-            if came is not None and came is not output and came.is_floating_point():
-                self.provenance.bridge(came, output)
+            with torch._C.DisableTorchFunction():  # what is looked at here is no step of the model
+                if came is not None and came is not output and came.is_floating_point():
+                    self.provenance.bridge(came, output)
         return None
 
     def _told(
@@ -230,7 +245,7 @@ class Recorder:
         tokens = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
         self._registered.append(module)  # what the user's function computes is none of the model's attention
         try:
-            attention, first, rows = told_map(said, self.stack.current, module, args, kwargs, output)
+            attention, first, rows = told_map(said, self.module_name, module, args, kwargs, output)
         finally:
             self._registered.pop()
         query = tokens[0] if tokens else first

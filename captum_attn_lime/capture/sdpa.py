@@ -97,7 +97,7 @@ def record_scores(
     """
     query, key, value = given["query"], given["key"], given["value"]
     recorder.is_random |= bool(given.get("dropout_p"))
-    name = recorder.stack.current
+    name = recorder.module_name
     if query.dim() not in (3, 4):
         raise UnreadableAttentionError(
             f"scaled_dot_product_attention in {name!r} was called with a query of shape {tuple(query.shape)}; "

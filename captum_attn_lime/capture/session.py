@@ -18,10 +18,18 @@ from captum_attn_lime.capture.keeping import Keep
 from captum_attn_lime.capture.names import find_modules
 from captum_attn_lime.capture.recorder import KEEP_SCORES, PatchConvolution, Recorder, RowView
 from captum_attn_lime.capture.registered import registered_modules
-from captum_attn_lime.capture.softmax import SOFTMAXES, SQUASHES, SoftmaxWatch
+from captum_attn_lime.capture.softmax import BEGINS, SOFTMAXES, SQUASHES, SoftmaxWatch
+from captum_attn_lime.capture.walk import walks_of
 from captum_attn_lime.errors import NoAttentionError, UnreadableAttentionError
 
 _DROPOUTS = frozenset({F.dropout, torch.dropout, F.alpha_dropout, F.feature_alpha_dropout})
+# What is looked at by itself before any softmax has been seen.
+_WATCHED: frozenset[Any] = frozenset(
+    {
+        F.scaled_dot_product_attention, F.multi_head_attention_forward, torch.conv2d, Tensor.__setitem__,
+        *SQUASHES, *BEGINS,
+    }
+)  # fmt: skip
 
 
 @contextmanager
@@ -69,6 +77,16 @@ def record(
     keep: Keep = KEEP_SCORES,
 ) -> Iterator[Recorder]:
     """Return, inside a ``with`` block, the `Recorder` that watches the model; what :func:`capture` is made of."""
+    modules = find_modules(model)
+    told = registered_modules()
+    told_ids = {id(module) for module in told}
+    is_told = bool(told) and any(id(m) in told_ids for root in modules.values() for m in root.modules())
+    can_be_remembered = bool(modules) and not is_told and substitute is None and not values_at
+    walks = walks_of(next(iter(modules.values()))) if can_be_remembered else None
+    if walks is None or not walks:
+        _refuse_scripted(modules)
+    # What the user has told of holds also where the model is reached by a way that shows no modules.
+    modules |= {f"registered.{i}": module for i, module in enumerate(told)}
     recorder = Recorder(
         leaf_at=leaf_at,
         graph_at=graph_at,
@@ -77,14 +95,27 @@ def record(
         substitute=substitute,
         batch=batch,
         keep=keep,
+        walks=walks,
     )
-    modules = find_modules(model)
-    _refuse_scripted(modules)
-    # What the user has told of holds also where the model is reached by a way that shows no modules.
-    modules |= {f"registered.{i}": module for i, module in enumerate(registered_modules())}
+
+    def start(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorder.trace.begin(args, kwargs, recorder.stack.batch)
+        if not recorder.trace.is_replayed:
+            recorder.stack.watch_all()
+
+    def change() -> None:
+        _refuse_scripted(modules)
+        recorder.stack.watch_from_here()
+
+    recorder.trace.on_change = change
     try:
-        with running_eagerly(), recorder.stack.watching(modules), _Watch(recorder):
+        with (
+            running_eagerly(),
+            recorder.stack.watching(modules, None if walks is None else start),
+            _Watch(recorder),
+        ):
             yield recorder
+        recorder.trace.end(is_complete=not recorder.is_random)
     except Exception as error:
         if not type(error).__module__.startswith("torch._dynamo"):
             raise
@@ -154,11 +185,18 @@ class _Watch(TorchFunctionMode):
         recorder = self._recorder
         if recorder.is_told:
             return recorder.run(func, args, kwargs)
+        if self._softmax.is_idle and func not in _WATCHED and "out" not in kwargs:
+            return self._step(func, args, kwargs)
         if func is F.scaled_dot_product_attention:
             return sdpa.scaled_dot_product_attention(recorder, func, args, kwargs)
         if func is F.multi_head_attention_forward:
             # Its output has no origin: it is what the next layer's queries and keys are projections of.
             return multi_head_attention.multi_head_attention_forward(recorder, func, args, kwargs)
+        return self._watched_step(func, args, kwargs)
+
+    def _watched_step(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation that may be a part of attention that the model computes step by step."""
+        recorder = self._recorder
         if flex.is_flex_attention(func):
             return flex.flex_attention(recorder, func, args, kwargs)
         if func in SOFTMAXES:
@@ -169,7 +207,7 @@ class _Watch(TorchFunctionMode):
             if written is not None:  # the result, and not one of its sources
                 kwargs = {name: value for name, value in kwargs.items() if name != "out"}
             if func is Tensor.__setitem__:
-                recorder.provenance.follow(func, args, kwargs, args[0], recorder.batch)
+                recorder.trace.follow(func, args, kwargs, args[0], recorder.batch)
             if not isinstance(output, (Tensor, tuple, list)):
                 return output
             _note(recorder, func, args, kwargs, output)
@@ -181,8 +219,24 @@ class _Watch(TorchFunctionMode):
                 return output  # an attention call's output: nothing is carried over to it but its lineage
             if isinstance(output, Tensor):
                 output = recorder.note_token_state(func, args, output)
-        recorder.provenance.follow(func, args, kwargs, output, recorder.batch)
-        recorder.places.follow(func, args, kwargs, output, recorder.batch)
+        recorder.trace.follow(func, args, kwargs, output, recorder.batch)
+        return output
+
+    def _step(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation that is no part of any attention, and follow what it does: nearly all are such."""
+        recorder = self._recorder
+        if flex.is_flex_attention(func):
+            return flex.flex_attention(recorder, func, args, kwargs)
+        output = recorder.run(func, args, kwargs)
+        if isinstance(output, Tensor):
+            if recorder.steps is not None:
+                output = recorder.note_token_state(func, args, output)
+        elif not isinstance(output, (tuple, list)):
+            return output
+        recorder.trace.follow(func, args, kwargs, output, recorder.stack.batch)
+        if func in _DROPOUTS and not recorder.trace.is_replayed:
+            # A walk that is remembered had none that was active, and is left where one is.
+            recorder.is_random |= _is_active(func, args, kwargs)
         return output
 
 

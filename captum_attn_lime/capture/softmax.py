@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from captum_attn_lime.attention import DenseMap
 from captum_attn_lime.capture import layout
-from captum_attn_lime.capture.exponentials import ExponentialWatch
+from captum_attn_lime.capture.exponentials import EXPONENTIALS, LOG_SOFTMAXES, LOG_SUMS, ExponentialWatch
 from captum_attn_lime.capture.operations import MATRIX_TRANSPOSE
 from captum_attn_lime.capture.recorder import MULTIPLIES, Recorder, kind_of
 from captum_attn_lime.capture.weak import TensorTable
@@ -38,6 +38,8 @@ SQUASHES: frozenset[Func] = frozenset(
         F.logsigmoid,
     }
 )
+# Until one of these is met there is nothing to follow.
+BEGINS: frozenset[Func] = SOFTMAXES | EXPONENTIALS | LOG_SOFTMAXES | LOG_SUMS
 _MATMULS: frozenset[Func] = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
 _SUMS: frozenset[Func] = frozenset({torch.sum, Tensor.sum})
 # What may stand between the softmax and the product without making it anything else.
@@ -80,12 +82,14 @@ class SoftmaxWatch:
         self._weights: TensorTable[Weights] = TensorTable()
         self._weighted: TensorTable[Weighted] = TensorTable()
         self._calls = 0
+        self.is_idle = True  # no softmax and no exponential has been seen yet
         self._done: dict[int, int] = {}  # by softmax, the index of its map
         self._elsewhere: set[int] = set()  # softmaxes that meet more than values, such as relative positions
         self._exponentials = ExponentialWatch(self._number, _CARRIERS, MULTIPLIES)
 
     def softmax(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a softmax and begin to follow its result."""
+        self.is_idle = False
         scores = args[0] if args else kwargs["input"]
         output = self._recorder.run(func, args, kwargs)
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
@@ -99,7 +103,7 @@ class SoftmaxWatch:
         self._calls += 1
         provenance = self._recorder.provenance
         if provenance.scores_same_source(scores):
-            self._recorder.awaited[self._calls] = (self._recorder.stack.current, provenance.compared(scores))
+            self._recorder.awaited[self._calls] = (self._recorder.module_name, provenance.compared(scores))
         return self._calls
 
     def _hold(self, output: Tensor, axis: int, call: int, scores: Tensor) -> None:
@@ -111,6 +115,8 @@ class SoftmaxWatch:
         """Look at an operation's result; return it, or the leaf that takes its place."""
         if not isinstance(output, Tensor):
             return output
+        if func in BEGINS:
+            self.is_idle = False
         found = self._exponentials.see(func, args, kwargs, output)
         if found is not None:
             self._hold(output, found.axis, found.call, found.scores)
@@ -223,7 +229,7 @@ class SoftmaxWatch:
         kind = kind_of(None if pooled and held.is_learned else held.same_source, pooled=pooled)
         if self._recorder.places.mixes_channels(value, placed.summed):
             kind = "channel"
-        attention = DenseMap(placed.weights, name=self._recorder.stack.current, kind=kind)
+        attention = DenseMap(placed.weights, name=self._recorder.module_name, kind=kind)
         output = self._recorder.add(attention, output, placed.rows, placed.value, weights, value)
         if held.call in self._elsewhere:
             self._recorder.maps[-1].value = None

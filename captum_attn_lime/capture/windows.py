@@ -46,6 +46,15 @@ class TokenPlaces:
         self._replayed: dict[Any, Tensor | None] = {}
         self._of_features: dict[tuple[int, int], bool] = {}  # by the labels' id, which are kept, and dimension
 
+    def entry(self, tensor: Tensor) -> tuple[Place | None] | None:
+        """Return where a tensor's tokens are, to be put back by `restore`; None if nothing was said of it."""
+        return (self._places[tensor],) if tensor in self._places else None
+
+    def restore(self, tensor: Tensor, entry: tuple[Place | None] | None) -> None:
+        """Put back where a tensor's tokens are."""
+        if entry is not None:
+            self._places[tensor] = entry[0]
+
     def lose(self, tensor: Tensor) -> None:
         """Forget where a tensor's tokens are."""
         self._places[tensor] = None

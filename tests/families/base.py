@@ -75,7 +75,8 @@ class Family:
             the expected scores (B, N) by method, "raw" and "rollout". With neither this nor ``reads``, the model is one
             that must ask for ``query=``.
         attentions: Picks the attention weights out of all softmaxes that ``eager`` computes: routers of experts are
-            softmaxes too. Only with ``oracle=None``; by default all.
+            softmaxes too. It is asked where ``oracle`` is None, and of the gradients with respect to these softmaxes;
+            those of windows it puts back on the grid. By default all, as they are.
         tells_tokens: Whether the token of each cell is found. Where not, because windows over the input overlap,
             ``token_of_cell`` is passed as ``token_map=``.
         group: Section of the documentation's table: "text encoder", "text decoder", "encoder-decoder", "vision",

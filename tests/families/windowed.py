@@ -59,14 +59,19 @@ def unshifted(
     def oracle(_: dict[str, Any]) -> list[np.ndarray]:
         with eager(), recorded_weights() as weights:
             run()
-        found = []
-        for seen, layer in zip(weights, layers, strict=True):
-            # Some code folds the heads into the windows.
-            seen = seen if seen.ndim == 4 else seen.reshape(-1, 2, *seen.shape[1:])
-            found.append(seen if layer is None else on_grid(seen, *layer))
-        return found
+        return put_back(weights, layers)
 
     return oracle
+
+
+def put_back(weights: Sequence[np.ndarray], layers: Sequence[tuple[tuple[int, int], int] | None]) -> list[np.ndarray]:
+    """Return what the softmaxes of layers with a grid and a shift were, between the cells of the grid."""
+    found = []
+    for seen, layer in zip(weights, layers, strict=True):
+        # Some code folds the heads into the windows.
+        seen = seen if seen.ndim == 4 else seen.reshape(-1, 2, *seen.shape[1:])
+        found.append(seen if layer is None else on_grid(seen, *layer))
+    return found
 
 
 def mean_of_last_stage(layers: list[np.ndarray]) -> dict[str, np.ndarray]:
@@ -185,7 +190,9 @@ def timm_sam() -> Family:
         token_of_cell=pixels(size, grid, PATCH),
         scores=_mean_of_all,
     )
-    family.oracle = unshifted(family.run, unfused(model), [(grid, 0), None, (grid, 0)])
+    layers = [(grid, 0), None, (grid, 0)]
+    family.oracle = unshifted(family.run, unfused(model), layers)
+    family.attentions = lambda softmaxes: put_back(softmaxes, layers)
     return family
 
 

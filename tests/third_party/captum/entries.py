@@ -23,6 +23,11 @@ class Rollout(AttentionAttribution):
         super().__init__(model, method="rollout", head_fusion="max")
 
 
+class Relevance(AttentionAttribution):
+    def __init__(self, model: nn.Module, layer: nn.Module | None = None) -> None:
+        super().__init__(model, method="relevance")
+
+
 class Words(LimeText):
     def __init__(self, model: nn.Module, layer: nn.Module | None = None) -> None:
         super().__init__(model)
@@ -82,7 +87,7 @@ IDS = torch.tensor([[2, 7, 4, 9, 3], [5, 5, 8, 1, 2], [9, 1, 6, 2, 2], [3, 3, 8,
 TABLES = tuple(torch.randn(4, N, generator=torch.Generator().manual_seed(k)) for k in (3, 4))
 ROWS = 10 * torch.randn(4, 3, generator=torch.Generator().manual_seed(5))
 POSITIVE = tuple(torch.randn(4, 3, generator=torch.Generator().manual_seed(k)) + 2 for k in (6, 7, 8))
-ATTENTION = [RawAttention, Rollout]
+ATTENTION = [RawAttention, Rollout, Relevance]
 LIST, TENSOR = [0, 1, 2, 1], torch.tensor([0, 1, 2, 1])
 PAIRS = [(0, 1), (1, 2), (0, 0), (1, 1)]
 STILL = {"stdevs": 0.0, "nt_samples": 3}
