@@ -26,7 +26,8 @@ from captum_attn_lime.attention.masks import MASKED, NEVER, as_key_bias
 
 # Stands in for log 0: it must come to nothing next to any score, and stay finite.
 _NOTHING = -1e30
-# Greatest relative error that rounding the scores may leave in a weight: scores up to about 80 in float32.
+# Greatest relative error that rounding a score, by half a unit of its last place, may leave in a weight: scores up to
+# about 160 in float32.
 _ROUNDING = 1e-5
 
 
@@ -90,7 +91,7 @@ def is_exact(sums: Tensor, r: Tensor) -> bool:
     """
     needed = (r != 0).any(dim=1, keepdim=True)  # (B, 1, Q)
     largest = torch.where(needed, sums, 0.0).abs().max()
-    return bool(largest * torch.finfo(sums.dtype).eps < _ROUNDING)
+    return bool(largest * torch.finfo(sums.dtype).eps / 2 < _ROUNDING)
 
 
 def vecmat(call: FusedScores, sums: Tensor, r: Tensor) -> Tensor:

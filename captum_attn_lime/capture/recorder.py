@@ -105,6 +105,7 @@ class Recorder:
         self._state_at = state_at
         self._step_of: TensorTable[int] = TensorTable()  # the step that made a token state
         self._has_graph = False
+        self._is_for_graph = self._wants_graph
         self.leaf_tokens = (0, 0)  # the batch and query sizes of call leaf_at
         self._values_at = values_at
         self._substitute = substitute
@@ -121,6 +122,11 @@ class Recorder:
         return [name for name, compared in self.awaited.values() if not compared & self.read]
 
     @property
+    def is_looking(self) -> bool:
+        """Whether operations need `run`: for a graph, or because they are counted."""
+        return self._is_for_graph or self.steps is not None
+
+    @property
     def module_name(self) -> str:
         """The path of the module that is running, or an empty string."""
         name: str = self.trace.ask("module", lambda: self.stack.current)
@@ -135,7 +141,7 @@ class Recorder:
         """Call an operation of the model, with or without a graph as the leaf demands."""
         if self.steps is not None:
             self.steps.append(func)
-        if not self._wants_graph or func is torch._C._set_grad_enabled:
+        if not self._is_for_graph or func is torch._C._set_grad_enabled:
             return func(*args, **kwargs)
         with torch.set_grad_enabled(self._has_graph and kwargs.get("out") is None):  # out= takes no graph
             return func(*args, **kwargs)

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodWrapperType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 import torch
@@ -22,6 +29,10 @@ from captum_attn_lime.capture.softmax import BEGINS, SOFTMAXES, SQUASHES, Softma
 from captum_attn_lime.capture.walk import walks_of
 from captum_attn_lime.errors import NoAttentionError, UnreadableAttentionError
 
+# How nearly all of torch's functions come; operators of other kinds may be attention.
+_ORDINARY = frozenset(
+    {FunctionType, BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType}
+)
 _DROPOUTS = frozenset({F.dropout, torch.dropout, F.alpha_dropout, F.feature_alpha_dropout})
 # What is looked at by itself before any softmax has been seen.
 _WATCHED: frozenset[Any] = frozenset(
@@ -172,6 +183,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self._recorder = recorder
+        self._trace = recorder.trace
         self._softmax = SoftmaxWatch(recorder)
 
     def __torch_function__(
@@ -185,8 +197,12 @@ class _Watch(TorchFunctionMode):
         recorder = self._recorder
         if recorder.is_told:
             return recorder.run(func, args, kwargs)
-        if self._softmax.is_idle and func not in _WATCHED and "out" not in kwargs:
-            return self._step(func, args, kwargs)
+        if self._softmax.is_idle and func not in _WATCHED and "out" not in kwargs and type(func) in _ORDINARY:
+            # Nearly all operations: no part of any attention. What is done here is done hundreds of times a pass.
+            output = recorder.run(func, args, kwargs) if recorder.is_looking else func(*args, **kwargs)
+            if self._trace.takes(func, args, kwargs, output):
+                return output if recorder.steps is None else self._behind(func, args, output)
+            return self._step(func, args, kwargs, output)
         if func is F.scaled_dot_product_attention:
             return sdpa.scaled_dot_product_attention(recorder, func, args, kwargs)
         if func is F.multi_head_attention_forward:
@@ -222,22 +238,25 @@ class _Watch(TorchFunctionMode):
         recorder.trace.follow(func, args, kwargs, output, recorder.batch)
         return output
 
-    def _step(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operation that is no part of any attention, and follow what it does: nearly all are such."""
+    def _step(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Follow what an operation has done that is no part of any attention."""
         recorder = self._recorder
-        if flex.is_flex_attention(func):
-            return flex.flex_attention(recorder, func, args, kwargs)
-        output = recorder.run(func, args, kwargs)
-        if isinstance(output, Tensor):
-            if recorder.steps is not None:
-                output = recorder.note_token_state(func, args, output)
-        elif not isinstance(output, (tuple, list)):
+        if not isinstance(output, (Tensor, tuple, list)):
             return output
-        recorder.trace.follow(func, args, kwargs, output, recorder.stack.batch)
-        if func in _DROPOUTS and not recorder.trace.is_replayed:
+        recorder.trace.follow(func, args, kwargs, output, recorder.batch)
+        if func in _DROPOUTS:
             # A walk that is remembered had none that was active, and is left where one is.
             recorder.is_random |= _is_active(func, args, kwargs)
-        return output
+        return output if recorder.steps is None else self._behind(func, args, output)
+
+    def _behind(self, func: Callable[..., Any], args: tuple[Any, ...], output: Any) -> Any:
+        """Return what the model goes on with behind the last attention call, where a token state may become a leaf."""
+        if not isinstance(output, Tensor):
+            return output
+        state = self._recorder.note_token_state(func, args, output)
+        if state is not output:
+            self._trace.replace(output, state)
+        return state
 
 
 def _note(

@@ -38,7 +38,10 @@ class _Number(int):
 
 
 class _Many(tuple[Any, ...]):
-    """The forms of several arguments in a tuple or list."""
+    """The forms of several arguments in a tuple or list, tensors among them."""
+
+
+_NOBODY = _Number(-1)
 
 
 class _Event(NamedTuple):
@@ -46,13 +49,15 @@ class _Event(NamedTuple):
 
     Attributes:
         what: The operation, or the question's name.
-        args: The form of its arguments: tensors as numbers.
+        args: The forms of its arguments: tensors as numbers.
+        kwargs: Those of its arguments by name.
         results: The form of its results.
         answer: The answer to a question.
     """
 
     what: Any
-    args: _Many
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
     results: Any
     answer: Any
 
@@ -64,6 +69,7 @@ class Walk:
         batch: Number of examples.
         events: Steps and questions, in order.
         looks: Shape, strides and kind of each tensor, by its number.
+        parameters: The numbers of parameters, from -2 down, by their identity; they stay the same ones.
         learnt: For each event, what was known behind it of the tensors it touched, by number: two tables' entries.
     """
 
@@ -71,6 +77,7 @@ class Walk:
         self.batch: int | None = None
         self.events: list[_Event] = []
         self.looks: list[Any] = []
+        self.parameters: dict[int, tuple[_Number, weakref.ref[Tensor]]] = {}
         self.learnt: list[list[tuple[int, Known | None, Any]]] = []
         self.tables: tuple[int, dict[Any, Any], dict[Any, Any]] = (0, {}, {})
 
@@ -162,6 +169,7 @@ class Trace:
         self._is_replayed = found is not None
         self._walk = Walk() if found is None else found
         self._walk.batch = batch
+        self._numbers = dict(self._walk.parameters)
 
     def end(self, *, is_complete: bool) -> None:
         """Keep a walk that was taken to its end."""
@@ -182,10 +190,9 @@ class Trace:
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, batch: int | None
     ) -> None:
         """Carry what is known of an operation's arguments over to its results."""
+        if self.takes(func, args, kwargs, out):
+            return
         if self._is_replayed:
-            if self._is_next_step(func, args, kwargs, out):
-                self._at += 1
-                return
             self._leave()
         self._begin_outside()
         self._provenance.follow(func, args, kwargs, out, batch)
@@ -194,12 +201,12 @@ class Trace:
             if func in WRITES:
                 self.unfit()
             else:
-                self._note(func, (*args, kwargs) if kwargs else args, out, None)
+                self._note(func, args, kwargs, out, None)
 
     def ask(self, question: str, function: Callable[..., Any], *args: Any) -> Any:
         """Return the answer to a question about tensors; one that makes something known of them has none."""
         if self._is_replayed:
-            if self._is_next(question, args, None):
+            if self._is_next(question, args):
                 answer = self._walk.events[self._at].answer if self._walk is not None else None
                 self._at += 1
                 return answer
@@ -207,7 +214,7 @@ class Trace:
         self._begin_outside()
         answer = function(*args)
         if self._walk is not None:
-            self._note(question, args, None, answer)
+            self._note(question, args, {}, None, answer)
         return answer
 
     def _begin_outside(self) -> None:
@@ -220,18 +227,25 @@ class Trace:
             if self.on_change is not None:
                 self.on_change()
 
-    def _is_next_step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> bool:
-        """Return whether a step is the next one of the walk; written for speed, since each step comes here."""
-        walk, at, numbers = self._walk, self._at, self._numbers
-        if walk is None or at >= len(walk.events):
+    def replace(self, old: Tensor, new: Tensor) -> None:
+        """Let a tensor that takes another one's place be known for what that was."""
+
+        def copy(old: Tensor, new: Tensor) -> None:
+            self._provenance.restore(new, self._provenance.entry(old))
+            self._places.restore(new, self._places.entry(old))
+
+        self.ask("replace", copy, old, new)
+
+    def takes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> bool:
+        """Return whether a step is the next one of the replayed walk, and take it; written for speed."""
+        walk = self._walk
+        if not self._is_replayed or walk is None or self._at >= len(walk.events):
             return False
-        what, forms, results, _ = walk.events[at]
-        if what is not func and what != func:
+        what, forms, named, results, _ = walk.events[self._at]
+        if (what is not func and what != func) or len(forms) != len(args) or len(named) != len(kwargs):
             return False
-        given = (*args, kwargs) if kwargs else args
-        if len(forms) != len(given):
-            return False
-        for form, value in zip(forms, given, strict=True):
+        numbers = self._numbers
+        for form, value in zip(forms, args, strict=True):
             if form is value:
                 continue
             if type(form) is _Number:
@@ -240,39 +254,48 @@ class Trace:
                     continue
             if not self._fits(form, value):
                 return False
+        for name, form in named:
+            if name not in kwargs or not self._fits(form, kwargs[name]):
+                return False
+        if not self._gives(results, out):
+            return False
+        self._at += 1
+        return True
+
+    def _gives(self, results: Any, out: Any) -> bool:
+        """Return whether a step's result is the remembered one: a tensor that is new, or known already."""
         if type(results) is not _Number or not isinstance(out, Tensor):
             return self._fits(results, out)
-        found = numbers.get(id(out))
+        found = self._numbers.get(id(out))
         if found is not None and found[1]() is out:
             return found[0] == results
-        if results != self._count or walk.looks[results][0] != out.shape:
+        if self._walk is None or results != self._count or self._walk.looks[results][0] != out.shape:
             return False
-        numbers[id(out)] = (results, weakref.ref(out))
+        self._numbers[id(out)] = (results, weakref.ref(out))
         self._count += 1
         return True
 
-    def _is_next(self, what: Any, args: Any, results: Any) -> bool:
+    def _is_next(self, question: str, args: tuple[Any, ...]) -> bool:
+        """Return whether a question is what comes next on the walk."""
         walk = self._walk
         if walk is None or self._at >= len(walk.events):
             return False
         event = walk.events[self._at]
-        if event.what is not what and event.what != what:
+        if event.what != question or len(event.args) != len(args):
             return False
-        return self._fits(event.args, args) and self._fits(event.results, results)
+        return all(self._fits(form, value) for form, value in zip(event.args, args, strict=True))
 
     def _fits(self, form: Any, value: Any) -> bool:
         """Return whether a value has a form: equal, and where it holds tensors, the same ones."""
-        if type(value) is Tensor or isinstance(value, Tensor):
-            return type(form) is _Number and self._number(value) == form
+        if type(form) is _Number:
+            return isinstance(value, Tensor) and self._number(value) == form
         if isinstance(value, (tuple, list)):
-            if type(form) is not _Many or len(form) != len(value):
+            if type(form) not in (_Many, tuple) or len(form) != len(value):
                 return False
-            for part, given in zip(form, value, strict=True):  # noqa: SIM110 (a generator costs as much as the rest)
-                if not self._fits(part, given):
+            for part, given in zip(form, value, strict=True):
+                if part is not given and not self._fits(part, given):
                     return False
             return True
-        if isinstance(value, dict):
-            return self._fits(form, [*value.keys(), *value.values()])
         return form is value or (type(form) is type(value) and bool(form == value))
 
     def _number(self, tensor: Tensor) -> _Number:
@@ -281,15 +304,20 @@ class Trace:
         found = self._numbers.get(key)
         if found is not None and found[1]() is tensor:
             return found[0]
+        walk = self._walk
+        if type(tensor) is nn.Parameter:
+            if walk is None or self._is_replayed:
+                return _NOBODY  # another parameter than those of the walk
+            self._numbers[key] = walk.parameters[key] = (_Number(-2 - len(walk.parameters)), weakref.ref(tensor))
+            return self._numbers[key][0]
         number = _Number(self._count)
         self._count += 1
         self._numbers[key] = (number, weakref.ref(tensor))
-        walk = self._walk
         if walk is not None:
             if not self._is_replayed:
                 walk.looks.append(_look(tensor))
             elif number >= len(walk.looks) or walk.looks[number] != _look(tensor):
-                return _Number(-1)
+                return _NOBODY
         return number
 
     def _form(self, value: Any) -> Any:
@@ -297,22 +325,22 @@ class Trace:
             return self._number(value)
         if isinstance(value, (tuple, list)):
             return _Many(self._form(part) for part in value)
-        if isinstance(value, dict):
-            return self._form([*value.keys(), *value.values()])
         if not _is_plain(value):
             self._is_odd = True
         return value
 
-    def _note(self, what: Any, args: Any, results: Any, answer: Any) -> None:
+    def _note(self, what: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: Any, answer: Any) -> None:
         walk = self._walk
         if walk is None:
             return
-        event = _Event(what, self._form(args), self._form(results), answer)
+        forms = tuple(self._form(value) for value in args)
+        named = tuple((name, self._form(value)) for name, value in kwargs.items())
+        event = _Event(what, forms, named, self._form(results), answer)
         if self._is_odd or len(walk.events) >= _LONGEST:
             self._walk = None  # arguments that cannot be compared
             return
         walk.events.append(event)
-        touched = {id(t): t for t in (*_tensors((args,)), *_tensors((results,)))}.values()
+        touched = {id(t): t for t in _tensors((*args, *kwargs.values(), results))}.values()
         walk.learnt.append([(self._number(t), *self._known(t)) for t in touched])
 
     def bridged(self, tensor: Tensor) -> None:
@@ -395,5 +423,3 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (tuple, list)):
             yield from _tensors(value)
-        elif isinstance(value, dict):
-            yield from _tensors(list(value.values()))
