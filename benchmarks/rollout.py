@@ -1,112 +1,87 @@
-"""CPU time and peak memory of capture, raw attention and rollout, as ratios to the plain forward pass.
-
-Run `make bench`. Each case runs in a process of its own, on one torch thread, so that its peak memory is its own; times
-are the smallest of several runs, in CPU seconds. The model is a random BERT of MiniLM's size; nothing in the cost
-depends on the weights. "eager" is the way without this package: `output_attentions=True` and dense products.
-"""
+"""Rollout of the predicting token, its readout included, against the plain forward pass of the same fused model."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import resource
-import subprocess
 import sys
-import time
+from collections.abc import Callable
+from typing import Any
 
-import torch
+import measure
+import models
+from measure import Options
 
-CASES = ["forward", "capture", "raw", "rollout", "eager"]
+from captum_attn_lime import AttentionAttribution
+from captum_attn_lime.attention import native
+from captum_attn_lime.errors import CompilerError
 
-
-def build(case: str, n: int):
-    """Return the function to time."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    from captum_attn_lime import AttentionAttribution, capture
-
-    torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=12,
-        intermediate_size=1536,
-        max_position_embeddings=max(512, n),
-        attn_implementation="eager" if case == "eager" else "sdpa",
-    )
-    model = BertForSequenceClassification(config).eval()
-    ids = torch.randint(5, 30_000, (1, n))
-
-    def forward(ids):
-        return model(input_ids=ids).logits
-
-    def captured():
-        with torch.no_grad(), capture(forward):
-            forward(ids)
-
-    def eager():
-        with torch.no_grad():
-            attentions = model(input_ids=ids, output_attentions=True).attentions
-            product = torch.eye(n)
-            for weights in attentions:
-                product = (0.5 * weights.mean(1)[0] + 0.5 * torch.eye(n)) @ product
-            return product[0]
-
-    def plain():
-        with torch.no_grad():
-            return forward(ids)
-
-    if case in ("raw", "rollout"):
-        attribution = AttentionAttribution(forward, method=case)
-        return lambda: attribution.attribute(ids)
-    return {"forward": plain, "capture": captured, "eager": eager}[case]
+SIZES = {
+    "cpu": (128, 256, 512, 1024, 2048, 4096, 8192, 16384),
+    "cuda": (512, 2048, 8192, 32768, 131072),
+}
+WARM = 64
+FIRST_TO = 4096  # the memory of a first call is measured up to here; it takes as long again
+COMPILED_TO = 4096
 
 
-def measure(case: str, n: int, repeats: int) -> dict[str, float]:
-    """Return CPU seconds and megabytes of peak memory above what the process had before its first run."""
-    torch.set_num_threads(1)
-    function = build(case, n)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    best = float("inf")
-    for _ in range(repeats + 1):
-        start = time.process_time()
-        function()
-        best = min(best, time.process_time() - start)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": best, "megabytes": (after - before) / 1024}
+def functions(n: int, device: str) -> dict[str, Callable[..., Any]]:
+    """Return the cases as functions of ids."""
+    model = models.bert(n, device=device)
+    attribution = AttentionAttribution(models.logits_of(model), method="rollout")
+    found: dict[str, Callable[..., Any]] = {"plain": models.plain(model), "rollout": attribution.attribute}
+    if device == "cpu" and n <= COMPILED_TO and has_compiler():
+        found["compiled"] = compiled(attribution.attribute)
+    return found
 
 
-def in_own_process(case: str, n: int, repeats: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--case", case, "--tokens", str(n), "--repeats", str(repeats)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def has_compiler() -> bool:
+    """Return whether the optional kernel can be compiled, or has been."""
+    try:
+        native.enable()
+    except CompilerError:
+        return False
+    native.disable()
+    return True
 
 
-def table(sizes: list[int], repeats: int) -> str:
-    lines = [
-        f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, one thread.",
-        "",
-        "| tokens | forward, CPU s | capture | raw | rollout | eager + dense | peak MB: forward | rollout | eager |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for n in sizes:
-        found = {case: in_own_process(case, n, repeats) for case in CASES}
-        base = found["forward"]["seconds"]
-        ratios = " | ".join(f"{found[c]['seconds'] / base:.2f} x" for c in CASES[1:])
-        memory = " | ".join(f"{found[c]['megabytes']:.0f}" for c in ("forward", "rollout", "eager"))
-        lines.append(f"| {n} | {base:.3f} | {ratios} | {memory} |")
-        print(lines[-1], file=sys.stderr)
-    return "\n".join(lines)
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with the optional kernel."""
+
+    def run(ids: Any) -> Any:
+        native.enable()
+        try:
+            return function(ids)
+        finally:
+            native.disable()
+
+    return run
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", choices=CASES)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[128, 256, 512, 1024, 2048, 4096])
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    if options.case:
-        print(json.dumps(measure(options.case, options.tokens[0], options.repeats)))
-    else:
-        print(table(options.tokens, options.repeats))
+def build(case: str, n: int, device: str = "cpu", *, first: bool = False) -> Callable[[], Any]:
+    """Return one of the cases on n tokens: the first call, or one of those after it."""
+    function, ids = functions(n, device)[case], models.text(n, device=device)
+    return (lambda: function(ids)) if first else models.warmed(function, ids, to=WARM)
+
+
+def run(options: Options) -> list[dict[str, Any]]:
+    """Return one row per size."""
+    rows = []
+    for n in options.sizes or SIZES[options.device]:
+        found, ids = functions(n, options.device), models.text(n, device=options.device)
+        times = measure.interleaved(
+            {name: models.warmed(function, ids, to=1024) for name, function in found.items()},
+            seconds=options.seconds,
+            device=options.device,
+        )
+        row: dict[str, Any] = {"n": n, "rounds": len(times["plain"])}
+        row |= {name: measure.median(times[name]) for name in times}
+        row["ratio"] = measure.ratio(times["rollout"], times["plain"])
+        if "compiled" in times:
+            row["compiled ratio"] = measure.ratio(times["compiled"], times["plain"])
+        told = {"n": n, "device": options.device}
+        for case in ("plain", "rollout"):
+            row[f"{case} bytes"] = measure.in_own_process("rollout", case, **told)
+        if n <= FIRST_TO:
+            row["first bytes"] = measure.in_own_process("rollout", "rollout", first=True, **told)
+        print(row, file=sys.stderr)
+        rows.append(row)
+    return rows

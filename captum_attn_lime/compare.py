@@ -278,6 +278,11 @@ def _from_explanation(name: str, explanation: Any, encoding: Encoding, target: A
         return scores
     weights = explanation_weights(explanation, label)
     row = getattr(encoding, "rows", None)
+    if row is not None and row.shape[1] != n:
+        raise InputError(
+            f"the explanation {name!r} is over {row.shape[1]} cells, and the encoding's features are "
+            f"{n} others; encode with units='cell', or pass LimeSequence itself, which adds its numbers up to them."
+        )
     difference = None if row is None else row_difference(explanation, row[0], encoding.feature_names[0])
     if difference is not None:
         raise InputError(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_attn_lime.capture.recorder import PatchConvolution
 from captum_attn_lime.errors import InputError, TokenMapError
-from captum_attn_lime.token_grids import patches_per_token
+from captum_attn_lime.token_grids import patch_numbers, patches_per_token
 
 TokenMap = tuple[Tensor, ...]
 Probe = Callable[[tuple[Tensor, ...]], "Tensor | None"]
@@ -205,7 +205,6 @@ def _cut_patches(x: Tensor, n_tokens: int) -> PatchConvolution | None:
 
 def _patches(x: Tensor, convolution: PatchConvolution, n_tokens: int) -> Tensor:
     """Return the patch of each pixel, or its block of patches, (C, H, W); -1 for pixels beyond the last patch."""
-    (rows, columns), (stride_y, stride_x) = convolution.grid, convolution.stride
     padding = convolution.padding
     padded = any(padding) if isinstance(padding, (tuple, list)) else padding not in (0, "valid")
     if convolution.kernel != convolution.stride or padded:
@@ -213,10 +212,8 @@ def _patches(x: Tensor, convolution: PatchConvolution, n_tokens: int) -> Tensor:
             f"the image goes through a convolution with kernel {convolution.kernel}, stride {convolution.stride} and "
             f"padding {padding}; patches that do not overlap are needed to say which pixels are which token's. {_ASK}"
         )
-    y, x_ = torch.arange(x.shape[2]) // stride_y, torch.arange(x.shape[3]) // stride_x
-    side = patches_per_token((rows, columns), n_tokens)
-    block = (y // side)[:, None] * -(-columns // side) + x_ // side
-    patch = torch.where((y < rows)[:, None] & (x_ < columns), block, -1)  # (H, W)
+    side = patches_per_token(convolution.grid, n_tokens)
+    patch = patch_numbers((x.shape[2], x.shape[3]), convolution.stride, convolution.grid, side)  # (H, W)
     return patch.expand(x.shape[1:])
 
 

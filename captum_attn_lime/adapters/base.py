@@ -103,16 +103,8 @@ class Adapter(nn.Module):
         Raises:
             InputError: The configuration says ``"regression"``: there are no probabilities.
         """
-        kind = getattr(getattr(self.model, "config", None), "problem_type", None)
-        if kind == "regression":
-            raise InputError(
-                f"{type(self.model).__name__} is configured for regression, so it has no probabilities; use logits, "
-                "which are its predictions (for LimeText.explain: output='logits'), or set config.problem_type."
-            )
-        logits = self.logits(raw, show_progress=show_progress)
-        if kind == "multi_label_classification" and logits.shape[1] > 1:
-            return np.asarray(torch.from_numpy(logits).sigmoid().numpy(), dtype=np.float64)
-        return probabilities(logits)
+        self._check_probabilities()
+        return self._as_probabilities(self.logits(raw, show_progress=show_progress))
 
     @property
     def device(self) -> torch.device:
@@ -120,6 +112,23 @@ class Adapter(nn.Module):
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             return tensor.device
         return torch.device("cpu")
+
+    def _check_probabilities(self) -> None:
+        if self._problem_type == "regression":
+            raise InputError(
+                f"{type(self.model).__name__} is configured for regression, so it has no probabilities; use logits, "
+                "which are its predictions (for LimeText.explain: output='logits'), or set config.problem_type."
+            )
+
+    def _as_probabilities(self, logits: Array) -> Array:
+        """Return the probabilities of logits (n, classes), as :meth:`predict_proba` says."""
+        if self._problem_type == "multi_label_classification" and logits.shape[1] > 1:
+            return np.asarray(torch.from_numpy(logits).sigmoid().numpy(), dtype=np.float64)
+        return probabilities(logits)
+
+    @property
+    def _problem_type(self) -> Any:
+        return getattr(getattr(self.model, "config", None), "problem_type", None)
 
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
         raise NotImplementedError

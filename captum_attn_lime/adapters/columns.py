@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from captum_attn_lime.adapters.base import Array
@@ -27,7 +28,7 @@ def as_table(raw: Any, names: Sequence[str] | None = None, n_columns: int | None
         >>> as_table([1, 2]).tolist()
         [[1.0, 2.0]]
     """
-    values = _values(raw, names)
+    values = as_numbers(raw, names)
     table = values[None] if values.ndim == 1 else values
     if table.ndim != 2 or 0 in table.shape:
         raise InputError(f"expected a row (columns,) or rows (n, columns), but the shape is {values.shape}.")
@@ -100,9 +101,24 @@ def check_categories(
             )
 
 
-def _values(raw: Any, names: Sequence[str] | None) -> Array:
+def typical_row(table: Array, categorical: Sequence[int]) -> Array:
+    """Return the row of each column's mean, or of the most frequent value in categorical columns.
+
+    Example:
+        >>> typical_row(np.array([[1.0, 2.0], [3.0, 2.0], [5.0, 0.0]]), [1]).tolist()
+        [3.0, 2.0]
+    """
+    row = table.mean(axis=0)
+    for column in categorical:
+        values, counts = np.unique(table[:, column], return_counts=True)
+        row[column] = values[counts.argmax()]
+    return np.asarray(row, dtype=np.float64)
+
+
+def as_numbers(raw: Any, names: Sequence[str] | None = None) -> Array:
+    """Return numbers in any form as float64 in the shape that they have; labelled ones in the order of the names."""
     if isinstance(raw, Tensor):
-        raw = raw.detach().cpu().numpy()
+        raw = raw.detach().to(device="cpu", dtype=torch.float64).numpy()  # numpy has no bfloat16
     elif hasattr(raw, "to_numpy"):
         raw = _ordered(raw, names).to_numpy()
     try:

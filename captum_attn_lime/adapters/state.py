@@ -1,4 +1,4 @@
-"""Shared state changed for the length of a block and put back after it: the encoder fast path and training flags.
+"""Shared state changed for the length of a block and put back after it: the encoder fast path, cuDNN, training flags.
 
 Both belong to the process or to a model, not to one call, so calls in several threads share one change: the first
 one in makes it, the last one out undoes it.
@@ -7,7 +7,7 @@ one in makes it, the last one out undoes it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 _lock = threading.RLock()
-_fast_path = {"users": 0, "was": True}
+_fast_path: dict[str, Any] = {"users": 0, "was": True}
+_cudnn: dict[str, Any] = {"users": 0, "was": True}
 _evaluating: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 
 
@@ -32,18 +33,21 @@ def fast_path_off() -> Iterator[None]:
         ...     torch.backends.mha.get_fastpath_enabled()
         False
     """
-    with _lock:
-        if _fast_path["users"] == 0:
-            _fast_path["was"] = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
-        _fast_path["users"] += 1
-    try:
+    with _switched_off(_fast_path, torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled):
         yield
-    finally:
-        with _lock:
-            _fast_path["users"] -= 1
-            if _fast_path["users"] == 0:
-                torch.backends.mha.set_fastpath_enabled(bool(_fast_path["was"]))
+
+
+@contextmanager
+def cudnn_off() -> Iterator[None]:
+    """Run a block without cuDNN, whose recurrent layers have no backward pass in eval mode.
+
+    Example:
+        >>> with cudnn_off():
+        ...     torch.backends.cudnn.enabled
+        False
+    """
+    with _switched_off(_cudnn, lambda: torch.backends.cudnn.enabled, _set_cudnn):
+        yield
 
 
 @contextmanager
@@ -93,6 +97,27 @@ def padding_id(model: nn.Module, value: int) -> Iterator[None]:
             yield
         finally:
             config.pad_token_id = own
+
+
+@contextmanager
+def _switched_off(flag: dict[str, Any], get: Callable[[], bool], put: Callable[[bool], None]) -> Iterator[None]:
+    """Run a block with a flag of the process off; the last user of several puts it back."""
+    with _lock:
+        if flag["users"] == 0:
+            flag["was"] = get()
+            put(False)
+        flag["users"] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            flag["users"] -= 1
+            if flag["users"] == 0:
+                put(bool(flag["was"]))
+
+
+def _set_cudnn(enabled: bool) -> None:
+    torch.backends.cudnn.enabled = enabled
 
 
 def text_config(model: nn.Module) -> Any:

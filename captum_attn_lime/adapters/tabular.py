@@ -6,19 +6,16 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime._progress import progress
-from captum_attn_lime.adapters.base import Adapter, Array, Encoding
-from captum_attn_lime.adapters.columns import as_table, check_categories, column_indices, table_names
-from captum_attn_lime.adapters.state import evaluating
+from captum_attn_lime.adapters.base import Array, Encoding
+from captum_attn_lime.adapters.columns import as_table, check_categories, column_indices, table_names, typical_row
+from captum_attn_lime.adapters.numeric import NumericAdapter, Task
 from captum_attn_lime.errors import ForwardError, InputError
-
-Task = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +29,7 @@ class TabularEncoding(Encoding):
     rows: Array
 
 
-class TabularAdapter(Adapter):
+class TabularAdapter(NumericAdapter):
     """A model over table rows, ready for Captum and for lime.
 
     The model is called as ``model(x)`` with all columns as numbers, or as ``model(x_num, x_cat)``, with None in the
@@ -47,7 +44,8 @@ class TabularAdapter(Adapter):
         categorical_features: Indices or names of the columns that hold categories, as integers from 0.
         feature_names: Names of the columns; by default those of the DataFrame, or "0", "1", ...
         class_names: Names of the classes.
-        task: ``"classification"``, or ``"regression"`` for a model with one number a row.
+        task: ``"classification"``, ``"multi_label"`` for labels that do not exclude each other, or ``"regression"``
+            for a model with one number a row.
         batch_rows: Greatest number of rows that :meth:`predict_proba` runs at once.
 
     Example:
@@ -68,13 +66,7 @@ class TabularAdapter(Adapter):
         task: Task = "classification",
         batch_rows: int = 1024,
     ) -> None:
-        super().__init__(model, class_names=None if task == "regression" else class_names)
-        if task not in ("classification", "regression"):
-            raise InputError(f"task must be 'classification' or 'regression', but is {task!r}.")
-        if not isinstance(batch_rows, int) or batch_rows < 1:
-            raise InputError(f"batch_rows must be a positive number of rows, but is {batch_rows!r}.")
-        self.task = task
-        self.batch_rows = batch_rows
+        super().__init__(model, class_names=class_names, task=task, batch_rows=batch_rows)
         names = table_names(training_data) if feature_names is None else tuple(str(n) for n in feature_names)
         self._training = None if training_data is None else as_table(training_data, names, _count(names))
         if names is None and self._training is not None:
@@ -119,35 +111,9 @@ class TabularAdapter(Adapter):
             rows=table,
         )
 
-    def logits(self, raw: Any, *, show_progress: bool = False) -> Array:
-        """Return the model's outputs for rows, (n, classes) float64, in eval mode and without gradients."""
-        table = self.table(raw)
-        found = []
-        with evaluating(self.model), torch.no_grad(), progress(len(table), show_progress, "rows") as tick:
-            for start in range(0, len(table), self.batch_rows):
-                found.append(self._run(*self.tensors(table[start : start + self.batch_rows])))
-                tick(len(found[-1]))
-        return np.concatenate(found)
-
-    def predict_proba(self, raw: Any, *, show_progress: bool = False) -> Array:
-        """Return class probabilities of rows, (n, classes) float64: lime's ``predict_fn`` for classification."""
-        if self.task == "regression":
-            raise InputError("predict_proba is for classification and this adapter's task is regression; use predict.")
-        return super().predict_proba(raw, show_progress=show_progress)
-
-    def predict(self, raw: Any, *, show_progress: bool = False) -> Array:
-        """Return the prediction for each row, (n,) float64: lime's ``predict_fn`` for regression.
-
-        Raises:
-            InputError: The adapter's task is classification.
-            ForwardError: The model returns more than one number a row.
-        """
-        if self.task != "regression":
-            raise InputError("predict is for regression and this adapter's task is classification; use predict_proba.")
-        out = self.logits(raw, show_progress=show_progress)
-        if out.shape[1] != 1:
-            raise ForwardError(f"regression needs one number a row, but the model returned {out.shape[1]}.")
-        return out[:, 0]
+    def arrays(self, raw: Any) -> Array:
+        """Return rows as :meth:`table` does."""
+        return self.table(raw)
 
     def table(self, rows: Any) -> Array:
         """Return rows as (n, columns) float64 in the user's order, checked."""
@@ -166,8 +132,7 @@ class TabularAdapter(Adapter):
         One tensor (all columns), or for a model of two kinds of column the numeric ones (n, numeric) in the model's
         dtype and the categorical ones (n, categorical) int64, whichever there are.
         """
-        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-        return self._split(table, dtype)
+        return self._split(table, self._dtype)
 
     def rows_of(self, tensors: Sequence[Tensor]) -> Array:
         """Return the rows, (n, columns) float64 in the user's order, that tensors of :meth:`tensors` stand for."""
@@ -205,11 +170,7 @@ class TabularAdapter(Adapter):
         """Return one row that stands for "nothing known"."""
         if self._training is None:
             return np.zeros(n_columns)
-        row = self._training.mean(axis=0)
-        for column in self.categorical_features:
-            values, counts = np.unique(self._training[:, column], return_counts=True)
-            row[column] = values[counts.argmax()]
-        return np.asarray(row, dtype=np.float64)
+        return typical_row(self._training, self.categorical_features)
 
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
         if not self._takes_two:

@@ -267,11 +267,7 @@ class TextAdapter(Adapter):
         self._head.check_one_row(type(self.model).__name__)
         items = self._items(raw)
         distinct = list(dict.fromkeys(items))
-        rows: list[PlainIds] = []
-        for start in range(0, len(distinct), _CHUNK):
-            chunk: Any = distinct[start : start + _CHUNK]
-            found_ids = pair_ids(self._tokenizing, chunk) if is_pair(items[0]) else self._tokenizing.ids(chunk)
-            rows += [filled(self._tokenizing, row) for row in found_ids]
+        rows = self._rows(distinct)
         self._check_ids(rows)
         raws.warn_cut_many(rows, self.max_length)
         keys = [(row.ids, row.types) for row in rows]
@@ -287,6 +283,15 @@ class TextAdapter(Adapter):
                 tick(len(batch))
         of_item = {item: place[key] for item, key in zip(distinct, keys, strict=True)}
         return np.stack([found[of_item[item]] for item in items])
+
+    def _rows(self, items: Sequence[Raw]) -> list[PlainIds]:
+        """Return the ids that texts or pairs run with, cut to the greatest length and not padded."""
+        rows: list[PlainIds] = []
+        for start in range(0, len(items), _CHUNK):
+            chunk: Any = items[start : start + _CHUNK]
+            found = pair_ids(self._tokenizing, chunk) if is_pair(items[0]) else self._tokenizing.ids(chunk)
+            rows += [filled(self._tokenizing, row) for row in found]
+        return rows
 
     def _run(self, *tensors: Tensor) -> Array:
         found = super()._run(*tensors)

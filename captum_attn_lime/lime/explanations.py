@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from captum_attn_lime.adapters import Word
+from captum_attn_lime.adapters import TextEncoding, Word
+from captum_attn_lime.adapters.words import Span
 from captum_attn_lime.errors import InputError, TargetError
+from captum_attn_lime.lime.units import occurrences
+
+Sharing = Literal["split", "broadcast", "first"]
 
 
 def explanation_weights(explanation: Any, label: int | None = None) -> dict[int, float]:
@@ -50,13 +56,9 @@ def explanation_spans(explanation: Any, label: int | None = None) -> list[tuple[
             "for rows and images use explanation_weights."
         )
     weights = explanation_weights(explanation, label)
-    out = []
-    for unit in range(string.num_words()):
-        places = string.positions[unit] if string.bow else [string.positions[unit]]
-        for place in places:
-            start = int(string.string_start[place])
-            out.append((start, start + len(string.as_list[place]), weights.get(unit, 0.0) / len(places)))
-    return sorted(out)
+    units = occurrences(string)
+    count = Counter(unit for unit, _, _ in units)
+    return sorted((start, end, weights.get(unit, 0.0) / count[unit]) for unit, start, end in units)
 
 
 def row_difference(explanation: Any, row: Sequence[float], names: Sequence[str]) -> str | None:
@@ -90,31 +92,134 @@ def row_difference(explanation: Any, row: Sequence[float], names: Sequence[str])
     return None
 
 
-def word_weights(explanation: Any, words: Sequence[Word], label: int | None = None) -> Tensor:
+def word_weights(
+    explanation: Any, words: Sequence[Word], label: int | None = None, *, share: Sharing = "split"
+) -> Tensor:
     """Return the weight of each word of a text explanation, so that LIME stands beside methods that score words.
 
-    A unit's weight is divided over its characters, and a word takes what falls on it. Words that share no character
-    with any unit have no weight in LIME: NaN. With lime's default units that is the punctuation.
+    Words that share no character with any unit have no weight in LIME: NaN. With lime's default units that is the
+    punctuation.
 
     Args:
         explanation: The ``Explanation`` of a text.
         words: Words whose spans are in that text, such as ``adapter.encode(text).words[0]``.
         label: The explained class; needed only if several were explained.
+        share: How a unit's weight goes to the words that it covers. ``"split"``: divided over its occurrences and
+            over its characters, so that sums stay what they are. ``"first"``: divided over its occurrences, and all
+            of it to the first word. ``"broadcast"``: the whole weight to every word, as Captum does with the cells of
+            a feature.
 
     Returns:
         (words,) float64.
     """
-    spans = explanation_spans(explanation, label)
-    out = torch.full((len(words),), float("nan"), dtype=torch.float64)
-    for i, word in enumerate(words):
-        shares = []
-        for start, end, weight in spans:
-            shared = min(end, word.end) - max(start, word.start)
-            if shared > 0:
-                shares.append(weight * shared / (end - start))
-        if shares:
-            out[i] = sum(shares)
+    return _shared(explanation, [(word.start, word.end) for word in words], label, share, by_characters=True)
+
+
+def token_weights(
+    explanation: Any, encoding: TextEncoding, label: int | None = None, *, share: Sharing = "split"
+) -> Tensor:
+    """Return the weight of each token of a text explanation, (N,) float64, in the order of ``encoding.inputs``.
+
+    Tokens that LIME has no weight for are NaN: special tokens, those between units, and the other text of a pair.
+    ``.nan_to_num()`` gives them 0.
+
+    Args:
+        explanation: The ``Explanation`` of a text.
+        encoding: The encoding of that text alone.
+        label: The explained class; needed only if several were explained.
+        share: As in :func:`word_weights`, with tokens in the place of words: ``"split"`` divides a unit's weight over
+            its tokens in proportion to the characters that each has of it.
+
+    Raises:
+        InputError: The explanation is of another text.
+    """
+    raw = getattr(getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None), "raw", None)
+    texts = encoding.texts[0] if isinstance(encoding.texts[0], tuple) else (encoding.texts[0],)
+    marked = getattr(explanation, "explained_segment", None)
+    found = [k for k, text in enumerate(texts) if text == raw and marked in (None, ("first", "second")[k])]
+    if len(encoding) != 1 or not found:
+        raise InputError(
+            f"the explanation is of the text {str(raw)[:60]!r}, and the encoding of {len(encoding)} text(s), the first "
+            f"one {encoding.texts[0]!r:.60}; encode the explained text alone."
+        )
+    spans = [None if s is None or s[0] != found[0] else (s[1], s[2]) for s in encoding.token_spans[0]]
+    return _shared(explanation, spans, label, share, by_characters=False)
+
+
+def explanation_score(explanation: Any, label: int | None = None) -> float:
+    """Return how well lime's linear model fits (weighted R²), from the number of one lime or the dict of another.
+
+    Args:
+        explanation: A lime explanation.
+        label: The explained class; needed only if several were explained. PyPI's lime keeps the last one's alone.
+    """
+    return _number(explanation, explanation.score, label)
+
+
+def explanation_prediction(explanation: Any, label: int | None = None) -> float:
+    """Return what lime's linear model predicts for the input itself, as :func:`explanation_score` does."""
+    return _number(explanation, explanation.local_pred, label)
+
+
+def safe_html(explanation: Any) -> str:
+    """Return a text explanation as lime's HTML page, with words and class names escaped.
+
+    lime itself writes them into a script as they are, where ``</script>`` in a word would end it.
+
+    Args:
+        explanation: The ``Explanation`` of a text, of :meth:`LimeText.explain` or of the official explainer.
+    """
+    from captum_attn_lime.lime.shown import TextExplanation, escaped_html
+
+    if isinstance(explanation, TextExplanation):
+        return explanation.as_html()
+    return escaped_html(explanation.as_html)
+
+
+def shown(explanation: Any, string: Any) -> Any:
+    """Return lime's explanation of a text such that it shows the text itself, safely.
+
+    Args:
+        explanation: What the official explainer returned.
+        string: The text with the units that are its features.
+    """
+    from lime.lime_text import TextDomainMapper
+
+    from captum_attn_lime.lime.shown import TextExplanation
+
+    explanation.domain_mapper = TextDomainMapper(string)
+    explanation.__class__ = TextExplanation
+    return explanation
+
+
+def _shared(
+    explanation: Any, spans: Sequence[Span | None], label: int | None, share: Sharing, *, by_characters: bool
+) -> Tensor:
+    """Return what falls on each span of the weights of a text explanation's units; NaN where no unit is."""
+    if share not in get_args(Sharing):
+        raise InputError(f"share must be one of {', '.join(map(repr, get_args(Sharing)))}, but is {share!r}.")
+    units = explanation_spans(explanation, label)
+    weights = explanation_weights(explanation, label)
+    whole = {start: weights.get(unit, 0.0) for unit, start, _ in occurrences(explanation.domain_mapper.indexed_string)}
+    out = torch.full((len(spans),), float("nan"), dtype=torch.float64)
+    for start, end, weight in units:
+        overlaps = [max(0, min(end, s[1]) - max(start, s[0])) if s is not None else 0 for s in spans]
+        covered = [k for k, n in enumerate(overlaps) if n]
+        total = end - start if by_characters else sum(overlaps)
+        for k in covered:
+            part = {
+                "split": weight * overlaps[k] / total,
+                "first": weight if k == covered[0] else 0.0,
+                "broadcast": whole[start],
+            }[share]
+            out[k] = part if torch.isnan(out[k]) else out[k] + part
     return out
+
+
+def _number(explanation: Any, value: Any, label: int | None) -> float:
+    if isinstance(value, dict):
+        value = value[_label(explanation, label)]
+    return float(np.asarray(value, dtype=float).reshape(-1)[0])
 
 
 def _after_name(label: str, name: str, i: int, *, mark: str) -> str | None:

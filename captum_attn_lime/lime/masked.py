@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from captum_attn_lime._captum import TensorOrTuple, as_tuple
 from captum_attn_lime._progress import Tick
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import by_position, pool
-from captum_attn_lime.lime.base import Array, TargetScalar
+from captum_attn_lime.lime.base import Array
+from captum_attn_lime.lime.explainer import Masks, distinct
 
 
 @dataclass(frozen=True)
@@ -59,45 +60,51 @@ class Removable:
         keep[:, self.active[0]] = kept
         out = []
         for x, base, ids in zip(self.inputs, self.baselines, self.ids, strict=True):
-            cells = keep.to(x.device)[:, ids.reshape(-1)].reshape(len(kept), *x.shape[1:])
+            own = _once(ids)
+            cells = keep.to(x.device)[:, own.reshape(-1)].reshape(len(kept), *own.shape[1:])
             out.append(torch.where(cells, x, base))
         return tuple(out)
 
 
 @dataclass(frozen=True)
-class IndexTexts:
-    """A single example as a classifier of texts of feature numbers, for the official explainer.
+class MaskedExample:
+    """A single example as a classifier of masks, for the official explainer.
 
     Attributes:
         example: The example.
-        scalar: Its target scalar.
+        scalar: What is asked about perturbed copies, (n,) or (n, classes).
         batch: Number of perturbed copies in one forward pass.
         tick: Counts the samples.
     """
 
     example: Removable
-    scalar: TargetScalar
+    scalar: Callable[[tuple[Tensor, ...]], Array]
     batch: int
     tick: Tick
 
-    def text(self) -> str:
-        """Return the text in which every active feature is a word: its number among them."""
-        return " ".join(str(k) for k in range(int(self.example.active.sum())))
+    def scores(self, kept: Masks) -> Array:
+        """Return the target scalar, (n, 1) or (n, classes), of the example with only these features left in.
 
-    def scores(self, texts: Sequence[str]) -> Array:
-        """Return the target scalar, (n, 1), of the example with only the named features left in."""
-        kept = np.zeros((len(texts), int(self.example.active.sum())), dtype=bool)
-        for row, text in enumerate(texts):
-            kept[row, [int(k) for k in text.split()]] = True
+        Args:
+            kept: Which of the active features stay, (n, active features).
+        """
         # Short texts repeat masks often (99 % of 5,000 samples over 5 features): each runs once.
-        unique, where = np.unique(kept, axis=0, return_inverse=True)
+        first, where = distinct(kept)
         values = []
-        for start in range(0, len(unique), self.batch):
-            part = torch.from_numpy(unique[start : start + self.batch]).to(self.example.active.device)
+        for start in range(0, len(first), self.batch):
+            part = torch.from_numpy(kept[first[start : start + self.batch]]).to(self.example.active.device)
             values.append(self.scalar(self.example.without(part)))
             self.tick(len(part))
-        self.tick(len(texts) - len(unique))
-        return np.concatenate(values)[where.reshape(-1), None]
+        self.tick(len(kept) - len(first))
+        return np.asarray(np.concatenate(values)[where].reshape(len(kept), -1), dtype=np.float64)
+
+
+def _once(ids: Tensor) -> Tensor:
+    """Return the ids with one entry along dimensions that only repeat them, as a picture's channels do."""
+    for dim, stride in enumerate(ids.stride()):
+        if stride == 0 and dim:
+            ids = ids.narrow(dim, 0, 1)
+    return ids
 
 
 def _expand_baselines(baselines: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from captum_attn_lime.errors import InputError
+from captum_attn_lime.adapters import TextAdapter
+from captum_attn_lime.adapters.words import Span
+from captum_attn_lime.errors import InputError, TextError
 from captum_attn_lime.lime.base import Array
+from captum_attn_lime.lime.explainer import Masks
+from captum_attn_lime.lime.index_text import Cells, Removal, cells_of, hidden_as_padding, is_exact, scores_of
+from captum_attn_lime.lime.units import occurrences
 
 Output = Literal["probability", "logits"]
 Segment = Literal["first", "second"]
@@ -23,19 +30,27 @@ class Subject:
 
     Attributes:
         adapter: The adapter.
-        seen: What the model sees, after truncation: a text or a pair.
+        encoding: The text or pair as tokens.
         segment: Which text of a pair is perturbed; None for a single text.
         output: What the model is asked for.
         show_progress: Whether to show a bar.
         token: The token id that is asked about, of a model whose classes are the vocabulary; else None.
+        cells: The tokens of which perturbed copies are made; None where they are made of the text.
     """
 
     adapter: Any
-    seen: str | tuple[str, str]
+    encoding: Any
     segment: Segment | None
     output: Output
     show_progress: bool
     token: int | None = None
+    cells: Cells | None = None
+
+    @property
+    def seen(self) -> str | tuple[str, str]:
+        """What the model sees, after truncation: a text or a pair."""
+        found: str | tuple[str, str] = self.encoding.texts[0]
+        return found
 
     @property
     def text(self) -> str:
@@ -66,14 +81,127 @@ class Subject:
 
     def scores(self, texts: Sequence[str]) -> Array:
         """Return lime's classifier function, with one column per class also for a single logit."""
-        items: list[Any] = list(texts)
-        if not isinstance(self.seen, str):
-            first, second = self.seen
-            items = [(text, second) if self.segment == "first" else (first, text) for text in texts]
+        items = [self._item(text) for text in texts]
         function = self.adapter.predict_proba if self.output == "probability" else self.adapter.logits
         options = {} if self.token is None else {"target": self.token}
         # The one text whose class is looked up needs no bar.
-        found: Array = function(items, show_progress=self.show_progress and len(items) > 1, **options)
+        return self._two_columns(function(items, show_progress=self.show_progress and len(items) > 1, **options))
+
+    def original(self) -> Array:
+        """Return the scores of the text as it is, (1, classes)."""
+        if self.cells is None:
+            return self.scores([self.text])
+        self.adapter._head.check_one_row(type(self.adapter.model).__name__)
+        if self.output == "probability":
+            self.adapter._check_probabilities()
+        kept = np.ones((1, self.cells.n_features), dtype=bool)
+        return self._on_cells(self.cells, kept, show_progress=False)
+
+    def scores_of_masks(self, kept: Masks, known: Array | None = None) -> Array:
+        """Return the scores of copies of the cells, one column per class.
+
+        Args:
+            kept: Which features each copy keeps, (n, features).
+            known: The scores of the text as it is, which then does not run again.
+        """
+        if self.cells is None:
+            raise InputError("this text is perturbed as a text; call scores.")
+        if known is None:
+            return self._on_cells(self.cells, kept, show_progress=self.show_progress)
+        rest = ~kept.all(axis=1)
+        out: Array = np.repeat(known, len(kept), axis=0)
+        if rest.any():
+            out[rest] = self._on_cells(self.cells, kept[rest], show_progress=self.show_progress)
+        return out
+
+    def _on_cells(self, cells: Cells, kept: Masks, *, show_progress: bool) -> Array:
+        adapter = self.adapter
+        if cells.fill == adapter._pad:
+            # The adapter then keeps a causal classifier from taking a removed last word for padding.
+            adapter = copy.copy(adapter)
+            adapter._baseline = cells.fill
+        is_probability = self.output == "probability"
+        if self.token is not None:
+            of_token = partial(adapter._run_target, target=self.token, probability=is_probability)
+            return self._two_columns(scores_of(adapter, cells, kept, of_token, show_progress=show_progress))
+        run = adapter._run if cells.hidden is None else hidden_as_padding(adapter, cells.hidden, adapter._run)
+        found = scores_of(adapter, cells, kept, run, show_progress=show_progress)
+        return self._two_columns(adapter._as_probabilities(found) if is_probability else found)
+
+    def on_tokens(self, string: Any, removal: Removal) -> Subject:
+        """Return the same subject, with units removed from its tokens.
+
+        Args:
+            string: The text with its units.
+            removal: What becomes of the tokens of removed units.
+
+        Raises:
+            InputError: The adapter answers to texts in a way of its own, or the units do not tell where they stand.
+        """
+        if not _answers_by_tokens(self.adapter):
+            raise InputError(
+                f"{type(self.adapter).__name__} has its own predict_proba or logits, which take texts, so its answers "
+                "to tokens are not known; use units='lime' without removal=, or LimeText.attribute."
+            )
+        if "".join(string.as_list) != string.raw:
+            raise InputError(
+                "split_expression has a capturing group, with which lime repeats what stands between words; write it "
+                "as (?:...)."
+            )
+        units = occurrences(string)
+        return replace(self, cells=cells_of(self.adapter, self.encoding, self._segment, units, removal=removal))
+
+    def as_lime_does(self, string: Any) -> Subject:
+        """Return the same subject on tokens where that gives what lime's own texts give, else as it is.
+
+        Args:
+            string: lime's ``IndexedString`` of the text.
+        """
+        if not _answers_by_tokens(self.adapter) or "".join(string.as_list) != string.raw:
+            return self
+        units = occurrences(string)
+        replacement = None if string.bow else string.mask_string
+        cells = cells_of(self.adapter, self.encoding, self._segment, units, replacement=replacement)
+        places = [int(p) for p in np.searchsorted(string.string_start, [start for _, start, _ in units])]
+
+        def tokenize(removed: Sequence[Sequence[int]]) -> Any:
+            texts = (
+                "".join(replacement or "" if k in gone else p for k, p in enumerate(string.as_list)) for gone in removed
+            )
+            return self.adapter._rows([self._item(text) for text in texts])
+
+        return replace(self, cells=cells) if is_exact(self.adapter, cells, len(units), places, tokenize) else self
+
+    @property
+    def token_spans(self) -> list[Span | None]:
+        """Where each token stands in the perturbed text; None for tokens that stand for nothing in it."""
+        spans = self.encoding.token_spans[0]
+        return [s[1:] if s is not None and s[0] == self._segment else None for s in spans]
+
+    def with_tokens(self, spans: Sequence[Span]) -> list[Span]:
+        """Return the spans that have a token; there is nothing to remove of the others.
+
+        Raises:
+            TextError: None has.
+        """
+        units = [(k, start, end) for k, (start, end) in enumerate(spans)]
+        owner = set(cells_of(self.adapter, self.encoding, self._segment, units).owner.tolist())
+        if not owner & set(range(len(spans))):
+            raise TextError(f"none of the {len(spans)} units has a token that the model sees.")
+        return [span for k, span in enumerate(spans) if k in owner]
+
+    @property
+    def _segment(self) -> int:
+        return 1 if self.segment == "second" else 0
+
+    def _item(self, text: str) -> Any:
+        """Return what the adapter takes, with this text in the place of the perturbed one."""
+        if isinstance(self.seen, str):
+            return text
+        first, second = self.seen
+        return (text, second) if self.segment == "first" else (first, text)
+
+    def _two_columns(self, found: Array) -> Array:
         if found.shape[1] > 1:
             return found
         return np.concatenate([1 - found if self.output == "probability" else -found, found], axis=1)
@@ -114,4 +242,12 @@ def subject_of(
     if segment is not None and not is_pair:
         raise InputError(f"segment={segment!r} chooses a text of a pair, but {type(raw).__name__} came; pass a tuple.")
     encoding = adapter.encode(raw) if segment is None else adapter.encode(raw, explain=segment)
-    return Subject(adapter, encoding.texts[0], segment, output, show_progress)
+    return Subject(adapter, encoding, segment, output, show_progress)
+
+
+def _answers_by_tokens(adapter: Any) -> bool:
+    """Return whether the adapter's answers to texts are its answers to their tokens, and nothing is put on top."""
+    names = ("predict_proba", "logits", "encode")
+    return isinstance(adapter, TextAdapter) and all(
+        getattr(type(adapter), name) is getattr(TextAdapter, name) and name not in vars(adapter) for name in names
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from captum.attr import PerturbationAttribution
@@ -11,21 +13,41 @@ from torch import Tensor
 
 from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_output, log_usage
 from captum_attn_lime._progress import progress
-from captum_attn_lime.errors import InputError, TextError
+from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import spread
-from captum_attn_lime.lime.base import check_count, class_of, result_dtype, settled, target_scalars
-from captum_attn_lime.lime.explanations import explanation_weights
-from captum_attn_lime.lime.masked import IndexTexts, Removable
-from captum_attn_lime.lime.subject import Output, Segment, subject_of
+from captum_attn_lime.lime.base import Array, check_count, class_of, result_dtype, settled, target_scalars
+from captum_attn_lime.lime.explainer import explain_masks, text_explainer
+from captum_attn_lime.lime.explanations import explanation_weights, shown
+from captum_attn_lime.lime.index_text import Removal
+from captum_attn_lime.lime.masked import MaskedExample, Removable
+from captum_attn_lime.lime.subject import Output, Segment, Subject, subject_of
+from captum_attn_lime.lime.units import Units, UnitText, lime_string, split_spans, spoken_spans
 
 
 class LimeText(PerturbationAttribution):  # type: ignore[misc]
     """The ``LimeTextExplainer`` of the official lime package as a Captum attribution.
 
     :meth:`attribute` perturbs what Captum's own methods perturb: the features of a feature mask, in place, by
-    baselines. Sampling, kernel, distances and the fit are the official explainer's; it is handed a text of feature
-    numbers, ``"0 1 2 ..."``, and the numbers that it leaves in become masks. :meth:`explain` is lime as it is known:
-    words are deleted from the raw text, and the result is lime's own ``Explanation``.
+    baselines. Sampling, kernel, distances and the fit are the official explainer's, and so are the random numbers; it
+    is handed features in the place of words, and the masks that it draws go to the model. :meth:`explain` is lime as
+    it is known: words are deleted from the text, and the result is lime's own ``Explanation``.
+
+    How :meth:`explain` perturbs:
+
+    ================== ==================================================================================
+    ``removal``        what becomes of a removed unit's tokens
+    ================== ==================================================================================
+    None               with ``units="lime"`` what lime does to the text: words are deleted, or replaced by
+                       ``mask_string`` with ``bow=False``; with other units as ``"delete"``
+    ``"delete"``       they are left out of the encoded text, and what follows moves up
+    ``"mask"``         the adapter's baseline token, by default the mask token, stands in each one's place
+    ``"pad"``          the padding token stands in each one's place
+    ``"attention"``    they stay, and the attention mask hides them, as it hides padding
+    ================== ==================================================================================
+
+    With None and lime's units the tokens are left out, too, where that gives exactly what tokenising each perturbed
+    text gives: with tokenizers whose words do not depend on their neighbours, as BERT's. This is tried out on the
+    text, and where it does not hold (byte pairs, SentencePiece) the perturbed texts are tokenised.
 
     Args:
         forward_func: A ``TextAdapter``; for :meth:`attribute` any function of tensors.
@@ -34,6 +56,11 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         split_expression: For :meth:`explain`: regular expression between words, or a function from text to words.
         bow: For :meth:`explain`: whether all occurrences of a word are one feature, and are removed together.
         mask_string: For :meth:`explain`: what replaces a word with ``bow=False``.
+        units: For :meth:`explain`: what is removed. ``"lime"``: lime's own words, by ``split_expression``;
+            ``"tokenizer"``: the adapter's words, among which are signs and emoji, and the tokens of scripts without
+            spaces; a compiled pattern of one unit; or a function from the text to its units in order (substrings, or
+            pairs of start and end). Units without a token are left out.
+        removal: For :meth:`explain`: ``"delete"``, ``"mask"``, ``"pad"`` or ``"attention"``; see above.
         distance_metric: Distance between masks, a name that scikit-learn knows.
         model_regressor: scikit-learn regressor to fit; lime's ridge regression by default.
         seed: Every call starts its random numbers here, so that equal calls give equal results.
@@ -57,20 +84,23 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         split_expression: str | Callable[[str], Sequence[str]] = r"\W+",
         bow: bool = True,
         mask_string: str | None = None,
+        units: Units = "lime",
+        removal: Removal | None = None,
         distance_metric: str = "cosine",
         model_regressor: Any = None,
         seed: int = 0,
     ) -> None:
         if not callable(forward_func):
             raise InputError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}.")
-        if mask_string is not None and bow:
-            raise InputError("mask_string replaces words only with bow=False (lime would ignore it); pass bow=False.")
+        _check_units(units, removal, bow=bow, has_mask_string=mask_string is not None)
         super().__init__(forward_func)
         self.class_names = class_names
         self.kernel_width = kernel_width
         self.split_expression = split_expression
         self.bow = bow
         self.mask_string = mask_string
+        self.units: Units = units
+        self.removal: Removal | None = removal
         self.distance_metric = distance_metric
         self.model_regressor = model_regressor
         self.seed = seed
@@ -122,7 +152,7 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         scalars = target_scalars(self.forward_func, tensors, target, additional_forward_args)
         with settled(self.forward_func), progress(len(scalars) * n_samples, show_progress, "LimeText") as tick:
             for i, scalar in enumerate(scalars):
-                example = IndexTexts(problem.example(i), scalar, perturbations_per_eval, tick)
+                example = MaskedExample(problem.example(i), scalar, perturbations_per_eval, tick)
                 weights[i] = self._fit(example, n_samples)
         out = weights.to(tensors[0].device, result_dtype(tensors))
         return format_output(isinstance(inputs, tuple), spread(out, problem.ids)) if return_input_shape else out
@@ -157,51 +187,73 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
             show_progress: Show a bar over the distinct texts that the model runs on.
 
         Returns:
-            ``lime.explanation.Explanation``; :func:`word_weights` brings it to the adapter's words.
+            ``lime.explanation.Explanation``; :func:`word_weights` and :func:`token_weights` bring it to the adapter's
+            words and tokens. Its HTML is escaped, and it shows itself in a notebook.
 
         Raises:
-            TextError: The text has no word, or none by ``split_expression``.
+            TextError: The text has no word, or none by ``split_expression`` or ``units``.
             TargetError: The model does not have that class.
-            InputError: The model predicts for each token: use :meth:`attribute`, which masks words in place.
+            InputError: The model predicts for each token: use :meth:`attribute`, which masks words in place. Or the
+                model or the adapter does not allow this removal.
         """
         check_count("num_samples", num_samples, 2)
         if num_features is not None:
             check_count("num_features", num_features, 1)
         subject = subject_of(self.forward_func, text, segment, output, show_progress=show_progress)
-        self._check_units(subject.text)
-        chosen = class_of(target, subject.scores([subject.text])[0])
+        string, subject = self._in_units(subject)
+        original = subject.original()
+        chosen = class_of(target, original[0])
+        known: Array | None = original
         if subject.is_next_token:
-            subject = subject.about(chosen)
-        explainer = self._explainer(
+            subject, known = subject.about(chosen), None
+        how = dict(split_expression=self.split_expression, bow=self.bow, mask_string=self.mask_string)
+        explainer = text_explainer(
+            self.kernel_width,
             self.seed if seed is None else seed,
             class_names=subject.names(self.class_names),
             feature_selection="none" if num_features is None else "auto",
-            split_expression=self.split_expression,
-            bow=self.bow,
-            mask_string=self.mask_string,
+            **(how if subject.cells is None else {}),
         )
-        explanation = explainer.explain_instance(
-            subject.text,
-            subject.scores,
+        options = dict(
             labels=(subject.label(chosen),),
             num_features=10 if num_features is None else num_features,
             num_samples=num_samples,
             distance_metric=self.distance_metric,
             model_regressor=self.model_regressor,
         )
-        return subject.mark(explanation, chosen)
+        if subject.cells is None:
+            explanation = explainer.explain_instance(subject.text, subject.scores, **options)
+        else:
+            scores = partial(subject.scores_of_masks, known=known)
+            explanation = explain_masks(explainer, string.num_words(), scores, **options)
+        return subject.mark(shown(explanation, string), chosen)
 
-    def _fit(self, texts: IndexTexts, n_samples: int) -> Tensor:
+    def _in_units(self, subject: Subject) -> tuple[Any, Subject]:
+        """Return the text with its units, and the subject with what is perturbed: its tokens or its text."""
+        if self.units == "lime":
+            string = lime_string(subject.text, self.split_expression, bow=self.bow, mask_string=self.mask_string)
+            if self.removal is None:
+                return string, subject.as_lime_does(string)
+            return string, subject.on_tokens(string, self.removal)
+        if self.units == "tokenizer":
+            spans = subject.with_tokens(spoken_spans(subject.encoding.words[0], subject.token_spans))
+        else:
+            spans = subject.with_tokens(split_spans(subject.text, self.units))
+        string = UnitText(subject.text, spans, bow=self.bow)
+        return string, subject.on_tokens(string, self.removal or "delete")
+
+    def _fit(self, example: MaskedExample, n_samples: int) -> Tensor:
         """Return the weight of each feature of one example, (features,) float64."""
-        active = texts.example.active[0].cpu()
+        active = example.example.active[0].cpu()
         weights = torch.zeros(len(active), dtype=torch.float64)
         features = active.nonzero().flatten()
         if not len(features):
-            texts.tick(n_samples)
+            example.tick(n_samples)
             return weights
-        explanation = self._explainer(self.seed, feature_selection="none").explain_instance(
-            texts.text(),
-            texts.scores,
+        explanation = explain_masks(
+            text_explainer(self.kernel_width, self.seed, feature_selection="none"),
+            len(features),
+            example.scores,
             labels=(0,),
             num_samples=n_samples,
             distance_metric=self.distance_metric,
@@ -211,16 +263,19 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
             weights[features[k]] = weight
         return weights
 
-    def _explainer(self, seed: int, **options: Any) -> Any:
-        from lime.lime_text import LimeTextExplainer
 
-        return LimeTextExplainer(kernel_width=self.kernel_width, random_state=seed, **options)
-
-    def _check_units(self, text: str) -> None:
-        from lime.lime_text import IndexedString
-
-        if not IndexedString(text, split_expression=self.split_expression, bow=self.bow).num_words():
-            raise TextError(
-                f"the text {text[:40]!r} has no word between matches of split_expression {self.split_expression!r}; "
-                "pass another split_expression, or use attribute, which takes the adapter's words."
-            )
+def _check_units(units: Any, removal: Any, *, bow: bool, has_mask_string: bool) -> None:
+    """Raise where the options that say what is removed, and how, do not go together."""
+    if isinstance(units, str) and units not in ("lime", "tokenizer"):
+        raise InputError(
+            f"units must be 'lime', 'tokenizer', a compiled pattern of one unit or a function from text to units, but "
+            f"is {units!r}; for a regular expression pass re.compile({units!r})."
+        )
+    if not isinstance(units, (str, re.Pattern)) and not callable(units):
+        raise InputError(f"units must be 'lime', 'tokenizer', a pattern or a function, not {type(units).__name__}.")
+    if removal is not None and removal not in get_args(Removal):
+        raise InputError(f"removal must be None or one of {', '.join(map(repr, get_args(Removal)))}, not {removal!r}.")
+    if has_mask_string and bow:
+        raise InputError("mask_string replaces words only with bow=False (lime would ignore it); pass bow=False.")
+    if has_mask_string and (units != "lime" or removal is not None):
+        raise InputError("mask_string is lime's own way to remove words: it goes with units='lime' and removal=None.")
