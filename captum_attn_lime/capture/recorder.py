@@ -174,20 +174,27 @@ class Recorder:
             self.pool = (attention, output)
         else:
             self.token_states.clear()  # only what follows the last call leads to the model's output alone
-        attention.index, attention.follows = call, self.provenance.lineage(query)
-        attention.reads = self.provenance.lineage(source)
+        attention.index = call
+        attention.follows, attention.reads = self.trace.ask("ways", self._ways, query, source)
         self.maps.append(self._keep.of(attention, value))
         if self._substitute is not None:
             output = self._substitute(call, output, rows)
-        self.places.lose(output)
         begins = call in (self._graph_at, None if self._state_at is not None else self._leaf_at)
         if call == self._leaf_at:
             self.steps, self.leaf_tokens = [], (attention.shape[0], attention.shape[2])
         if output.is_floating_point() and (begins or (self._has_graph and self.outputs)):
             output = self._into_graph(call, output, rows)
-            self.places.lose(output)
-        self.provenance.attended(output, query, call)
+        self.trace.ask("attended", self._attended, output, query, call)
         return output
+
+    def _ways(self, query: Tensor, source: Tensor) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the calls that the query tokens, and the key tokens, had passed through before."""
+        return self.trace.provenance.lineage(query), self.trace.provenance.lineage(source)
+
+    def _attended(self, output: Tensor, query: Tensor, call: int) -> None:
+        """Note that an output is that of an attention call."""
+        self.trace.places.lose(output)
+        self.trace.provenance.attended(output, query, call)
 
     def _cut(self, output: Tensor) -> Tensor:
         """Return the output of a pooling behind the leaf such that what reaches the leaf by other ways can be told.

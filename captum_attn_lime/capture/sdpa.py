@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,18 +23,36 @@ def scaled_dot_product_attention(recorder: Recorder, func: Any, args: tuple[Any,
     """Run the fused kernel as the model asked for it and record its query, key and mask."""
     given = {**dict(zip(_PARAMETERS, args, strict=False)), **kwargs}
     output, given["log_sums"] = attend(recorder, func, args, kwargs, given)
-    query, key, provenance = given["query"], given["key"], recorder.provenance
+    query, key = given["query"], given["key"]
+    # Asked in one go, since a remembered answer costs as much as any.
+    found: _Call = recorder.trace.ask("sdpa", partial(_ask, recorder), query, key, given["value"])
+    recorder.read.add(found.pair)
+    given.update(tokens=query, sources=key, name=found.name)
+    if found.is_buffer:
+        given["key"] = key.clone()  # the next step of a generation writes into the cache's memory
+    if (packed := found.packed_heads) > 1 and query.shape[1] == key.shape[1]:
+        given.update(query=_unpacked(query, packed), attn_mask=_unpacked(given.get("attn_mask"), packed), log_sums=None)
+    return record_scores(recorder, output, given, found.kind)
+
+
+class _Call(NamedTuple):
+    """What has to be known of a call's tensors."""
+
+    kind: AttentionKind
+    name: str
+    pair: tuple[int, int]
+    is_buffer: bool
+    packed_heads: int
+
+
+def _ask(recorder: Recorder, query: Tensor, key: Tensor, value: Tensor) -> _Call:
+    provenance = recorder.trace.provenance
     is_pool = query.shape[-2] == 1 and provenance.is_learned(query)
     kind = kind_of(None if is_pool else provenance.same_source(query, key), pooled=is_pool)
-    if recorder.places.mixes_channels(given["value"], -2):
+    if recorder.trace.places.mixes_channels(value, -2):
         kind = "channel"
-    recorder.read.add(provenance.pair(query, key))
-    given.update(tokens=query, sources=key)
-    if provenance.is_buffer(key):
-        given["key"] = key.clone()  # the next step of a generation writes into the cache's memory
-    if (packed := provenance.packed_heads(query)) > 1 and query.shape[1] == key.shape[1]:
-        given.update(query=_unpacked(query, packed), attn_mask=_unpacked(given.get("attn_mask"), packed), log_sums=None)
-    return record_scores(recorder, output, given, kind)
+    pair, is_buffer = provenance.pair(query, key), provenance.is_buffer(key)
+    return _Call(kind, recorder.stack.current, pair, is_buffer, provenance.packed_heads(query))
 
 
 def attend(
@@ -53,7 +72,7 @@ def attend(
         return recorder.run(func, args, kwargs), None
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     options = {"attn_mask": mask, "scale": given.get("scale")}
     output, sums = recorder.run(kernel, (query, key, value, 0.0, is_causal), options)
     return output, sums.detach().contiguous()
@@ -97,7 +116,9 @@ def record_scores(
     """
     query, key, value = given["query"], given["key"], given["value"]
     recorder.is_random |= bool(given.get("dropout_p"))
-    name = recorder.module_name
+    name = given.get("name")
+    if name is None:
+        name = recorder.module_name
     if query.dim() not in (3, 4):
         raise UnreadableAttentionError(
             f"scaled_dot_product_attention in {name!r} was called with a query of shape {tuple(query.shape)}; "

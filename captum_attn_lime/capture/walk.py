@@ -141,7 +141,7 @@ class Trace:
         walks: Walks | None,
         mode: Any,
     ) -> None:
-        self._provenance, self._places, self._stack = provenance, places, stack
+        self.provenance, self.places, self._stack = provenance, places, stack
         self._walks, self._mode = walks, mode
         self.on_change: Callable[[], None] | None = None
         self._entry: Any = None
@@ -177,7 +177,7 @@ class Trace:
         if walk is None or self._walks is None or self._is_replayed or not is_complete:
             return
         if 0 < len(walk.events) < _LONGEST:
-            walk.tables = self._provenance.tables()
+            walk.tables = self.provenance.tables()
             self._walks.keep(self._entry, walk)
 
     def unfit(self) -> None:
@@ -195,8 +195,8 @@ class Trace:
         if self._is_replayed:
             self._leave()
         self._begin_outside()
-        self._provenance.follow(func, args, kwargs, out, batch)
-        self._places.follow(func, args, kwargs, out, batch)
+        self.provenance.follow(func, args, kwargs, out, batch)
+        self.places.follow(func, args, kwargs, out, batch)
         if self._walk is not None:
             if func in WRITES:
                 self.unfit()
@@ -231,8 +231,8 @@ class Trace:
         """Let a tensor that takes another one's place be known for what that was."""
 
         def copy(old: Tensor, new: Tensor) -> None:
-            self._provenance.restore(new, self._provenance.entry(old))
-            self._places.restore(new, self._places.entry(old))
+            self.provenance.restore(new, self.provenance.entry(old))
+            self.places.restore(new, self.places.entry(old))
 
         self.ask("replace", copy, old, new)
 
@@ -349,7 +349,7 @@ class Trace:
             self._walk.learnt[-1].append((self._number(tensor), *self._known(tensor)))
 
     def _known(self, tensor: Tensor) -> tuple[Known | None, Any]:
-        return self._provenance.entry(tensor), self._places.entry(tensor)
+        return self.provenance.entry(tensor), self.places.entry(tensor)
 
     def _leave(self) -> None:
         """Put back what is known of the tensors that are alive, and follow every step from here on."""
@@ -358,14 +358,14 @@ class Trace:
             return
         if self._walks is not None:
             self._walks.forget(self._entry)
-        self._provenance.restore_tables(walk.tables)
+        self.provenance.restore_tables(walk.tables)
         alive: dict[int, Tensor | None] = {number: ref() for number, ref in self._numbers.values()}
         for learnt in walk.learnt[: self._at]:
             for number, known, place in learnt:
                 tensor = alive.get(number)
                 if tensor is not None:
-                    self._provenance.restore(tensor, known)
-                    self._places.restore(tensor, place)
+                    self.provenance.restore(tensor, known)
+                    self.places.restore(tensor, place)
         if self.on_change is not None:
             self.on_change()
 
