@@ -110,7 +110,7 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
             )
         if attribution.uses_target:
             raise InputError(
-                f"method {attribution.method!r} depends on the class that is explained, and each generated token is a "
+                f"method {str(get_method(attribution.method))!r} depends on the class that is explained, and each generated token is a "
                 "class of its own; use 'raw' or 'rollout'."
             )
         if not callable(getattr(tokenizer, "encode", None)) or not callable(

@@ -40,6 +40,9 @@ class Method:
     fused_heads: bool = False
     of_top: MethodFunction = rollout_of_top
 
+    def __str__(self) -> str:
+        return str(getattr(self.function, "__name__", self.function))
+
 
 METHODS: dict[str, Method] = {
     "raw": Method(raw, last_layer_only=True, fused_heads=True),
