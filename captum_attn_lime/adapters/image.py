@@ -165,8 +165,8 @@ class ImageAdapter(Adapter):
             for start in range(0, len(images), self.batch_images):
                 part = images[start : start + self.batch_images]
                 same = len({(image.shape, image.dtype) for image in part}) == 1
-                for batch in [np.stack(part)] if same else [image[None] for image in part]:
-                    found.append(self._run(self.tensors(batch)))
+                batches = [np.stack(part)] if same else [image[None] for image in part]
+                found += [self._run(self.tensors(batch)) for batch in batches]
                 tick(len(part))
         return np.concatenate(found)
 

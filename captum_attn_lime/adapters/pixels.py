@@ -112,7 +112,7 @@ def _colours(array: Pixels) -> Pixels:
 def _values(array: Pixels) -> Pixels:
     """Return the values as uint8 from 0 to 255 or as floats from 0 to 1."""
     if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
+        return np.asarray(array.astype(np.uint8) * np.uint8(255))
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind not in "iuf":
@@ -131,7 +131,13 @@ def _values(array: Pixels) -> Pixels:
 
 
 def fit_image(
-    image: Pixels, size: tuple[int, int], resize_to: tuple[int, int], *, squash: bool, interpolation: str
+    image: Pixels,
+    size: tuple[int, int],
+    resize_to: tuple[int, int],
+    *,
+    squash: bool,
+    interpolation: str,
+    floor: bool,
 ) -> Pixels:
     """Return a picture resized, and its middle cut out; the same array where it has the size already.
 
@@ -143,17 +149,21 @@ def fit_image(
         resize_to: Height and width before the middle is cut out.
         squash: Whether it is resized to just that, or keeps its proportions and covers that.
         interpolation: Name of one of PIL's resamplings, in small letters.
+        floor: Whether of an odd margin the smaller part is cut off first, or, as torchvision does, the even part.
     """
     height, width = image.shape[:2]
     if (height, width) == size:
         return image
     target = resize_to
     if not squash:
-        scale = max(resize_to[0] / height, resize_to[1] / width)
-        # The side that fits is exact; torchvision cuts the other one off.
-        target = (max(resize_to[0], int(height * scale)), max(resize_to[1], int(width * scale)))
+        # The other side is rounded down, as in torchvision.
+        if resize_to[0] * width >= resize_to[1] * height:
+            target = (resize_to[0], resize_to[0] * width // height)
+        else:
+            target = (resize_to[1] * height // width, resize_to[1])
     resized = _resize(image, target, interpolation)
-    top, left = (round((a - b) / 2) for a, b in zip(target, size, strict=True))
+    margins = [a - b for a, b in zip(target, size, strict=True)]
+    top, left = (m // 2 if floor else round(m / 2) for m in margins)
     return np.ascontiguousarray(resized[top : top + size[0], left : left + size[1]])
 
 

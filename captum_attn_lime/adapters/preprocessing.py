@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -31,6 +31,8 @@ class Preprocessing:
         resize_to: Height and width before the middle is cut out; by default ``size``.
         fit: ``"squash"`` resizes to just that; ``"crop"`` keeps proportions, covers it, and cuts out the middle.
         interpolation: Name of a resampling.
+        floor: Whether of an odd margin the smaller part is cut off first, as by HuggingFace, or the even part, as by
+            torchvision.
     """
 
     mean: tuple[float, ...]
@@ -39,6 +41,7 @@ class Preprocessing:
     resize_to: tuple[int, int] | None = None
     fit: Fit = "squash"
     interpolation: str = "bilinear"
+    floor: bool = False
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
@@ -60,8 +63,14 @@ class Preprocessing:
         """Return a picture at the model's size, its kind of values unchanged."""
         if self.size is None:
             return image
-        how = dict(squash=self.fit == "squash", interpolation=self.interpolation)
-        return fit_image(image, self.size, self.resize_to or self.size, **how)  # type: ignore[arg-type]
+        return fit_image(
+            image,
+            self.size,
+            self.resize_to or self.size,
+            squash=self.fit == "squash",
+            interpolation=self.interpolation,
+            floor=self.floor,
+        )
 
     def tensor(self, images: Pixels) -> Tensor:
         """Return pictures (n, H, W, 3) normalised, (n, C, H, W) float32."""
@@ -102,8 +111,9 @@ def preprocessing_of(model: nn.Module, processor: Any, given: Mapping[str, Any])
     if found is None:
         if "mean" not in own or "std" not in own:
             raise InputError(
-                f"it is not known how {type(model).__name__} wants its pictures; pass processor= (its HuggingFace image "
-                "processor, timm data configuration or torchvision weights.transforms()), or mean=, std= and size=. "
+                f"it is not known how {type(model).__name__} wants its pictures; pass processor= (its HuggingFace "
+                "image processor, timm data configuration or torchvision weights.transforms()), or mean=, std= and "
+                "size=. "
                 "ImageNet's are (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225)."
             )
         return Preprocessing(**own)
@@ -117,9 +127,9 @@ def _read(model: nn.Module, processor: Any) -> Preprocessing | None:
     if processor is None:
         if not isinstance(getattr(model, "pretrained_cfg", getattr(model, "default_cfg", None)), Mapping):
             return None
-        import timm.data
+        from importlib import import_module  # timm has no types
 
-        return _from_timm(timm.data.resolve_data_config({}, model=model), model)
+        return _from_timm(import_module("timm.data").resolve_data_config({}, model=model), model)
     if isinstance(processor, Preprocessing):
         return processor
     if isinstance(processor, Mapping):
@@ -173,7 +183,8 @@ def _from_torchvision(transforms: Any) -> Preprocessing:
 
 def _from_huggingface(processor: Any) -> Preprocessing:
     """Return a HuggingFace image processor's settings, after a trial that they are all that it does."""
-    mean, std = ((0.0,) * 3, (1.0,) * 3)
+    mean: tuple[float, ...] = (0.0,) * 3
+    std: tuple[float, ...] = (1.0,) * 3
     if getattr(processor, "do_normalize", True):
         mean, std = _channels(processor.image_mean, "image_mean"), _channels(processor.image_std, "image_std")
     factor = 255 * (processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0)
@@ -181,7 +192,8 @@ def _from_huggingface(processor: Any) -> Preprocessing:
     resize = dict(getattr(processor, "size", None) or {}) if getattr(processor, "do_resize", True) else {}
     crop = dict(getattr(processor, "crop_size", None) or {}) if getattr(processor, "do_center_crop", False) else {}
     size = (crop["height"], crop["width"]) if {"height", "width"} <= set(crop) else None
-    before, fit = size, "squash"
+    before = size
+    fit: Fit = "squash"
     edge = resize.get("shortest_edge")
     if resize.get("height") and resize.get("width"):
         before = (resize["height"], resize["width"])
@@ -193,14 +205,8 @@ def _from_huggingface(processor: Any) -> Preprocessing:
     size = size or before
     names = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
     number = getattr(processor, "resample", None)
-    found = Preprocessing(
-        mean,
-        std,
-        size,
-        before if size else None,
-        fit,
-        names[2 if number is None else int(number)],  # type: ignore[arg-type]
-    )
+    interpolation = names[2 if number is None else int(number)]
+    found = Preprocessing(mean, std, size, before if size else None, fit, interpolation, floor=True)
     _try(processor, found)
     return found
 
@@ -229,6 +235,3 @@ def _channels(value: Any, name: str) -> tuple[float, ...]:
         return tuple(float(v) for v in numbers)
     except (TypeError, ValueError):
         raise InputError(f"{name} must be one number per channel, but is {value!r}.") from None
-
-
-SETTINGS = tuple(field.name for field in fields(Preprocessing))

@@ -36,14 +36,21 @@ def find_patch_size(model: nn.Module, channels: int) -> tuple[int, int] | None:
         >>> find_patch_size(nn.Sequential(nn.Conv2d(3, 8, 16, 16)), 3)
         (16, 16)
     """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == channels:
-            kernel, stride = tuple(module.kernel_size), tuple(module.stride)
-            if kernel == stride and max(kernel) > 1 and module.padding in (0, (0, 0), "valid"):
-                return pair(kernel, "kernel_size")
-            break
+    convolution = patch_convolution(model, channels)
+    if convolution is not None:
+        return pair(convolution.kernel_size, "kernel_size")
     size = getattr(getattr(model, "config", None), "patch_size", None)
     return None if size is None else pair(size, "config.patch_size")
+
+
+def patch_convolution(model: nn.Module, channels: int) -> nn.Conv2d | None:
+    """Return the first convolution over the picture's channels if it cuts patches that do not overlap, else None."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == channels:
+            kernel, plain = tuple(module.kernel_size), module.dilation == (1, 1)
+            cuts = kernel == tuple(module.stride) and module.padding in (0, (0, 0), "valid")
+            return module if cuts and plain and max(kernel) > 1 else None
+    return None
 
 
 def patch_grid(image: tuple[int, int], patch: tuple[int, int]) -> tuple[Labels, tuple[str, ...]]:
@@ -139,10 +146,11 @@ def _stand_in(image: Pixels, labels: Labels, baseline: Any) -> Pixels:
         if baseline == "black":
             return np.zeros_like(image)
         if baseline == "blur":
-            from skimage.filters import gaussian
+            from scipy.ndimage import gaussian_filter
 
-            blurred = gaussian(image, sigma=max(image.shape[:2]) / 16, channel_axis=-1, preserve_range=True)
-            return (np.rint(blurred) if image.dtype == np.uint8 else blurred).astype(image.dtype)
+            side = max(image.shape[:2]) / 16
+            blurred = gaussian_filter(image.astype(np.float64), (side, side, 0))
+            return np.asarray((np.rint(blurred) if image.dtype == np.uint8 else blurred).astype(image.dtype))
         flat = labels.reshape(-1) if baseline == "segment" else np.zeros(labels.size, dtype=np.int64)
         count = np.bincount(flat)
         means = [np.bincount(flat, weights=image[:, :, c].reshape(-1)) / count.clip(1) for c in range(3)]

@@ -110,8 +110,8 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
             )
         if attribution.uses_target:
             raise InputError(
-                f"method {str(get_method(attribution.method))!r} depends on the class that is explained, and each generated token is a "
-                "class of its own; use 'raw' or 'rollout'."
+                f"method {str(get_method(attribution.method))!r} depends on the class that is explained, and each "
+                "generated token is a class of its own; use 'raw' or 'rollout'."
             )
         if not callable(getattr(tokenizer, "encode", None)) or not callable(
             getattr(tokenizer, "convert_ids_to_tokens", None)

@@ -12,7 +12,7 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_output, log_usage
-from captum_attn_lime._progress import Tick, progress
+from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters.image import ImageAdapter, ImageEncoding
 from captum_attn_lime.adapters.segments import Segments, patch_grid
 from captum_attn_lime.errors import ForwardError, InputError
@@ -248,8 +248,8 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
         pixels = x.shape[2] * x.shape[3]
         if pixels > _MOST_PIXELS:
             raise InputError(
-                f"a picture of {x.shape[2]} x {x.shape[3]} pixels came without its segments; pass feature_mask=, such as "
-                "adapter.encode(image, 'slic').feature_mask."
+                f"a picture of {x.shape[2]} x {x.shape[3]} pixels came without its segments; pass feature_mask=, such "
+                "as adapter.encode(image, 'slic').feature_mask."
             )
         return torch.arange(pixels).reshape(1, 1, *x.shape[2:]).expand(1, *x.shape[1:])
 
@@ -268,8 +268,8 @@ class _Answers:
         found: Array = self.adapter._run(*tensors)
         if not np.isfinite(found).all():
             raise ForwardError(
-                "the model gave NaN or an infinite value for a perturbed picture, and LIME cannot fit that; try another "
-                "hide_color."
+                "the model gave NaN or an infinite value for a perturbed picture, and LIME cannot fit that; try "
+                "another hide_color."
             )
         if self.output == "probability":
             found = self.adapter._as_probabilities(found)

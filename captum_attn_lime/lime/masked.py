@@ -50,14 +50,23 @@ class Removable:
         inputs, baselines, ids = (tuple(t[row] for t in group) for group in (self.inputs, self.baselines, self.ids))
         return Removable(inputs, baselines, ids, self.active[row])
 
+    def keep(self, kept: Tensor) -> Tensor:
+        """Return for each copy of a single example which of all features stay, (n, features) bool.
+
+        Args:
+            kept: Which of the active features stay, (n, active features) bool.
+        """
+        keep = torch.ones(len(kept), self.active.shape[1], dtype=torch.bool, device=kept.device)
+        keep[:, self.active[0]] = kept
+        return keep
+
     def without(self, kept: Tensor) -> tuple[Tensor, ...]:
         """Return copies of a single example with the cells of removed features replaced, each (n, ...).
 
         Args:
             kept: For each copy the active features that stay, (n, active features) bool.
         """
-        keep = torch.ones(len(kept), self.active.shape[1], dtype=torch.bool, device=kept.device)
-        keep[:, self.active[0]] = kept
+        keep = self.keep(kept)
         out = []
         for x, base, ids in zip(self.inputs, self.baselines, self.ids, strict=True):
             own = _once(ids)
@@ -93,10 +102,14 @@ class MaskedExample:
         values = []
         for start in range(0, len(first), self.batch):
             part = torch.from_numpy(kept[first[start : start + self.batch]]).to(self.example.active.device)
-            values.append(self.scalar(self.example.without(part)))
+            values.append(self.values(part))
             self.tick(len(part))
         self.tick(len(kept) - len(first))
         return np.asarray(np.concatenate(values)[where].reshape(len(kept), -1), dtype=np.float64)
+
+    def values(self, kept: Tensor) -> Array:
+        """Return what is asked about copies with only these active features left in, (n,) or (n, classes)."""
+        return self.scalar(self.example.without(kept))
 
 
 def _once(ids: Tensor) -> Tensor:
