@@ -74,6 +74,17 @@ def worst_error(results: Results, dtype: str, key: str = "error", over: str | No
     return max((row[key] / (row[over] if over else 1) for row in rows), default=None)
 
 
+def gigabytes(row: Mapping[str, Any]) -> float | None:
+    """Return the memory of an explanation."""
+    return row["ours bytes"] / 1e9 if row.get("ours bytes") else None
+
+
+def lime_difference(results: Results) -> float | None:
+    """Return the greatest difference of a weight from the official explainer's, over all models with one."""
+    rows = [row for part in ("lime_text", "lime_image") for row in results.get(part, {}).get("rows", [])]
+    return max((row["difference"] for row in rows if "difference" in row), default=None)
+
+
 def _ratio(part: str, **wanted: Any) -> Callable[[Results], float | None]:
     return lambda results: find(results, part, **wanted).get("ratio")
 
@@ -117,6 +128,34 @@ BARS = (
     Bar("capture / forward, batch 1, 16 tokens", 1.15, 1.08, _ratio("overhead", batch=1, n=16)),
     Bar("capture / forward, batch 32, 128 tokens", 1.05, 1.02, _ratio("overhead", batch=32, n=128)),
     Bar("rollout / forward, 1,000 film reviews", 1.25, 1.1, _ratio("reviews", reviews=1000)),
+    Bar(
+        "official LIME / ours, text of 30 words",
+        2,
+        None,
+        _ratio("lime_text", model="BERT, 2 layers of 128", words=30, samples=5000),
+        at_least=True,
+    ),
+    Bar(
+        "official LIME / ours, text of 200 words",
+        2.5,
+        None,
+        _ratio("lime_text", model="BERT, 2 layers of 128", words=200, samples=1000),
+        at_least=True,
+    ),
+    Bar(
+        "GB of LIME, text of 200 words, 5,000 samples",
+        0.5,
+        None,
+        lambda results: gigabytes(find(results, "lime_text", words=200, samples=5000)),
+    ),
+    Bar(
+        "official LIME / ours, picture of 196 patches",
+        2,
+        3,
+        _ratio("lime_image", model="ViT, 3 layers of 64", samples=1000),
+        at_least=True,
+    ),
+    Bar("difference of LIME's weights from the official", 1e-6, None, lime_difference, form=".0e"),
 )
 
 

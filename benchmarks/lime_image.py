@@ -1,33 +1,29 @@
-"""Image LIME: the official explainer with an ordinary classifier function, and the same explainer run on masks.
-
-Run as ``python benchmarks/lime_image.py``; the models are random, since only their cost matters.
-"""
+"""`LimeImage.explain` against the official explainer with an ordinary classifier function, patches as segments."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import json
-import platform
-from functools import partial
+import sys
+from collections.abc import Callable
 from typing import Any
 
+import measure
 import numpy as np
 import torch
 from lime.lime_image import LimeImageExplainer
-from measure import interleaved, median, ratio
+from measure import Options
 from torch import Tensor, nn
 
 from captum_attn_lime import ImageAdapter, LimeImage
+from captum_attn_lime.lime import explanation_weights
 
 SIDE, PATCH, SAMPLES = 224, 16, 1000
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-# Width, layers and heads of the models; None is a model that does nothing, so that only the explainer is left.
+# Width, layers and heads; the models are random, since nothing in the cost depends on their weights.
 MODELS: dict[str, tuple[int, int, int] | None] = {
-    "no model": None,
+    "none": None,  # so that only the explainer is left
     "ViT, 3 layers of 64": (64, 3, 4),
-    "ViT, 2 layers of 192": (192, 2, 3),
     "ViT, 4 layers of 192": (192, 4, 3),
 }
 
@@ -48,6 +44,7 @@ def model_of(sizes: tuple[int, int, int] | None) -> nn.Module:
         return NoModel().eval()
     from transformers import ViTConfig, ViTForImageClassification
 
+    torch.manual_seed(0)
     width, layers, heads = sizes
     config = ViTConfig(
         hidden_size=width,
@@ -73,7 +70,7 @@ def grid(image: Any) -> Any:
     return rows[:, None] * (image.shape[1] // PATCH) + np.arange(image.shape[1]) // PATCH
 
 
-def naive(model: nn.Module, image: Any, *, samples: int, batch: int) -> Any:
+def plain(model: nn.Module, image: Any, samples: int) -> Any:
     """What lime's tutorials do, without their detours: normalise, run, softmax."""
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (MEAN, STD))
 
@@ -84,62 +81,51 @@ def naive(model: nn.Module, image: Any, *, samples: int, batch: int) -> Any:
         return getattr(out, "logits", out).softmax(dim=1).numpy()
 
     explainer = LimeImageExplainer(random_state=0, feature_selection="none")
+    options = dict(labels=(1,), top_labels=None, num_samples=samples, segmentation_fn=grid)
     with contextlib.redirect_stderr(io.StringIO()):  # the progress bar
-        return explainer.explain_instance(
-            image,
-            classify,
-            labels=(1,),
-            top_labels=None,
-            num_samples=samples,
-            batch_size=batch,
-            segmentation_fn=grid,
-        )
+        return explainer.explain_instance(image, classify, **options)
 
 
-def ours(lime: LimeImage, image: Any, *, samples: int) -> Any:
-    return lime.explain(image, 1, segments="patches", num_samples=samples)
-
-
-def forward(model: nn.Module, *, samples: int, batch: int) -> None:
+def forward(model: nn.Module, samples: int, batch: int) -> None:
+    """The forward passes alone, over pictures that are there already."""
     x = torch.randn(batch, 3, SIDE, SIDE)
     with torch.no_grad():
         for start in range(0, samples, batch):
             model(x[: samples - start])
 
 
-def measure(name: str, *, samples: int, seconds: float) -> dict[str, Any]:
-    torch.manual_seed(0)
+def functions(name: str, samples: int) -> dict[str, Callable[[], Any]]:
+    """Return the cases."""
     model, image = model_of(MODELS[name]), picture()
     adapter = ImageAdapter(model, mean=MEAN, std=STD, size=SIDE, patch_size=PATCH)
     lime = LimeImage(adapter)
-    functions = {
-        "naive": partial(naive, model, image, samples=samples, batch=10),
-        "ours": partial(ours, lime, image, samples=samples),
-        "forward": partial(forward, model, samples=samples, batch=adapter.batch_images),
-    }
-    first = [dict(f().local_exp[1]) for f in list(functions.values())[:2]]
-    times = interleaved(functions, seconds=seconds)
     return {
-        "model": name,
-        "rounds": len(times["naive"]),
-        **{key: median(t) for key, t in times.items()},
-        "ratio": ratio(times["naive"], times["ours"]),
-        "difference": max(abs(first[0][k] - first[1][k]) for k in first[0]),
-        "largest": max(map(abs, first[0].values())),
+        "plain": lambda: plain(model, image, samples),
+        "ours": lambda: lime.explain(image, 1, segments="patches", num_samples=samples),
+        "forward": lambda: forward(model, samples, adapter.batch_images),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=SAMPLES)
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long one model is measured")
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    print(json.dumps({"processor": platform.processor() or platform.machine(), "torch": torch.__version__}))
-    for name in options.models:
-        print(json.dumps(measure(name, samples=options.samples, seconds=options.seconds)), flush=True)
+def build(case: str, name: str, samples: int, device: str = "cpu") -> Callable[[], Any]:
+    """Return one of the cases."""
+    functions(name, 20)[case]()
+    return functions(name, samples)[case]
 
 
-if __name__ == "__main__":
-    main()
+def run(options: Options) -> list[dict[str, Any]]:
+    """Return one row per model."""
+    rows = []
+    samples = options.samples or SAMPLES
+    for name in MODELS:
+        cases = functions(name, samples)
+        one, two = (explanation_weights(cases[case](), 1) for case in ("plain", "ours"))
+        times = measure.interleaved(cases, seconds=options.seconds)
+        row: dict[str, Any] = {"model": name, "samples": samples, "segments": len(one), "rounds": len(times["plain"])}
+        row |= {case: measure.median(found) for case, found in times.items()}
+        row["ratio"] = measure.ratio(times["plain"], times["ours"])
+        row["difference"] = max(abs(one[k] - two[k]) for k in one)
+        for case in ("plain", "ours"):
+            row[f"{case} bytes"] = measure.in_own_process("lime_image", case, name=name, samples=samples)
+        print(row, file=sys.stderr)
+        rows.append(row)
+    return rows

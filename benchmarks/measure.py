@@ -34,12 +34,14 @@ class Options:
             one round at least.
         device: ``"cpu"`` or ``"cuda"``.
         reviews: How many film reviews.
+        samples: How many perturbed samples LIME draws; by default each part's own.
     """
 
     sizes: tuple[int, ...] | None = None
     seconds: float = 30.0
     device: str = "cpu"
     reviews: int = 1000
+    samples: int | None = None
 
 
 def interleaved(

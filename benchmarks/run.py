@@ -25,7 +25,7 @@ import measure  # noqa: E402
 import page  # noqa: E402
 import torch  # noqa: E402
 
-PARTS = ("rollout", "eager", "relevance", "reviews", "overhead", "memory", "accuracy")
+PARTS = ("rollout", "eager", "relevance", "reviews", "overhead", "memory", "accuracy", "lime_text", "lime_image")
 CUDA = ("rollout", "eager", "relevance", "reviews", "overhead", "memory")
 APART = ("peers",)  # needs packages that this one does not
 
@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> None:
         seconds=options.seconds,
         device=options.device,
         reviews=options.reviews,
+        samples=options.samples,
     )
     for part in options.parts:
         print(f"{part} ...", file=sys.stderr)
@@ -68,6 +69,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=30.0, help="how long to repeat one comparison")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--reviews", type=int, default=1000, help="how many film reviews")
+    parser.add_argument("--samples", type=int, help="how many samples LIME draws, in place of each part's own")
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "performance.md")
     parser.add_argument("--plot", type=Path, default=HERE.parent / "docs" / "performance.png")

@@ -221,6 +221,40 @@ def accuracy(results: Results) -> str:
     )
 
 
+def lime_text(results: Results) -> str:
+    """Return LIME of texts beside the official explainer run in the ordinary way."""
+    return _lime(results, "lime_text", ("words", "tokens", "samples"))
+
+
+def lime_image(results: Results) -> str:
+    """Return LIME of pictures beside the official explainer run in the ordinary way."""
+    return _lime(results, "lime_image", ("segments", "samples"))
+
+
+def _lime(results: Results, part: str, numbers: Sequence[str]) -> str:
+    rows = rows_of(results, part)
+    alone = ["forward"] if any("forward" in row for row in rows) else []
+    head = ["model", *numbers, *alone, "official", "ours", "times as long", "official, MB", "ours, MB", "difference"]
+    return markdown(
+        [*head, "rounds"],
+        [
+            [
+                row["model"],
+                *(f"{row[name]:,}" for name in numbers),
+                *(seconds(row[name]) for name in alone),
+                seconds(row.get("plain")),
+                seconds(row["ours"]),
+                times(row.get("ratio")),
+                megabytes(row.get("plain bytes")),
+                megabytes(row.get("ours bytes")),
+                f"{row['difference']:.0e}" if "difference" in row else "-",
+                str(row["rounds"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
 def peers(results: Results) -> str:
     """Return the other packages, and a line for each that did not run or was helped."""
     rows = rows_of(results, "peers")
@@ -266,6 +300,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "capture": overhead,
     "memory": memory,
     "accuracy": accuracy,
+    "LIME of texts": lime_text,
+    "LIME of pictures": lime_image,
     "peers": peers,
     "cuda": cuda,
     "machine": machine,

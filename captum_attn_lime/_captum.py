@@ -22,6 +22,7 @@ __all__ = [
     "expand_forward_args",
     "format_forward_args",
     "format_output",
+    "linear_models",
     "log_usage",
     "run_forward",
     "select_target",
@@ -88,3 +89,10 @@ def select_target(output: Tensor, target: Target) -> Tensor:
             f"target {target!r} does not fit an output of shape {tuple(output.shape)}: {error}. "
             "Pass an int (class), a tuple (indices after the batch), or a list or 1-D tensor with one per example."
         ) from error
+
+
+def linear_models() -> Any:
+    """Return the module of the linear models that Captum's ``Lime`` can fit."""
+    from captum._utils.models import linear_model
+
+    return linear_model

@@ -18,6 +18,7 @@ from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters import Encoding, TextEncoding
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import is_repeated, pool
+from captum_attn_lime.lime.captum_recipe import check_captum_lime
 from captum_attn_lime.metrics import agreement
 from captum_attn_lime.metrics.agreement import check_k
 
@@ -176,6 +177,9 @@ def compare(
     Raises:
         InputError: Nothing to compare, a batch of several examples, or an attribution that does not fit the input.
 
+    Warns:
+        LimeWarning: A ``captum.attr.Lime`` with Captum's defaults is among them (:func:`check_captum_lime`).
+
     Example:
         >>> x = Encoding(torch.ones(1, 3), (), torch.zeros(1, 3), torch.tensor([[0, 1, 1]]), (("old", "rich"),))
         >>> compare({"a": torch.tensor([[1.0, 2.0, 3.0]]), "b": torch.tensor([[1.0, 4.0, 4.0]])}, x, k=1).scores
@@ -222,6 +226,7 @@ def _run(name: str, value: Any, encoding: Encoding, target: Any, show_progress: 
         raise InputError(
             f"the attribution {name!r} is the class {value.__name__}; pass an instance, {value.__name__}(model)."
         )
+    check_captum_lime(getattr(value, "attribution_method", value), encoding.inputs, stacklevel=3)
     arguments = encoding.arguments(value)
     takes = signature(value.attribute).parameters
     if "target" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):

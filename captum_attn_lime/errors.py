@@ -65,3 +65,7 @@ class TruncationWarning(UserWarning):
 
 class DropoutWarning(UserWarning):
     """A model is explained while its dropout is active: each run gives other scores."""
+
+
+class LimeWarning(UserWarning):
+    """A LIME explanation that does not say what it seems to say: empty, badly fitted or unsteady."""

@@ -75,9 +75,12 @@ class ScoreMap(AttentionMap):
 
     def own_memory(self) -> None:
         """Copy query and key where they are parts of larger tensors, as of a joint projection, and keep those alive."""
-        held: dict[int, int] = {}
-        if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in (self.query, self.key)):
+        of_function = torch._C._functorch.is_functorch_wrapped_tensor
+        if of_function(self.query) or of_function(self.key):
             return  # inside a transform of torch.func tensors have no memory of their own
+        if max(self.query.untyped_storage().nbytes(), self.key.untyped_storage().nbytes()) <= _LITTLE:
+            return
+        held: dict[int, int] = {}
         for x in (self.query, self.key):
             held[x.untyped_storage().data_ptr()] = held.get(x.untyped_storage().data_ptr(), 0) + x.nbytes
         if any(

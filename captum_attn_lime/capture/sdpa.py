@@ -16,6 +16,7 @@ from captum_attn_lime.capture.recorder import Recorder, RowView, kind_of
 from captum_attn_lime.errors import UnreadableAttentionError
 
 _FLASH = 1  # torch.nn.attention.SDPBackend.FLASH_ATTENTION
+_ORDINARY = (Tensor, torch.nn.Parameter)
 _PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
@@ -75,26 +76,26 @@ def attend(
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     options = {"attn_mask": mask, "scale": given.get("scale")}
     output, sums = recorder.run(kernel, (query, key, value, 0.0, is_causal), options)
-    return output, sums.detach().contiguous()
+    return output, sums.contiguous()
 
 
 def _takes_fused_kernel(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, is_causal: bool, gqa: bool
 ) -> bool:
     """Return whether torch would compute a call by the fused CPU kernel."""
-    tensors = [x for x in (query, key, value, mask) if x is not None]
-    if dropout or query.device.type != "cpu" or query.dim() != 4 or (is_causal and mask is not None):
+    if dropout or not query.is_cpu or query.dim() != 4 or (is_causal and mask is not None):
         return False
+    for x in (query, key, value) if mask is None else (query, key, value, mask):
+        if type(x) not in _ORDINARY or x.layout != torch.strided:
+            return False
     if mask is not None and mask.dtype not in (torch.bool, torch.float32, query.dtype):
         return False  # torch says what is wrong with it
-    if any(type(x) not in (Tensor, torch.nn.Parameter) or x.layout != torch.strided for x in tensors):
-        return False
     if torch.is_autocast_enabled("cpu") or torch._C._functorch.peek_interpreter_stack() is not None:
         return False  # these change or wrap the call on its way
-    if not (gqa or query.shape[1] == key.shape[1]) or not 0 < key.shape[1] == value.shape[1]:
+    heads = key.shape[1]
+    if not (gqa or query.shape[1] == heads) or not 0 < heads == value.shape[1]:
         return False
-    choice = torch._fused_sdp_choice(query, key, value, mask, 0.0, is_causal, enable_gqa=gqa)
-    return bool(choice == _FLASH)
+    return bool(torch._fused_sdp_choice(query, key, value, mask, 0.0, is_causal, enable_gqa=gqa) == _FLASH)
 
 
 def record_scores(

@@ -283,7 +283,14 @@ class Trace:
         event = walk.events[self._at]
         if event.what != question or len(event.args) != len(args):
             return False
-        return all(self._fits(form, value) for form, value in zip(event.args, args, strict=True))
+        numbers = self._numbers
+        for form, value in zip(event.args, args, strict=True):
+            if form is value:
+                continue
+            found = numbers.get(id(value))  # nearly always: the very tensor that was made on this walk
+            if (found is None or found[0] is not form or found[1]() is not value) and not self._fits(form, value):
+                return False
+        return True
 
     def _fits(self, form: Any, value: Any) -> bool:
         """Return whether a value has a form: equal, and where it holds tensors, the same ones."""

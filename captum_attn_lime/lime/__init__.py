@@ -1,5 +1,7 @@
 """Official LIME as Captum attributions, and lime's explanations as weights of features and words."""
 
+from captum_attn_lime.lime.captum_recipe import captum_lime, check_captum_lime
+from captum_attn_lime.lime.diagnostics import Diagnostics
 from captum_attn_lime.lime.explanations import (
     explanation_prediction,
     explanation_score,
@@ -10,20 +12,30 @@ from captum_attn_lime.lime.explanations import (
     word_weights,
 )
 from captum_attn_lime.lime.image import LimeImage
+from captum_attn_lime.lime.pick import SubmodularPicks, submodular_pick
+from captum_attn_lime.lime.replicates import Replicates, coefficients_stability, variables_stability
 from captum_attn_lime.lime.sequence import LimeSequence
 from captum_attn_lime.lime.tabular import LimeTabular
 from captum_attn_lime.lime.text import LimeText
 
 __all__ = [
+    "Diagnostics",
     "LimeImage",
     "LimeSequence",
     "LimeTabular",
     "LimeText",
+    "Replicates",
+    "SubmodularPicks",
+    "captum_lime",
+    "check_captum_lime",
+    "coefficients_stability",
     "explanation_prediction",
     "explanation_score",
     "explanation_spans",
     "explanation_weights",
     "safe_html",
+    "submodular_pick",
     "token_weights",
+    "variables_stability",
     "word_weights",
 ]

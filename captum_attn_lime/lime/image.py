@@ -18,9 +18,12 @@ from captum_attn_lime.adapters.segments import Segments, patch_grid
 from captum_attn_lime.errors import ForwardError, InputError
 from captum_attn_lime.features import by_position, spread
 from captum_attn_lime.lime.base import Array, check_count, class_of, result_dtype, settled, target_scalars
+from captum_attn_lime.lime.diagnostics import About
 from captum_attn_lime.lime.explanations import explanation_weights
 from captum_attn_lime.lime.image_masks import explain_image_masks
 from captum_attn_lime.lime.masked import MaskedExample, Removable
+from captum_attn_lime.lime.patches import masked_example
+from captum_attn_lime.lime.replicates import MAX_SAMPLES, NumSamples, Plan
 from captum_attn_lime.lime.subject import Output
 
 _MOST_PIXELS = 4096  # of a picture whose features nobody named, so that each pixel is one
@@ -119,12 +122,13 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
         scalars = target_scalars(self.forward_func, tensors, target, additional_forward_args)
         with settled(self.forward_func), progress(len(scalars) * n_samples, show_progress, "LimeImage") as tick:
             for i, scalar in enumerate(scalars):
-                example = MaskedExample(problem.example(i), scalar, perturbations_per_eval, tick)
+                own = problem.example(i)
+                example = masked_example(self.forward_func, own, scalar, perturbations_per_eval, tick)
                 features = example.example.active[0].cpu().nonzero().flatten()
                 if not len(features):
                     tick(n_samples)
                     continue
-                found = self._explained(example, len(features), 0, n_samples, None, self.seed)
+                found = self._official(example, len(features), 0, None, self.seed)[1](n_samples)
                 for k, weight in explanation_weights(found, 0).items():
                     weights[i, features[k]] = weight
         out = weights.to(tensors[0].device, result_dtype(tensors))
@@ -137,8 +141,10 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
         *,
         segments: Segments | None = None,
         hide_color: Any = None,
-        num_samples: int = 1000,
+        num_samples: NumSamples = 1000,
         num_features: int | None = None,
+        replicates: int = 1,
+        max_samples: int = MAX_SAMPLES,
         output: Output = "probability",
         seed: int | None = None,
         random_seed: int = 42,
@@ -156,8 +162,12 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
             segments: As in ``ImageAdapter.encode``; by default ``"quickshift"``, as in lime.
             hide_color: What replaces removed segments: a number, a colour or a picture in the picture's own values, or
                 one of the names of ``ImageAdapter.encode``; by default each segment's mean colour, as in lime.
-            num_samples: Number of perturbed pictures.
+            num_samples: Number of perturbed pictures, or ``"auto"``: runs are added until the strongest
+                ``num_features`` or 5 and their order are told apart, or ``max_samples`` are spent.
             num_features: Greatest number of segments; lime selects them and fits again. All by default.
+            replicates: Number of runs, each of ``num_samples`` with a seed of its own. lime fits the samples of all
+                of them together, and ``diagnostics.replicates`` says how the runs agree.
+            max_samples: Greatest number of samples with ``num_samples="auto"``.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
                 model with a single logit z the logits of the two classes are -z and z.
             seed: Seed of this call; the constructor's by default.
@@ -166,15 +176,17 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
 
         Returns:
             ``lime.lime_image.ImageExplanation``: the picture as ``image``, its ``segments``, and
-            ``get_image_and_mask``. A single class is explained: ``top_labels`` holds it alone.
+            ``get_image_and_mask``. A single class is explained: ``top_labels`` holds it alone. Its ``diagnostics``
+            (:class:`Diagnostics`) say how far it can be trusted.
 
         Raises:
             TargetError: The model does not have that class.
             InputError: The forward function takes no pictures, or options that do not fit.
+
+        Warns:
+            LimeWarning: The explanation says less than it seems to; ``diagnostics.warnings`` says why.
         """
-        check_count("num_samples", num_samples, 2)
-        if num_features is not None:
-            check_count("num_features", num_features, 1)
+        plan = Plan(num_samples, num_features, replicates, max_samples, self.model_regressor)
         x = self._encoded(image, segments, hide_color, random_seed)
         if output not in get_args(Output):
             raise InputError(f"output must be 'probability' or 'logits', but is {output!r}.")
@@ -184,20 +196,22 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
         active = torch.arange(int(ids[0].max()) + 1, device=ids[0].device) < n
         adapter: Any = self.forward_func
         answers = _Answers(adapter, output)
-        with torch.no_grad(), settled(adapter), progress(num_samples, show_progress, "LimeImage") as tick:
+        with torch.no_grad(), settled(adapter), progress(plan.total, show_progress, "LimeImage") as tick:
             label = class_of(target, answers(tensors)[0])
-            example = MaskedExample(Removable(tensors, bases, ids, active[None]), answers, adapter.batch_images, tick)
-            explanation = self._explained(
-                example, n, label, num_samples, num_features, self.seed if seed is None else seed
-            )
+            copies = Removable(tensors, bases, ids, active[None])
+            example = masked_example(adapter, copies, answers, adapter.batch_images, tick)
+            seed = self.seed if seed is None else seed
+            explainer, run = self._official(example, n, label, num_features, seed)
+            about = About(label, output)
+            explanation = plan.explanation(explainer, run, features=n, seed=seed, about=about)
         explanation.image, explanation.segments = x.images[0], x.segments[0]
         explanation.top_labels = [label]
         return explanation
 
-    def _explained(
-        self, example: MaskedExample, features: int, label: int, samples: int, selected: int | None, seed: int
-    ) -> Any:
-        """Return lime's explanation of one example."""
+    def _official(
+        self, example: MaskedExample, features: int, label: int, selected: int | None, seed: int
+    ) -> tuple[Any, Callable[[int], Any]]:
+        """Return lime's explainer, and its explanation of one example for a number of samples."""
         from lime.lime_image import LimeImageExplainer
 
         explainer = LimeImageExplainer(
@@ -205,16 +219,13 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
             feature_selection="none" if selected is None else "auto",
             random_state=seed,
         )
-        return explain_image_masks(
-            explainer,
-            features,
-            example.scores,
+        options = dict(
             labels=(label,),
             num_features=features if selected is None else selected,
-            num_samples=samples,
             distance_metric=self.distance_metric,
             model_regressor=self.model_regressor,
         )
+        return explainer, lambda n: explain_image_masks(explainer, features, example.scores, num_samples=n, **options)
 
     def _encoded(self, image: Any, segments: Segments | None, hide_color: Any, random_seed: int) -> ImageEncoding:
         """Return one picture with its segments and what replaces them."""

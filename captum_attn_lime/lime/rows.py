@@ -17,8 +17,10 @@ from captum_attn_lime._captum import Target
 from captum_attn_lime._progress import Tick, progress
 from captum_attn_lime.adapters.numeric import NumericAdapter
 from captum_attn_lime.errors import InputError, TargetError
-from captum_attn_lime.lime.base import Array, TargetScalar, check_count, class_of, settled, target_scalars
+from captum_attn_lime.lime.base import Array, TargetScalar, class_of, settled, target_scalars
+from captum_attn_lime.lime.diagnostics import About
 from captum_attn_lime.lime.explanations import explanation_weights
+from captum_attn_lime.lime.replicates import Plan
 from captum_attn_lime.lime.subject import Output
 
 Semantics = Literal["contrast", "gradient", "times_input"]
@@ -129,8 +131,7 @@ class LimeRows(PerturbationAttribution):  # type: ignore[misc]
         row: Array,
         target: int | None,
         *,
-        num_samples: int,
-        num_features: int | None,
+        plan: Plan,
         output: Output,
         seed: int | None,
         show_progress: bool,
@@ -142,15 +143,11 @@ class LimeRows(PerturbationAttribution):  # type: ignore[misc]
             examples: The example as the adapter takes it, (1, ...).
             row: The same as a flat row.
             target: The class; the predicted one if None.
-            num_samples: Number of perturbed examples.
-            num_features: Greatest number of features; all if None.
+            plan: How many samples are drawn, and how many features shown.
             output: Whether probabilities or logits are explained.
             seed: Seed of this call; the constructor's if None.
             show_progress: Show a bar over the examples that the model runs on.
         """
-        check_count("num_samples", num_samples, 2)
-        if num_features is not None:
-            check_count("num_features", num_features, 1)
         function = _scores(adapter, output)
         if adapter.task == "regression":
             if target not in (None, 0):
@@ -158,18 +155,24 @@ class LimeRows(PerturbationAttribution):  # type: ignore[misc]
             label = 1  # lime ignores it
         else:
             label = class_of(target, function(examples)[0])
-        selection = "none" if num_features is None else "auto"
-        explainer = self._explainer(adapter.task, self.seed if seed is None else seed, selection)
-        with _sums_of_any_size():
-            explanation = explainer.explain_instance(
-                self._as_lime_takes_it(row),
-                partial(function, show_progress=show_progress),
-                labels=(label,),
-                num_features=len(row) if num_features is None else num_features,
-                num_samples=num_samples,
-                distance_metric=self.distance_metric,
-                model_regressor=self.model_regressor,
-            )
+        selection = "none" if plan.num_features is None else "auto"
+        seed = self.seed if seed is None else seed
+        explainer = self._explainer(adapter.task, seed, selection)
+
+        def run(n: int) -> Any:
+            with _sums_of_any_size():
+                return explainer.explain_instance(
+                    self._as_lime_takes_it(row),
+                    partial(function, show_progress=show_progress),
+                    labels=(label,),
+                    num_features=len(row) if plan.num_features is None else plan.num_features,
+                    num_samples=n,
+                    distance_metric=self.distance_metric,
+                    model_regressor=self.model_regressor,
+                )
+
+        about = About(None, "value") if adapter.task == "regression" else About(label, output)
+        explanation = plan.explanation(explainer, run, features=len(row), seed=seed, about=about)
         explanation.explained_row = row  # lime keeps two decimals; compare has to know the row
         return explanation
 

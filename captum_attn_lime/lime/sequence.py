@@ -24,6 +24,7 @@ from captum_attn_lime.adapters.series import (
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import pool, spread
 from captum_attn_lime.lime.base import Array, check_count, result_dtype
+from captum_attn_lime.lime.replicates import MAX_SAMPLES, NumSamples, Plan
 from captum_attn_lime.lime.rows import LimeRows, Semantics, needs_training_data
 from captum_attn_lime.lime.subject import Output
 
@@ -205,8 +206,10 @@ class LimeSequence(LimeRows):
         sequence: Any,
         target: int | None = None,
         *,
-        num_samples: int = 5000,
+        num_samples: NumSamples = 5000,
         num_features: int | None = None,
+        replicates: int = 1,
+        max_samples: int = MAX_SAMPLES,
         output: Output = "probability",
         seed: int | None = None,
         show_progress: bool = False,
@@ -218,8 +221,12 @@ class LimeSequence(LimeRows):
         Args:
             sequence: One sequence (steps, series), in any form that the adapter takes.
             target: The class; the predicted one by default. Regression has none.
-            num_samples: Number of perturbed sequences.
+            num_samples: Number of perturbed sequences, or ``"auto"``: runs are added until the strongest
+                ``num_features`` or 5 and their order are told apart, or ``max_samples`` are spent.
             num_features: Greatest number of cells; lime selects them and fits again. All by default.
+            replicates: Number of runs, each of ``num_samples`` with a seed of its own. lime fits the samples of all
+                of them together, and ``diagnostics.replicates`` says how the runs agree.
+            max_samples: Greatest number of samples with ``num_samples="auto"``.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
                 model with a single logit z the logits of the two classes are -z and z.
             seed: Seed of this call; the constructor's by default.
@@ -227,12 +234,16 @@ class LimeSequence(LimeRows):
 
         Returns:
             ``lime.explanation.Explanation``, its weights untouched: per bin or per scaled unit. Its feature ids are
-            those of the cells: step t of series f is f * steps + t.
+            those of the cells: step t of series f is f * steps + t. Its ``diagnostics`` (:class:`Diagnostics`)
+            say how far it can be trusted.
 
         Raises:
             TargetError: The model does not have that class.
             InputError: Not one sequence of the training data's steps and series, or a category that the training data
                 never has at that step.
+
+        Warns:
+            LimeWarning: The explanation says less than it seems to; ``diagnostics.warnings`` says why.
         """
         adapter = self.forward_func
         if not isinstance(adapter, SequenceAdapter):
@@ -248,8 +259,7 @@ class LimeSequence(LimeRows):
             sequences,
             cells_of(sequences)[0],
             target,
-            num_samples=num_samples,
-            num_features=num_features,
+            plan=Plan(num_samples, num_features, replicates, max_samples, self.model_regressor),
             output=output,
             seed=seed,
             show_progress=show_progress,

@@ -14,6 +14,7 @@ from captum_attn_lime.adapters import TabularAdapter
 from captum_attn_lime.adapters.columns import as_table, column_indices, table_names
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime.base import Array, check_count, result_dtype
+from captum_attn_lime.lime.replicates import MAX_SAMPLES, NumSamples, Plan
 from captum_attn_lime.lime.rows import LimeRows, Semantics, needs_training_data
 from captum_attn_lime.lime.subject import Output
 
@@ -181,8 +182,10 @@ class LimeTabular(LimeRows):
         row: Any,
         target: int | None = None,
         *,
-        num_samples: int = 5000,
+        num_samples: NumSamples = 5000,
         num_features: int | None = None,
+        replicates: int = 1,
+        max_samples: int = MAX_SAMPLES,
         output: Output = "probability",
         seed: int | None = None,
         show_progress: bool = False,
@@ -194,18 +197,26 @@ class LimeTabular(LimeRows):
         Args:
             row: One row, in any form that the adapter takes.
             target: The class; the predicted one by default. Regression has none.
-            num_samples: Number of perturbed rows.
+            num_samples: Number of perturbed rows, or ``"auto"``: runs are added until the strongest
+                ``num_features`` or 5 and their order are told apart, or ``max_samples`` are spent.
             num_features: Greatest number of columns; lime selects them and fits again. All by default.
+            replicates: Number of runs, each of ``num_samples`` with a seed of its own. lime fits the samples of all
+                of them together, and ``diagnostics.replicates`` says how the runs agree.
+            max_samples: Greatest number of samples with ``num_samples="auto"``.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
                 model with a single logit z the logits of the two classes are -z and z.
             seed: Seed of this call; the constructor's by default.
             show_progress: Show a bar over the rows that the model runs on.
 
         Returns:
-            ``lime.explanation.Explanation``, its weights untouched: per bin or per scaled unit.
+            ``lime.explanation.Explanation``, its weights untouched: per bin or per scaled unit. Its ``diagnostics``
+            (:class:`Diagnostics`) say how far it can be trusted.
 
         Raises:
             TargetError: The model does not have that class.
+
+        Warns:
+            LimeWarning: The explanation says less than it seems to; ``diagnostics.warnings`` says why.
         """
         adapter = self.forward_func
         if not isinstance(adapter, TabularAdapter):
@@ -221,8 +232,7 @@ class LimeTabular(LimeRows):
             table,
             table[0],
             target,
-            num_samples=num_samples,
-            num_features=num_features,
+            plan=Plan(num_samples, num_features, replicates, max_samples, self.model_regressor),
             output=output,
             seed=seed,
             show_progress=show_progress,

@@ -16,10 +16,12 @@ from captum_attn_lime._progress import progress
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import spread
 from captum_attn_lime.lime.base import Array, check_count, class_of, result_dtype, settled, target_scalars
+from captum_attn_lime.lime.diagnostics import About
 from captum_attn_lime.lime.explainer import explain_masks, text_explainer
 from captum_attn_lime.lime.explanations import explanation_weights, shown
 from captum_attn_lime.lime.index_text import Removal
 from captum_attn_lime.lime.masked import MaskedExample, Removable
+from captum_attn_lime.lime.replicates import MAX_SAMPLES, NumSamples, Plan
 from captum_attn_lime.lime.subject import Output, Segment, Subject, subject_of
 from captum_attn_lime.lime.units import Units, UnitText, lime_string, split_spans, spoken_spans
 
@@ -163,8 +165,10 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         target: int | None = None,
         *,
         segment: Segment | None = None,
-        num_samples: int = 5000,
+        num_samples: NumSamples = 5000,
         num_features: int | None = None,
+        replicates: int = 1,
+        max_samples: int = MAX_SAMPLES,
         output: Output = "probability",
         seed: int | None = None,
         show_progress: bool = False,
@@ -179,8 +183,12 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
             target: The class; the predicted one by default. For a language model the id of the next token: its
                 explanation has two classes, label 1 for this token and 0 for any other.
             segment: ``"first"`` or ``"second"``: the text of a pair to explain, while the other stays as it is.
-            num_samples: Number of perturbed texts.
+            num_samples: Number of perturbed texts, or ``"auto"``: runs are added until the strongest
+                ``num_features`` or 5 and their order are told apart, or ``max_samples`` are spent.
             num_features: Greatest number of words; lime selects them and fits again. All by default.
+            replicates: Number of runs, each of ``num_samples`` with a seed of its own. lime fits the samples of all
+                of them together, and ``diagnostics.replicates`` says how the runs agree.
+            max_samples: Greatest number of samples with ``num_samples="auto"``.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
                 model with a single logit z the logits of the two classes are -z and z.
             seed: Seed of this call; the constructor's by default.
@@ -188,17 +196,19 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
 
         Returns:
             ``lime.explanation.Explanation``; :func:`word_weights` and :func:`token_weights` bring it to the adapter's
-            words and tokens. Its HTML is escaped, and it shows itself in a notebook.
+            words and tokens. Its HTML is escaped, and it shows itself in a notebook. Its ``diagnostics``
+            (:class:`Diagnostics`) say how far it can be trusted.
 
         Raises:
             TextError: The text has no word, or none by ``split_expression`` or ``units``.
             TargetError: The model does not have that class.
             InputError: The model predicts for each token: use :meth:`attribute`, which masks words in place. Or the
                 model or the adapter does not allow this removal.
+
+        Warns:
+            LimeWarning: The explanation says less than it seems to; ``diagnostics.warnings`` says why.
         """
-        check_count("num_samples", num_samples, 2)
-        if num_features is not None:
-            check_count("num_features", num_features, 1)
+        plan = Plan(num_samples, num_features, replicates, max_samples, self.model_regressor)
         subject = subject_of(self.forward_func, text, segment, output, show_progress=show_progress)
         string, subject = self._in_units(subject)
         original = subject.original()
@@ -217,15 +227,19 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         options = dict(
             labels=(subject.label(chosen),),
             num_features=10 if num_features is None else num_features,
-            num_samples=num_samples,
             distance_metric=self.distance_metric,
             model_regressor=self.model_regressor,
         )
-        if subject.cells is None:
-            explanation = explainer.explain_instance(subject.text, subject.scores, **options)
-        else:
+
+        def run(n: int) -> Any:
+            if subject.cells is None:
+                return explainer.explain_instance(subject.text, subject.scores, num_samples=n, **options)
             scores = partial(subject.scores_of_masks, known=known)
-            explanation = explain_masks(explainer, string.num_words(), scores, **options)
+            return explain_masks(explainer, string.num_words(), scores, num_samples=n, **options)
+
+        about = About(chosen, output, truncated=subject.seen != text)
+        seed = self.seed if seed is None else seed
+        explanation = plan.explanation(explainer, run, features=string.num_words(), seed=seed, about=about)
         return subject.mark(shown(explanation, string), chosen)
 
     def _in_units(self, subject: Subject) -> tuple[Any, Subject]:

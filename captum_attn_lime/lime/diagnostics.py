@@ -1,0 +1,343 @@
+"""`Diagnostics`: how far a LIME explanation can be trusted, computed from the data of the official fit alone."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from os import sep
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from captum_attn_lime.errors import InputError, LimeWarning
+from captum_attn_lime.lime.base import Array
+from captum_attn_lime.lime.standard_errors import OrderErrors, order_errors, ridge_alpha, weight_covariance
+
+if TYPE_CHECKING:
+    from captum_attn_lime.lime.replicates import Replicates
+
+Kind = Literal["probability", "logits", "value"]
+DEFAULT_TOP = 5
+LEAST_R2 = 0.5
+SATURATED = 0.99
+SAMPLES_PER_FEATURE, EFFECTIVE_PER_FEATURE = 10, 5
+_CONSTANT = 1e-6  # of the largest answer: what float32 models vary by from batch to batch
+_PACKAGE = f"{Path(__file__).parents[1]}{sep}"
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """How far one LIME explanation can be trusted. No model call is made for it.
+
+    ``print(explanation.diagnostics)`` shows a report.
+
+    Attributes:
+        label: lime's label of what is explained; for regression 1, under which lime keeps the weights.
+        target: The class (of a language model the token id); None for regression.
+        output: ``"probability"``, ``"logits"`` or, for regression, ``"value"``.
+        fx: The model's answer for the input itself.
+        local_prediction: What the linear model that is shown says for the input itself.
+        intercept: Its intercept.
+        r2: R² of the linear model over all features, weighted by lime's kernel; NaN where the target is constant
+            (lime's own score is then 1).
+        r2_shown: The same of what is shown, after lime selected ``num_features``; lime's ``explanation.score``.
+        target_sd: Standard deviation of the model's answers over the samples, weighted by the kernel.
+        effective_sample_size: (Σw)² / Σw² of the kernel's weights w: so many samples of equal weight say as much.
+        n_samples: Number of samples, of all replicates together.
+        n_distinct: Number of different samples among them, as lime's linear model sees them.
+        n_features: Number of features.
+        weights: Weight of each feature that is shown.
+        standard_errors: Standard error of each of them: how it would scatter over other seeds. NaN for a
+            ``model_regressor`` that is neither ridge nor ordinary least squares.
+        full_weights: Weights of the linear model over all features; the same as ``weights`` if all are shown.
+        full_standard_errors: Their standard errors.
+        order_errors: Of the linear model over all features, what :meth:`top_k_probability` reads; None without
+            standard errors.
+        warnings: What makes the explanation say less than it seems to.
+        replicates: How runs with several seeds agree; None for a single run.
+    """
+
+    label: int
+    target: int | None
+    output: Kind
+    fx: float
+    local_prediction: float
+    intercept: float
+    r2: float
+    r2_shown: float
+    target_sd: float
+    effective_sample_size: float
+    n_samples: int
+    n_distinct: int
+    n_features: int
+    weights: dict[int, float] = field(repr=False)
+    standard_errors: dict[int, float] = field(repr=False)
+    full_weights: dict[int, float] = field(repr=False)
+    full_standard_errors: dict[int, float] = field(repr=False)
+    order_errors: OrderErrors | None = field(repr=False)
+    warnings: tuple[str, ...] = ()
+    replicates: Replicates | None = None
+
+    def top_k_probability(self, k: int, *, ordered: bool = False) -> float:
+        """Return how sure it is that the k features with the largest weights are the k strongest: at least this.
+
+        It speaks of the linear model over all features, and of chance in the samples only. A feature that is about as
+        strong as the next one gives 0, with however many samples.
+
+        Args:
+            k: Number of features.
+            ordered: Whether their order has to be right, too.
+
+        Returns:
+            A lower bound on the probability, from normal weights; NaN without standard errors.
+
+        Raises:
+            InputError: There are not so many features.
+        """
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= self.n_features:
+            raise InputError(f"k is a number of features from 1 to {self.n_features}, but is {k!r}.")
+        if self.order_errors is None:
+            return float("nan")
+        return 1 - (self.order_errors.of_order if ordered else self.order_errors.of_set)[k - 1]
+
+    def separated(self, k: int, *, ordered: bool = True, confidence: float = 0.95) -> bool:
+        """Return whether the k strongest features, by default in their order, are told apart from all others.
+
+        Args:
+            k: Number of features.
+            ordered: Whether their order counts, too.
+            confidence: The least :meth:`top_k_probability`.
+        """
+        return self.top_k_probability(k, ordered=ordered) >= confidence
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all numbers as a dict of plain Python types."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Return the report."""
+        what = {"probability": "probability", "logits": "logit", "value": "prediction"}[self.output]
+        of = "" if self.target is None else f" of class {self.target}"
+        shown = len(self.weights)
+        lines = [
+            f"LIME of the {what}{of}",
+            f"f(x)        {self.fx:.4g}; linear model {self.local_prediction:.4g}; intercept {self.intercept:.4g}",
+            f"fit         R² {self.r2:.3f} of all {self.n_features} features"
+            + (f", {self.r2_shown:.3f} of the {shown} shown" if shown < self.n_features else ""),
+            f"target      standard deviation {self.target_sd:.3g} over the samples",
+            f"samples     {self.n_samples}, {self.n_distinct} different; effective {self.effective_sample_size:.0f}, "
+            f"{self.effective_sample_size / self.n_features:.1f} a feature",
+            *self._ranking(),
+        ]
+        if self.replicates is not None:
+            lines.append(f"replicates  {self.replicates}")
+        return "\n".join(lines + [f"warning     {text}" for text in self.warnings])
+
+    def _ranking(self) -> list[str]:
+        if self.order_errors is None:
+            return ["errors      none for this model_regressor; pass replicates="]
+        k = min(DEFAULT_TOP, len(self.weights), self.n_features)
+        errors = np.array(list(self.standard_errors.values()))
+        largest = max(map(abs, self.weights.values()), default=0.0) or 1.0
+        sure = [self.top_k_probability(k, ordered=ordered) for ordered in (False, True)]
+        return [
+            f"errors      median standard error {np.median(errors):.2g}, "
+            f"{np.median(errors) / largest:.1%} of the largest weight",
+            f"ranking     top {k}: the set is right with probability >= {sure[0]:.2f}, the order with >= {sure[1]:.2f}",
+        ]
+
+
+@dataclass(frozen=True)
+class About:
+    """What is explained, which lime's fit does not know.
+
+    Attributes:
+        target: The class or token; None for regression.
+        output: What the model is asked for.
+        truncated: Whether the model sees only a part of the input.
+    """
+
+    target: int | None
+    output: Kind
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class FitData:
+    """What an official fit is made of.
+
+    Attributes:
+        x: Samples as the linear model sees them, (n, features); those in ``originals`` are the input itself.
+        y: The model's answers, (n,).
+        kernel: lime's weight of each sample, (n,).
+        originals: Indices of the samples that are the input itself, one a replicate.
+        label: lime's label.
+        regressor: lime's ``model_regressor``.
+    """
+
+    x: Array
+    y: Array
+    kernel: Array
+    originals: tuple[int, ...]
+    label: int
+    regressor: Any
+
+    def linear(self, features: Sequence[int] | None = None) -> Linear:
+        """Return the linear model over some features, as lime fits it, with its standard errors.
+
+        Args:
+            features: Their columns; all by default.
+        """
+        from sklearn.base import clone
+        from sklearn.linear_model import Ridge
+
+        x = self.x if features is None else self.x[:, list(features)]
+        model = Ridge(alpha=1, fit_intercept=True) if self.regressor is None else clone(self.regressor)
+        model.fit(x, self.y, sample_weight=self.kernel)
+        alpha = ridge_alpha(self.regressor)
+        covariance = None
+        if alpha is not None:
+            drawn = np.ones(len(x), dtype=bool)
+            drawn[list(self.originals)] = False
+            residuals = self.y - np.asarray(model.predict(x), dtype=np.float64)
+            covariance = weight_covariance(x, residuals, self.kernel, alpha, drawn)
+        coefficients = np.asarray(model.coef_, dtype=np.float64).reshape(-1)
+        ids = range(x.shape[1]) if features is None else features
+        return Linear(
+            tuple(map(int, ids)), coefficients, covariance, float(model.score(x, self.y, sample_weight=self.kernel))
+        )
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear model: feature ids, their weights (features,), the weights' covariance if it is known, and R²."""
+
+    ids: tuple[int, ...]
+    coefficients: Array
+    covariance: Array | None
+    r2: float
+
+    @property
+    def weights(self) -> dict[int, float]:
+        """By feature id its weight."""
+        return dict(zip(self.ids, self.coefficients.tolist(), strict=True))
+
+    @property
+    def standard_errors(self) -> dict[int, float]:
+        """By feature id its standard error; NaN where it is not known."""
+        n = len(self.ids)
+        errors = np.full(n, np.nan) if self.covariance is None else np.sqrt(np.diag(self.covariance))
+        return dict(zip(self.ids, errors.tolist(), strict=True))
+
+    def order_errors(self) -> OrderErrors | None:
+        """Return how sure the order of the features is; None where that is not known."""
+        return None if self.covariance is None else order_errors(self.coefficients, self.covariance)
+
+
+def diagnose(
+    data: FitData,
+    result: tuple[Any, Any, Any, Any],
+    about: About,
+    *,
+    full: Linear | None = None,
+    replicates: Replicates | None = None,
+) -> tuple[Diagnostics, tuple[str, ...]]:
+    """Return the diagnostics of an official fit, and its warnings in words without numbers.
+
+    Args:
+        data: What was fitted.
+        result: What lime's ``explain_instance_with_data`` returned: intercept, weights, score, prediction.
+        about: What is explained.
+        full: The linear model over all features, where it is known.
+        replicates: How the runs agree.
+    """
+    intercept, found, score, prediction = result
+    weights = {int(k): float(w) for k, w in found}
+    full = data.linear() if full is None else full
+    everything = len(weights) == len(full.ids)
+    shown = full if everything else data.linear(sorted(weights))
+    errors = shown.standard_errors
+    total = float(data.kernel.sum())
+    mean = float(data.kernel @ data.y) / total
+    sd = float(np.sqrt(data.kernel @ (data.y - mean) ** 2 / total))
+    is_constant = sd <= _CONSTANT * float(np.abs(data.y).max())
+    numbers: dict[str, Any] = dict(
+        fx=float(data.y[0]),
+        r2=float("nan") if is_constant else full.r2,
+        r2_shown=_number(score),
+        target_sd=sd,
+        effective_sample_size=total**2 / float((data.kernel**2).sum()),
+        n_samples=len(data.y),
+        n_features=len(full.ids),
+    )
+    warned = _warnings(numbers, about, is_constant=is_constant)
+    diagnostics = Diagnostics(
+        label=1 if about.output == "value" else data.label,
+        target=about.target,
+        output=about.output,
+        local_prediction=_number(prediction),
+        intercept=_number(intercept),
+        n_distinct=len({row.tobytes() for row in data.x}),
+        weights=weights,
+        standard_errors={k: errors[k] for k in weights},
+        full_weights=weights if everything else full.weights,
+        full_standard_errors=full.standard_errors,
+        order_errors=full.order_errors(),
+        warnings=tuple(detail for _, detail in warned),
+        replicates=replicates,
+        **numbers,
+    )
+    return diagnostics, tuple(brief for brief, _ in warned if brief)
+
+
+def emit(briefs: Sequence[str]) -> None:
+    """Warn at the user's line. The words hold no numbers, so that Python shows each once over many explanations."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    for brief in briefs:
+        warnings.warn(f"{brief}; see explanation.diagnostics.", LimeWarning, stacklevel=level)
+
+
+def _warnings(numbers: dict[str, Any], about: About, *, is_constant: bool) -> list[tuple[str, str]]:
+    """Return what there is to warn of, each in words without numbers and with them."""
+    fx, n, d, r2, r2_shown, effective = (
+        numbers[k] for k in ("fx", "n_samples", "n_features", "r2", "r2_shown", "effective_sample_size")
+    )
+    out = []
+    if about.truncated:  # of which the adapter has warned
+        out.append(("", "the text is longer than the model takes, and what was cut is not explained"))
+    if is_constant:
+        brief = "the model gives LIME the same answer for every perturbed copy, so that nothing is explained"
+        return [*out, (brief, f"the model's answer is {fx:.6g} for every perturbed copy: weights and R² say nothing")]
+    if d == 1:
+        brief = "LIME has a single feature, so that there is nothing to weigh it against"
+        out.append((brief, "there is a single feature: its weight says what removing everything does, shrunk by ridge"))
+    if about.output == "probability" and not 1 - SATURATED <= fx <= SATURATED:
+        brief = "LIME explains a saturated probability, which hardly moves; output='logits' stays informative"
+        out.append((brief, f"the probability is saturated ({fx:.6f}); output='logits' stays informative"))
+    if n < SAMPLES_PER_FEATURE * d or effective < EFFECTIVE_PER_FEATURE * d:
+        brief = "LIME has few samples for its features, so that weights are unsteady; pass a larger num_samples="
+        out.append(
+            (
+                brief,
+                f"{n} samples, {effective:.0f} effective ones, for {d} features; a steady ranking takes at least "
+                f"{SAMPLES_PER_FEATURE} and {EFFECTIVE_PER_FEATURE} a feature: pass a larger num_samples=",
+            )
+        )
+    if r2 < LEAST_R2:
+        brief = "LIME's linear model fits the model badly around this input (R² below 0.5)"
+        out.append((brief, f"R² is {r2:.2f}: the linear model leaves most of what the model does here unexplained"))
+    elif r2_shown < LEAST_R2:
+        brief = "the features that LIME selected fit badly (R² below 0.5), while all of them fit; raise num_features="
+        out.append(
+            (brief, f"R² is {r2:.2f} with all features, but {r2_shown:.2f} with those shown: raise num_features=")
+        )
+    return out
+
+
+def _number(value: Any) -> float:
+    return float(np.asarray(value, dtype=np.float64).reshape(-1)[0])
