@@ -27,6 +27,7 @@ format: $(STAMP)
 examples: $(STAMP)
 	$(BIN)/python examples/quickstart.py
 	$(BIN)/python examples/table.py
+	$(BIN)/python examples/image.py
 	$(BIN)/python examples/attention_from_scratch.py
 	$(BIN)/python examples/generation.py
 	$(BIN)/python examples/atom_mapping.py

@@ -205,8 +205,6 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         done = self.run(tensors, target, forward_args, find=False, explain=True)
         select_target(done.output, target)
         maps = self._select_layers(done)
-        if not self._method.last_layer_only:
-            self.facts.mark_mixed(self.forward_func, tensors, forward_args, maps)
         last = maps[-1]
         batch, _, queries, keys = last.shape
         needed = batch * queries * (queries + 2 * keys) * last.dtype.itemsize
@@ -216,6 +214,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
                 f"made, more than max_bytes allows ({max_bytes / 2**20:,.0f} MB). Raise max_bytes=, pass fewer "
                 "examples, or ask attribute() for the rows you need by query=."
             )
+        if not self._method.last_layer_only:
+            self.facts.mark_mixed(self.forward_func, tensors, forward_args, maps)
         everything = torch.eye(queries, device=last.device, dtype=last.dtype).expand(batch, -1, -1)
         scores: Tensor = self._method.function(maps, everything, **self._options)
         return scores.detach()

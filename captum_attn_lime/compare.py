@@ -16,6 +16,7 @@ from torch import Tensor
 from captum_attn_lime import plot as plots
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters import Encoding, TextEncoding
+from captum_attn_lime.adapters.image import ImageEncoding
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import is_repeated, pool
 from captum_attn_lime.lime.captum_recipe import check_captum_lime
@@ -54,7 +55,7 @@ class Comparison:
         return isinstance(self.encoding, TextEncoding) or hasattr(self.encoding, "words")
 
     def plot(self, *, title: str | None = None, width: float = 9.0, max_features: int = 15) -> Figure:
-        """Return a figure: heat text per method (bars for a table), and the matrix of agreement under it.
+        """Return a figure: each method's heat text, picture or bars, and the matrix of agreement under them.
 
         Args:
             title: Above everything.
@@ -66,6 +67,8 @@ class Comparison:
         names = [str(name) for name in self.scores.index]
         if self.is_text:
             top = plots.texts_height(names, self.scores.shape[1], width=width, title=title)
+        elif isinstance(self.encoding, ImageEncoding):
+            top = plots.images_height(self.encoding.segments.shape[1:], self.scores.shape[1], width=width, title=title)
         else:
             top = 1.6 + min(len(names), max_features) * (0.16 * self.scores.shape[1] + 0.14)
         bottom = 1.7 + 0.42 * self.scores.shape[1] if len(self.agreement) else 0.0
@@ -77,6 +80,9 @@ class Comparison:
             upper, lower = parts
         if self.is_text:
             plots.texts(names, self.scores, figure=upper, title=title)
+        elif isinstance(self.encoding, ImageEncoding):
+            segments, picture = self.encoding.segments[0], self.encoding.images[0]
+            plots.images(self.scores, segments, picture, figure=upper, title=title)
         else:
             axes = upper.add_axes((0.3, 0.6 / top, 0.66, 1 - 1.4 / top))
             plots.bars(self.scores, ax=axes, title=title, max_features=max_features)
@@ -282,6 +288,12 @@ def _from_explanation(name: str, explanation: Any, encoding: Encoding, target: A
         scores[explained] = word_weights(explanation, [encoding.words[0][k] for k in explained], label).numpy()
         return scores
     weights = explanation_weights(explanation, label)
+    segments: Any = getattr(explanation, "segments", None)
+    if isinstance(encoding, ImageEncoding) and not np.array_equal(segments, encoding.segments[0]):
+        raise InputError(
+            f"the explanation {name!r} is over other segments than the encoding's {n}; explain the encoding itself: "
+            "lime.explain(x, target)."
+        )
     row = getattr(encoding, "rows", None)
     if row is not None and row.shape[1] != n:
         raise InputError(

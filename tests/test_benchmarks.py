@@ -82,6 +82,18 @@ def test_what_should_be_large_is_not_taken_for_missed(modules):
     assert lines["rollout / forward, 2,048 tokens"][-2:] == ["-", ""]
 
 
+def test_lime_has_its_bars(modules):
+    text = {"model": "BERT, 2 layers of 128", "words": 200, "samples": 5000, "ours bytes": 6e8}
+    results = _results(text, text | {"samples": 1000, "ratio": 2.4, "difference": 2e-9}, part="lime_text")
+    image = {"model": "ViT, 3 layers of 64", "samples": 1000, "ratio": 2.6, "difference": 3e-6}
+    lines = {line[0]: line for line in modules.bars.lines(results | _results(image, part="lime_image"))}
+    assert lines["official LIME / ours, text of 30 words"][-2:] == ["-", ""]
+    assert lines["official LIME / ours, text of 200 words"][1:] == ["≥ 2.5", "-", "2.40", "missed"]
+    assert lines["GB of LIME, text of 200 words, 5,000 samples"][-2:] == ["0.60", "missed"]
+    assert lines["official LIME / ours, picture of 196 patches"][1:] == ["≥ 2", "3", "2.60", "bar"]
+    assert lines["difference of LIME's weights from the official"][-2:] == ["3e-06", "missed"]
+
+
 def test_a_ratio_is_taken_within_rounds(modules):
     # The machine slows down by half in the middle: both times double, their ratio does not.
     assert modules.measure.ratio([2.0, 4.0, 4.0], [1.0, 2.0, 2.0]) == 2.0
@@ -107,20 +119,23 @@ def test_a_peak_is_seen_after_it_is_over(modules):
 def test_every_part_runs(modules, tmp_path):
     page, plot, results = (tmp_path / name for name in ("page.md", "plot.png", "results.json"))
     page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
-    told = ["--sizes", "32", "--seconds", "0", "--reviews", "8"]
+    told = ["--sizes", "32", "--seconds", "0", "--reviews", "8", "--samples", "20"]
     where = ["--results", str(results), "--page", str(page), "--plot", str(plot)]
     subprocess.run([sys.executable, str(ROOT / "benchmarks" / "run.py"), *told, *where], check=True)
     measured = json.loads(results.read_text(encoding="utf-8"))
-    assert sorted(measured) == sorted(["rollout", "eager", "relevance", "reviews", "overhead", "memory", "accuracy"])
+    parts = ["rollout", "eager", "relevance", "reviews", "overhead", "memory", "accuracy", "lime_text", "lime_image"]
+    assert sorted(measured) == sorted(parts)
     for part, result in measured.items():
         for row in result["rows"]:
             numbers = {name: value for name, value in row.items() if isinstance(value, float)}
             assert numbers, part
             assert all(math.isfinite(value) for value in numbers.values()), (part, row)
             # So short a text takes no memory to speak of, and its growth may come out as nothing.
-            sizes = {name for name in numbers if name.endswith("bytes") or part == "memory"}
+            sizes = {name for name in numbers if name.endswith("bytes") or name == "difference" or part == "memory"}
             assert all(numbers[name] > 0 for name in numbers.keys() - sizes), (part, row)
     assert max(row["error"] for row in measured["accuracy"]["rows"] if row["dtype"] == "float32") < 1e-5
+    for part in ("lime_text", "lime_image"):
+        assert max(row["difference"] for row in measured[part]["rows"] if "difference" in row) < 1e-6
     assert plot.stat().st_size > 10_000
     text = page.read_text(encoding="utf-8")
     filled = {name: text.split(f"<!-- table: {name} -->")[1].split("<!-- end -->")[0] for name in modules.tables.TABLES}

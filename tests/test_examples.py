@@ -254,6 +254,33 @@ def test_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "agreement is not quality" in printed
 
 
+@pytest.mark.filterwarnings("ignore:LIME's linear model fits")  # near its threshold; the example speaks of it
+def test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run = _run("image.py", tmp_path, monkeypatch)
+    assert run["accuracy"] > 0.8, "clearly above the half that guessing gives"
+    scores = run["comparison"].scores
+    assert list(scores.index[:7]) == [*(f"patch 0,{k}" for k in range(6)), "patch 1,0"]
+    assert scores.notna().all(axis=None)
+    assert run["inside"].sum() == 9
+    # The tile of the face, cut out of the picture by its patches, is one of the unseen faces.
+    x, inside = run["x"], run["inside"]
+    face = x.images[0][inside[x.segments[0]]].reshape(24, 24, 3)[:, :, 0]
+    faces = run["test_tiles"][0].numpy()
+    distances = [np.abs(face - other).max() for tile in faces for other in (tile, tile[:, ::-1])]
+    assert min(distances) < 1e-6
+    # Completeness: integrated gradients add up to the difference of the logits.
+    with torch.no_grad():
+        difference = (run["adapter"](x.inputs) - run["adapter"](x.baselines))[0, run["target"]]
+    assert scores["integrated gradients"].sum() == pytest.approx(float(difference), rel=0.05)
+    assert (scores[["rollout", "relevance"]] >= 0).all(axis=None)
+    assert 0.5 < scores["rollout"].sum() < 1.0, "the class token has the rest"
+    explained = dict(run["explanation"].local_exp[run["target"]])
+    assert scores["LIME"].to_list() == pytest.approx([explained[i] for i in range(36)])
+    assert run["hits"]["LIME"] > 9 / 4, "more than by chance"
+    assert _is_picture(tmp_path / "output" / "image.png")
+    assert "agreement is not quality" in capsys.readouterr().out
+
+
 @needs_reviews
 def test_attention_from_scratch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

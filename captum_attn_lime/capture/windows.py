@@ -138,7 +138,7 @@ class TokenPlaces:
             A `WindowedMap` (B, H, N, N), the way from the call's output to (B, H, N, d), and the values (B, H, N, d).
         """
         groups, heads, queries, keys = attention.shape
-        if batch is None or queries != keys or attention.kind not in ("self", "unknown") or groups % batch:
+        if not batch or queries != keys or attention.kind not in ("self", "unknown") or groups % batch:
             return attention, rows, value
         if isinstance(attention, DenseMap):
             carriers = carriers[:-1]  # its query is the weights

@@ -13,7 +13,7 @@ from captum_attn_lime.lime.explanations import (
 )
 from captum_attn_lime.lime.image import LimeImage
 from captum_attn_lime.lime.pick import SubmodularPicks, submodular_pick
-from captum_attn_lime.lime.replicates import Replicates, coefficients_stability, variables_stability
+from captum_attn_lime.lime.replicates import Replicates, coefficients_stability, diagnosed, variables_stability
 from captum_attn_lime.lime.sequence import LimeSequence
 from captum_attn_lime.lime.tabular import LimeTabular
 from captum_attn_lime.lime.text import LimeText
@@ -29,6 +29,7 @@ __all__ = [
     "captum_lime",
     "check_captum_lime",
     "coefficients_stability",
+    "diagnosed",
     "explanation_prediction",
     "explanation_score",
     "explanation_spans",

@@ -6,8 +6,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from os import sep
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,12 +18,13 @@ if TYPE_CHECKING:
     from captum_attn_lime.lime.replicates import Replicates
 
 Kind = Literal["probability", "logits", "value"]
+FitResult = tuple[Any, Any, Any, Any]  # intercept, pairs of feature and weight, score, prediction
 DEFAULT_TOP = 5
 LEAST_R2 = 0.5
 SATURATED = 0.99
 SAMPLES_PER_FEATURE, EFFECTIVE_PER_FEATURE = 10, 5
 _CONSTANT = 1e-6  # of the largest answer: what float32 models vary by from batch to batch
-_PACKAGE = f"{Path(__file__).parents[1]}{sep}"
+_NOT_THE_USER = ("captum_attn_lime", "lime")  # lime's submodular pick calls an explainer
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,10 @@ class Diagnostics:
         n_samples: Number of samples, of all replicates together.
         n_distinct: Number of different samples among them, as lime's linear model sees them.
         n_features: Number of features.
-        weights: Weight of each feature that is shown.
+        weights: Weight of each feature that is shown, the strongest first, as in lime.
         standard_errors: Standard error of each of them: how it would scatter over other seeds. NaN for a
             ``model_regressor`` that is neither ridge nor ordinary least squares.
-        full_weights: Weights of the linear model over all features; the same as ``weights`` if all are shown.
+        full_weights: Weights of the linear model over all features, by id; those of ``weights`` if all are shown.
         full_standard_errors: Their standard errors.
         order_errors: Of the linear model over all features, what :meth:`top_k_probability` reads; None without
             standard errors.
@@ -82,17 +81,18 @@ class Diagnostics:
     replicates: Replicates | None = None
 
     def top_k_probability(self, k: int, *, ordered: bool = False) -> float:
-        """Return how sure it is that the k features with the largest weights are the k strongest: at least this.
+        """Return how probable it is that the k features with the largest weights are the k strongest.
 
-        It speaks of the linear model over all features, and of chance in the samples only. A feature that is about as
-        strong as the next one gives 0, with however many samples.
+        It speaks of the linear model over all features, and of chance in the samples only. Weights are taken as normal,
+        and the chances of all pairs to change places are summed: where many features are close that is too much, and
+        this number too low. Two features that are equally strong are never told apart, with however many samples.
 
         Args:
             k: Number of features.
             ordered: Whether their order has to be right, too.
 
         Returns:
-            A lower bound on the probability, from normal weights; NaN without standard errors.
+            The probability; NaN without standard errors.
 
         Raises:
             InputError: There are not so many features.
@@ -146,7 +146,7 @@ class Diagnostics:
         return [
             f"errors      median standard error {np.median(errors):.2g}, "
             f"{np.median(errors) / largest:.1%} of the largest weight",
-            f"ranking     top {k}: the set is right with probability >= {sure[0]:.2f}, the order with >= {sure[1]:.2f}",
+            f"ranking     top {k}: the right set with probability {sure[0]:.2f}, in the right order with {sure[1]:.2f}",
         ]
 
 
@@ -185,30 +185,33 @@ class FitData:
     label: int
     regressor: Any
 
-    def linear(self, features: Sequence[int] | None = None) -> Linear:
-        """Return the linear model over some features, as lime fits it, with its standard errors.
-
-        Args:
-            features: Their columns; all by default.
-        """
-        from sklearn.base import clone
-        from sklearn.linear_model import Ridge
-
-        x = self.x if features is None else self.x[:, list(features)]
-        model = Ridge(alpha=1, fit_intercept=True) if self.regressor is None else clone(self.regressor)
-        model.fit(x, self.y, sample_weight=self.kernel)
+    def linear(self, result: FitResult) -> Linear:
+        """Return the linear model that lime has fitted, with its standard errors."""
+        intercept, found, score, _ = result
+        weights = {int(k): float(w) for k, w in found}
+        ids = sorted(weights)
+        x = self.x if len(ids) == self.x.shape[1] else self.x[:, ids]
+        coefficients = np.array([weights[k] for k in ids])
         alpha = ridge_alpha(self.regressor)
         covariance = None
         if alpha is not None:
             drawn = np.ones(len(x), dtype=bool)
             drawn[list(self.originals)] = False
-            residuals = self.y - np.asarray(model.predict(x), dtype=np.float64)
+            residuals = self.y - _number(intercept) - x @ coefficients
             covariance = weight_covariance(x, residuals, self.kernel, alpha, drawn)
-        coefficients = np.asarray(model.coef_, dtype=np.float64).reshape(-1)
-        ids = range(x.shape[1]) if features is None else features
-        return Linear(
-            tuple(map(int, ids)), coefficients, covariance, float(model.score(x, self.y, sample_weight=self.kernel))
-        )
+        return Linear(tuple(ids), coefficients, covariance, _number(score))
+
+    def full(self, result: FitResult) -> Linear:
+        """Return the linear model over all features, which is fitted again where lime has selected some."""
+        if len(result[1]) == self.x.shape[1]:
+            return self.linear(result)
+        from sklearn.base import clone
+        from sklearn.linear_model import Ridge
+
+        model = Ridge(alpha=1, fit_intercept=True) if self.regressor is None else clone(self.regressor)
+        model.fit(self.x, self.y, sample_weight=self.kernel)
+        score = model.score(self.x, self.y, sample_weight=self.kernel)
+        return self.linear((model.intercept_, list(enumerate(model.coef_)), score, None))
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,7 @@ class Linear:
 
 def diagnose(
     data: FitData,
-    result: tuple[Any, Any, Any, Any],
+    result: FitResult,
     about: About,
     *,
     full: Linear | None = None,
@@ -256,9 +259,9 @@ def diagnose(
     """
     intercept, found, score, prediction = result
     weights = {int(k): float(w) for k, w in found}
-    full = data.linear() if full is None else full
+    full = data.full(result) if full is None else full
     everything = len(weights) == len(full.ids)
-    shown = full if everything else data.linear(sorted(weights))
+    shown = full if everything else data.linear(result)
     errors = shown.standard_errors
     total = float(data.kernel.sum())
     mean = float(data.kernel @ data.y) / total
@@ -283,7 +286,7 @@ def diagnose(
         n_distinct=len({row.tobytes() for row in data.x}),
         weights=weights,
         standard_errors={k: errors[k] for k in weights},
-        full_weights=weights if everything else full.weights,
+        full_weights={k: weights[k] for k in full.ids} if everything else full.weights,
         full_standard_errors=full.standard_errors,
         order_errors=full.order_errors(),
         warnings=tuple(detail for _, detail in warned),
@@ -296,7 +299,7 @@ def diagnose(
 def emit(briefs: Sequence[str]) -> None:
     """Warn at the user's line. The words hold no numbers, so that Python shows each once over many explanations."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_USER:
         level, frame = level + 1, frame.f_back
     for brief in briefs:
         warnings.warn(f"{brief}; see explanation.diagnostics.", LimeWarning, stacklevel=level)

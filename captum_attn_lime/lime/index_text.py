@@ -82,7 +82,7 @@ class Cells:
     @cached_property
     def _feature_of(self) -> Ints:
         """For each cell its feature; one more than there are for cells of no unit, (M,)."""
-        return np.where(self.owner >= 0, self.features[self.owner], self.n_features)
+        return np.where(self.owner >= 0, self.features[np.maximum(self.owner, 0)], self.n_features)
 
     def _there(self, kept: Masks, column: Ints) -> Masks:
         always = np.ones((len(kept), 1), dtype=bool)
@@ -268,7 +268,7 @@ def hidden_as_padding(adapter: Any, hidden: int, run: Callable[..., Array]) -> C
 def _distinct_copies(cells: Cells, kept: Masks) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the indices of the distinct copies, and for each copy which of these it equals."""
     first, where = distinct(kept)
-    own = [cells.ids[(cells.owner >= 0) & (cells.features[cells.owner] == k)].tobytes() for k in range(kept.shape[1])]
+    own = [cells.ids[cells._feature_of == k].tobytes() for k in range(kept.shape[1])]
     if cells.in_place or len(set(own)) == len(own):
         return first, where
     # Different units with equal tokens: "so so good" without its first and without its second word is one text.

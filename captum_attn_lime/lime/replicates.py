@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from itertools import combinations
@@ -12,8 +13,18 @@ import numpy as np
 
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime.base import check_count
-from captum_attn_lime.lime.diagnostics import DEFAULT_TOP, About, FitData, Linear, diagnose, emit
+from captum_attn_lime.lime.diagnostics import (
+    DEFAULT_TOP,
+    About,
+    Diagnostics,
+    FitData,
+    FitResult,
+    Linear,
+    diagnose,
+    emit,
+)
 from captum_attn_lime.lime.standard_errors import ridge_alpha
+from captum_attn_lime.lime.subject import Output
 from captum_attn_lime.metrics import spearman
 
 NumSamples = int | Literal["auto"]
@@ -203,7 +214,64 @@ class _Run:
     """One run's samples as lime fitted them, and what the fit gave."""
 
     arguments: dict[str, Any]
-    result: Any
+    result: FitResult
+
+
+def _fit_data(base: Any, runs: Sequence[_Run]) -> FitData:
+    """Return what was fitted in these runs, together."""
+    first = runs[0].arguments
+    kernels = [base.kernel_fn(run.arguments["distances"]) for run in runs]
+    starts = np.cumsum([0, *(len(kernel) for kernel in kernels)])[:-1]
+    label = first["label"]
+    return FitData(
+        np.concatenate([np.asarray(run.arguments["neighborhood_data"], dtype=np.float64) for run in runs]),
+        np.concatenate([np.asarray(run.arguments["neighborhood_labels"])[:, label] for run in runs]).astype(float),
+        np.concatenate(kernels),
+        tuple(starts.tolist()),
+        int(label),
+        first.get("model_regressor"),
+    )
+
+
+@contextmanager
+def diagnosed(explainer: Any, *, output: Output = "probability") -> Iterator[dict[int, Diagnostics]]:
+    """Give the diagnostics, by label, of what an official explainer explains within the block.
+
+    The explainer's draws and results stay what they are: only the samples are looked at on their way to lime's fit.
+
+    Args:
+        explainer: A ``LimeTextExplainer``, ``LimeTabularExplainer`` (rows must be dense) or ``LimeImageExplainer``.
+        output: What its classifier function gives; of a regression the prediction.
+
+    Warns:
+        LimeWarning: An explanation says less than it seems to.
+
+    Example:
+        >>> from lime.lime_text import LimeTextExplainer
+        >>> explainer = LimeTextExplainer(random_state=0)
+        >>> with diagnosed(explainer) as found:
+        ...     explanation = explainer.explain_instance("a fine film", lambda t: np.array([[0.2, 0.8]] * len(t)))
+        >>> found[1].warnings
+        ("the model's answer is 0.8 for every perturbed copy: weights and R² say nothing",)
+    """
+    is_regression = getattr(explainer, "mode", None) == "regression"
+    base, fit = explainer.base, explainer.base.explain_instance_with_data
+    found: dict[int, Diagnostics] = {}
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        result = fit(*args, **kwargs)
+        data = _fit_data(base, [_Run(dict(signature(fit).bind(*args, **kwargs).arguments), result)])
+        about = About(None, "value") if is_regression else About(data.label, output)
+        own, briefs = diagnose(data, result, about)
+        found[own.label] = own
+        emit(briefs)
+        return result
+
+    base.explain_instance_with_data = watched
+    try:
+        yield found
+    finally:
+        del base.explain_instance_with_data
 
 
 class _Fits:
@@ -240,39 +308,28 @@ class _Fits:
         self.result = self.fit(*args, **kwargs)
         self.runs.append(_Run(dict(call.arguments), self.result))
         self.is_done = len(self.runs) == self.most
+        if len(self.runs) == 1:
+            return self.result
+        for name in ("neighborhood_data", "neighborhood_labels", "distances"):
+            call.arguments[name] = np.concatenate([run.arguments[name] for run in self.runs])
+        # lime's selection takes long, and is made once; without it, its fit is also what the runs are ended by.
+        selects = len(self.result[1]) < call.arguments["neighborhood_data"].shape[1]
         if self.top is not None:
-            self.full = self.data.linear()
+            if not selects:
+                self.result = self.fit(*call.args, **call.kwargs)
+            self.full = self.data.full(self.result)
             error = self.full.order_errors()
             is_apart = error is not None and error.of_order[self.top - 1] <= 1 - _CONFIDENCE
-            self.is_done |= is_apart and len(self.runs) > 1
             self.stopped = "separated" if is_apart else "budget"
-        if self.is_done and len(self.runs) > 1:
-            call.arguments.update(self._pooled())
+            self.is_done |= is_apart
+        if self.is_done and (selects or self.top is None):
             self.result = self.fit(*call.args, **call.kwargs)
         return self.result
-
-    def _pooled(self) -> dict[str, Any]:
-        names = ("neighborhood_data", "neighborhood_labels", "distances")
-        return {name: np.concatenate([run.arguments[name] for run in self.runs]) for name in names}
 
     @property
     def data(self) -> FitData:
         """The samples of all runs."""
-        return self._data(self.runs)
-
-    def _data(self, runs: Sequence[_Run]) -> FitData:
-        first = runs[0].arguments
-        kernels = [self.base.kernel_fn(run.arguments["distances"]) for run in runs]
-        starts = np.cumsum([0, *(len(kernel) for kernel in kernels)])[:-1]
-        label = first["label"]
-        return FitData(
-            np.concatenate([np.asarray(run.arguments["neighborhood_data"], dtype=np.float64) for run in runs]),
-            np.concatenate([np.asarray(run.arguments["neighborhood_labels"])[:, label] for run in runs]).astype(float),
-            np.concatenate(kernels),
-            tuple(starts.tolist()),
-            int(label),
-            first.get("model_regressor"),
-        )
+        return _fit_data(self.base, self.runs)
 
     def agreement(self, seeds: tuple[int, ...], samples: int, k: int) -> Replicates:
         """Return how the runs agree.
@@ -282,15 +339,16 @@ class _Fits:
             samples: Number of samples of each run.
             k: Number of features that are compared.
         """
-        full = [self._data([run]).linear() for run in self.runs]
         tops, intervals = [], []
-        for run, everything in zip(self.runs, full, strict=True):
-            shown = {int(feature): float(weight) for feature, weight in run.result[1]}
-            is_all = len(shown) == len(everything.ids)
-            errors = (everything if is_all else self._data([run]).linear(sorted(shown))).standard_errors
-            top = list(shown)[:k]
+        full: list[Linear] = []
+        for run in self.runs:
+            data = _fit_data(self.base, [run])
+            full.append(data.full(run.result))
+            shown = full[-1] if len(run.result[1]) == len(full[-1].ids) else data.linear(run.result)
+            weights, errors = shown.weights, shown.standard_errors
+            top = [int(feature) for feature, _ in run.result[1][:k]]
             tops.append(top)
-            intervals.append({f: (shown[f] - _Z * errors[f], shown[f] + _Z * errors[f]) for f in top})
+            intervals.append({f: (weights[f] - _Z * errors[f], weights[f] + _Z * errors[f]) for f in top})
         pairs = list(combinations(range(len(full)), 2))
         sets = [set(top) for top in tops]
         return Replicates(

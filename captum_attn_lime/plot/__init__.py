@@ -4,7 +4,7 @@ from captum_attn_lime.plot.comparison import agreement, bars
 from captum_attn_lime.plot.global_view import global_view
 from captum_attn_lime.plot.heads import attention, heads
 from captum_attn_lime.plot.html import html_page
-from captum_attn_lime.plot.image import image
+from captum_attn_lime.plot.image import image, images, images_height
 from captum_attn_lime.plot.text import text, texts, texts_height
 from captum_attn_lime.plot.weights import weights
 
@@ -16,6 +16,8 @@ __all__ = [
     "heads",
     "html_page",
     "image",
+    "images",
+    "images_height",
     "text",
     "texts",
     "texts_height",

@@ -1,4 +1,4 @@
-"""A picture with an attribution laid over it."""
+"""A picture with an attribution laid over it, and several attributions side by side."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.plot._common import as_floats, axes_or_new, color_map, limits, scaled
+from captum_attn_lime.plot._common import as_floats, as_table, axes_or_new, color_map, limits, plain, scaled, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure, SubFigure
+    from pandas import DataFrame
 
 _PALE = 0.45  # how much white is mixed into the picture, so that the colours stand out
+_MOST_IN_A_ROW = 5
+# Inches: around a panel, above it for its name, under it for its scale, and above all for the title.
+_GAP, _NAME, _SCALE, _TITLE = 0.12, 0.3, 0.42, 0.4
 
 
 def image(
@@ -57,8 +62,7 @@ def image(
         )
     if not 0 <= opacity <= 1:
         raise InputError(f"opacity must be from 0 to 1, but is {opacity!r}.")
-    # The dtype tells the range: a float picture may be all dark.
-    pixels = pixels / 255 if str(getattr(picture, "dtype", "")).removeprefix("torch.") == "uint8" else pixels
+    pixels = pixels / _most(picture)
     grey = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
     height, width = values.shape
     ax = axes_or_new(ax, 4.2 + 0.8 * color_bar, 4.2 * min(max(height / width, 0.4), 2.5))
@@ -73,9 +77,113 @@ def image(
     if title is not None:
         ax.set_title(title, fontsize=11, fontweight="bold", parse_math=False)
     if color_bar:
-        from matplotlib.cm import ScalarMappable
-
-        # Of its own: an opacity for each pixel does not go into a bar.
-        scale = ScalarMappable(norm=drawn.norm, cmap=drawn.get_cmap())
-        ax.figure.colorbar(scale, ax=ax, shrink=0.8).outline.set_visible(False)
+        ax.figure.colorbar(_scale_of(drawn), ax=ax, shrink=0.8).outline.set_visible(False)
     return ax
+
+
+def images(
+    scores: DataFrame,
+    segments: Any,
+    picture: Any,
+    *,
+    figure: Figure | SubFigure | None = None,
+    title: str | None = None,
+    cmap: str | Colormap | None = None,
+    width: float = 11.0,
+) -> Figure | SubFigure:
+    """Draw the picture and beside it, over the picture, each method's scores of its segments.
+
+    The methods' numbers have different units, so each has its own scale, up to its own largest magnitude.
+
+    Args:
+        scores: One row per segment and one column per method.
+        segments: The segment of each pixel, ``(H, W)``: the number of its row in ``scores``; pixels of no segment have
+            numbers after the last.
+        picture: The picture, ``(H, W, 3)`` or ``(H, W)``: uint8, or floats from 0 to 1.
+        figure: Where to draw, a figure or a part of one; by default a new figure as tall as the pictures need. It is
+            not known to pyplot: show it in a notebook by returning it, or save it with ``savefig``.
+        title: Above everything.
+        cmap: A Matplotlib colour map.
+        width: Of the new figure, in inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: Scores that are no table, or segments that fit neither them nor the picture.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"rollout": [0.2, 0.8], "LIME": [-1.0, 1.0]})
+        >>> figure = images(table, [[0, 1], [1, 1]], np.zeros((2, 2, 3), dtype=np.uint8))
+        >>> [ax.get_title() for ax in figure.axes if ax.get_title()]
+        ['picture', 'rollout', 'LIME']
+    """
+    from matplotlib.figure import Figure as NewFigure
+
+    table, labels = as_table(scores), np.asarray(segments)
+    if labels.ndim != 2 or labels.dtype.kind not in "iu" or not labels.size or labels.min() < 0:
+        raise InputError(
+            f"segments must be whole numbers from 0, (H, W), but came as {labels.dtype} of shape {labels.shape}; an "
+            "encoding has those of its pictures in .segments."
+        )
+    if figure is None:
+        figure = NewFigure(figsize=(width, images_height(labels.shape, table.shape[1], width=width, title=title)))
+    whole = (figure.bbox.width / figure.dpi, figure.bbox.height / figure.dpi)
+    if title is not None:
+        figure.text(_GAP / whole[0], 1 - 0.1 / whole[1], plain(title), va="top", fontsize=13, fontweight="bold",
+                    parse_math=False)  # fmt: skip
+    columns, side, height = _panels(labels.shape, table.shape[1], whole[0])
+    top = whole[1] - (_TITLE if title is not None else 0.0)
+    for place, name in enumerate([None, *table.columns]):
+        row, column = divmod(place, columns)
+        left, bottom = _GAP + column * (side + _GAP), top - _NAME - height - row * (_NAME + height + _SCALE)
+        inches = (left, bottom, side, height)
+        ax = figure.add_axes(_fractions(inches, whole))
+        if name is None:
+            ax.imshow(np.asarray(picture) / _most(picture), cmap="gray", vmin=0, vmax=1)
+            ax.set_axis_off()
+            ax.set_title("picture", fontsize=11, parse_math=False)
+            continue
+        values = np.append(table[name].to_numpy(), 0.0)  # pixels of no segment have none
+        image(values[np.minimum(labels, len(table))], picture, ax=ax, cmap=cmap, color_bar=False)
+        ax.set_title(shorten(name, 32), fontsize=11, fontweight="bold", parse_math=False)
+        bar = (left + 0.15 * side, bottom - 0.16, 0.7 * side, 0.09)
+        under = figure.add_axes(_fractions(bar, whole))
+        scale = figure.colorbar(_scale_of(ax.images[1]), cax=under, orientation="horizontal")
+        low, high = ax.images[1].get_clim()
+        scale.set_ticks([low, high], labels=[f"{low:.2g}", f"{high:.2g}"], fontsize=8)
+        scale.outline.set_visible(False)
+    return figure
+
+
+def images_height(shape: tuple[int, ...], n_methods: int, *, width: float = 11.0, title: str | None = None) -> float:
+    """Return the height in inches that :func:`images` needs for a picture of this shape."""
+    columns, _, height = _panels(shape, n_methods, width)
+    rows = -(-(n_methods + 1) // columns)
+    return rows * (_NAME + height + _SCALE) + (_TITLE if title is not None else 0.0)
+
+
+def _panels(shape: tuple[int, ...], n_methods: int, width: float) -> tuple[int, float, float]:
+    """Return the number of pictures in a row, and width and height of each in inches."""
+    n = n_methods + 1
+    columns = n if n <= _MOST_IN_A_ROW else -(-n // -(-n // _MOST_IN_A_ROW))
+    side = (width - _GAP) / columns - _GAP
+    return columns, side, side * shape[0] / shape[1]
+
+
+def _fractions(inches: tuple[float, float, float, float], whole: tuple[float, float]) -> Any:
+    """Return left, bottom, width and height as parts of the whole."""
+    return tuple(v / whole[i % 2] for i, v in enumerate(inches))
+
+
+def _most(picture: Any) -> int:
+    """Return what white is. The dtype tells it: a float picture may be all dark."""
+    return 255 if str(getattr(picture, "dtype", "")).removeprefix("torch.") == "uint8" else 1
+
+
+def _scale_of(drawn: Any) -> Any:
+    """Return the colours of what was drawn for a bar, into which an opacity for each pixel does not go."""
+    from matplotlib.cm import ScalarMappable
+
+    return ScalarMappable(norm=drawn.norm, cmap=drawn.get_cmap())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _Z = 1.96  # standard errors on either side of a 95 % interval
-_STRONG, _PALE = 0.38, 0.2  # how far from the middle of the colour map bars are
+_STRONG, _PALE = 0.33, 0.15  # how far from the middle of the colour map bars are
 
 
 def weights(
@@ -70,7 +70,8 @@ def weights(
     ax.set_yticks(range(len(features)), labelled, parse_math=False)
     ax.set_ylim(len(features) - 0.4, -0.6)
     known = np.isfinite(whiskers)
-    ax.set_xlabel("weight ± 1.96 standard errors" if known.any() else "weight")
+    pale = "; pale: may be 0" if (whiskers >= np.abs(bars)).any() else ""
+    ax.set_xlabel(f"weight ± 1.96 standard errors{pale}" if known.any() else "weight")
     if len(features) < len(found):
         ax.set_ylabel(f"the strongest {len(features)} of {len(found)} features")
     if note:
@@ -140,13 +141,12 @@ def _read(values: Any) -> tuple[dict[Any, float], dict[Any, float], dict[Any, st
 
 def _as_dict(values: Any, called: str) -> dict[Any, float]:
     if isinstance(values, Mapping):
-        keys, numbers = list(values), list(values.values())
-    elif hasattr(values, "index") and hasattr(values, "to_numpy"):  # a Series
-        keys, numbers = list(values.index), values.to_numpy()
+        keys, array = list(values), as_floats(list(values.values()), called, 1)
+    elif _is_series(values):
+        keys, array = list(values.index), as_floats(values.to_numpy(), called, 1)
     else:
-        numbers = as_floats(values, called, 1)
-        keys = list(range(len(numbers)))
-    array = as_floats(numbers, called, 1)
+        array = as_floats(values, called, 1)
+        keys = list(range(len(array)))
     if len(set(keys)) != len(keys):
         raise InputError(f"{called} names a feature twice.")
     return dict(zip(keys, array.tolist(), strict=True))
@@ -155,7 +155,7 @@ def _as_dict(values: Any, called: str) -> dict[Any, float]:
 def _by_feature(errors: Any, called: str, found: dict[Any, float]) -> dict[Any, float]:
     """Return the errors by feature; an array goes by the features' order."""
     given = _as_dict(errors, called)
-    is_named = isinstance(errors, Mapping) or hasattr(errors, "index")
+    is_named = isinstance(errors, Mapping) or _is_series(errors)
     if is_named and not set(given) & set(found):
         raise InputError(f"{called} has none of the features {list(found)[:5]}, but {list(given)[:5]}.")
     if is_named:
@@ -163,6 +163,10 @@ def _by_feature(errors: Any, called: str, found: dict[Any, float]) -> dict[Any, 
     if len(given) != len(found):
         raise InputError(f"there are {len(found)} weights but {len(given)} {called}.")
     return dict(zip(found, given.values(), strict=True))
+
+
+def _is_series(values: Any) -> bool:
+    return hasattr(values, "index") and hasattr(values, "to_numpy")
 
 
 def _names(names: Any, found: dict[Any, float]) -> dict[Any, str]:

@@ -423,6 +423,29 @@ def test_compare_puts_lime_rollout_and_gradients_side_by_side():
     assert found.agreement.notna().all(axis=None)
 
 
+def test_compare_over_segments_that_cut_patches():
+    a = adapter()
+    x = a.encode(picture(), slic(picture(), n_segments=9))
+    n = len(x.feature_names[0])
+    assert 4 < n < 16
+    explanation = LimeImage(a).explain(x, 1, num_samples=300, output="logits")
+    methods = {"rollout": AttentionAttribution(a), "LIME": explanation, "IG": captum.attr.IntegratedGradients(a)}
+    found = compare(methods, x, target=1)
+    # A patch's share is divided among its pixels, which are added up over a segment.
+    patches = AttentionAttribution(a).attribute(x.inputs)[0, 0].detach().numpy() / 64
+    np.testing.assert_allclose(
+        found.scores["rollout"], [patches[x.segments[0] == k].sum() for k in range(n)], rtol=1e-4
+    )
+    figure = found.plot(title="segments")
+    panels = {ax.get_title(): ax for ax in [a for part in figure.subfigs for a in part.axes]}
+    assert list(panels)[:4] == ["picture", "rollout", "", "LIME"]
+    weights = explanation_weights(explanation)
+    drawn = np.vectorize(weights.get)(explanation.segments)
+    np.testing.assert_allclose(panels["LIME"].images[1].get_array(), drawn)
+    with pytest.raises(InputError, match="'LIME' is over other segments than the encoding's 16"):
+        compare(methods, a.encode(picture()), target=1)
+
+
 def test_what_is_refused():
     a = adapter()
     lime = LimeImage(a)

@@ -17,6 +17,8 @@ from captum_attn_lime.lime import image as lime_image
 from captum_attn_lime.lime.masked import MaskedExample, Removable
 from captum_attn_lime.lime.patches import PatchedExample, masked_example
 
+pytestmark = pytest.mark.filterwarnings("ignore:LIME has few samples")
+
 
 def picture(height: int = 32, width: int = 32) -> np.ndarray:
     y, x = np.mgrid[0:height, 0:width] / max(height, width)

@@ -178,3 +178,32 @@ def test_page_escapes_and_shows_missing_and_infinite_values():
     assert "http" not in page  # nothing is loaded from elsewhere
     bars = plot.html_page(scores, as_text=False)
     assert "Word by word" not in bars
+
+
+def test_pictures_side_by_side():
+    table = pd.DataFrame({"rollout": [0.25, 0.75, 0.0], "LIME": [2.0, np.nan, -4.0]})
+    segments = np.array([[0, 0, 1, 3], [2, 2, 1, 3]])  # the last column is of no segment
+    picture = np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10
+    figure = plot.images(table, segments, picture, title="a & b", width=8)
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == ["picture", "rollout", "LIME"]
+    np.testing.assert_allclose(panels[0].images[0].get_array(), picture / 255)
+    drawn = [np.ma.filled(ax.images[1].get_array(), np.nan) for ax in panels[1:]]
+    np.testing.assert_array_equal(drawn[0], [[0.25, 0.25, 0.75, 0], [0, 0, 0.75, 0]])
+    np.testing.assert_array_equal(drawn[1], [[2, 2, np.nan, 0], [-4, -4, np.nan, 0]])
+    # What is of no segment shows the picture, and each method has its own scale.
+    assert (panels[1].images[1].get_alpha()[:, 3] == 0).all()
+    assert [ax.images[1].get_clim() for ax in panels[1:]] == [(0, 0.75), (-4, 4)]
+    assert figure.get_figheight() == pytest.approx(plot.images_height((2, 4), 2, width=8, title="a & b"))
+    figure.canvas.draw()
+    boxes = [ax.get_window_extent() for ax in figure.axes]
+    assert all(figure.bbox.x0 <= b.x0 and b.x1 <= figure.bbox.x1 and b.y1 <= figure.bbox.y1 for b in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    many = pd.DataFrame({f"method {k}": [1.0, 2, 3] for k in range(6)})
+    bottoms = {round(ax.get_position().y0, 3) for ax in plot.images(many, segments, picture).axes if ax.get_title()}
+    assert len(bottoms) == 2  # seven pictures in two rows
+    for wrong in (segments / 2, segments[0], segments - 1):
+        with pytest.raises(InputError, match="segments must be whole numbers from 0"):
+            plot.images(table, wrong, picture)
+    with pytest.raises(InputError, match="came; needed are"):
+        plot.images(table, segments[:, :3], picture)
