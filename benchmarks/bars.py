@@ -128,25 +128,39 @@ BARS = (
     Bar("capture / forward, batch 1, 16 tokens", 1.15, 1.08, _ratio("overhead", batch=1, n=16)),
     Bar("capture / forward, batch 32, 128 tokens", 1.05, 1.02, _ratio("overhead", batch=32, n=128)),
     Bar("rollout / forward, 1,000 film reviews", 1.25, 1.1, _ratio("reviews", reviews=1000)),
+    *(
+        Bar(
+            f"official LIME / ours, {words} words, {samples:,} samples, {model}",
+            bar,
+            aim,
+            _ratio("lime_text", model=model, words=words, samples=samples),
+            at_least=True,
+        )
+        for model, words, samples, bar, aim in (
+            ("BERT, 2 layers of 128", 30, 5000, 2, 3),
+            ("BERT, 4 layers of 256", 30, 5000, 2, 3),
+            ("BERT, 2 layers of 128", 200, 1000, 2.5, 4),
+            ("BERT, 2 layers of 128", 200, 5000, 2.5, 4),
+        )
+    ),
     Bar(
-        "official LIME / ours, text of 30 words",
+        "official LIME / ours, the MiniLM on a review, 1,000 samples",
         2,
-        None,
-        _ratio("lime_text", model="BERT, 2 layers of 128", words=30, samples=5000),
+        3,
+        _ratio("lime_text", model="MiniLM, a review", samples=1000),
         at_least=True,
     ),
     Bar(
-        "official LIME / ours, text of 200 words",
-        2.5,
-        None,
-        _ratio("lime_text", model="BERT, 2 layers of 128", words=200, samples=1000),
-        at_least=True,
-    ),
-    Bar(
-        "GB of LIME, text of 200 words, 5,000 samples",
+        "GB of LIME, 200 words, 5,000 samples",
         0.5,
-        None,
+        0.2,
         lambda results: gigabytes(find(results, "lime_text", words=200, samples=5000)),
+    ),
+    Bar(
+        "LIME without a model / official LIME's own work, 30 words, 5,000 samples",
+        1,
+        0.3,
+        lambda results: find(results, "lime_text", model="none", words=30, samples=5000).get("overhead"),
     ),
     Bar(
         "official LIME / ours, picture of 196 patches",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from measure import Options
 from torch import Tensor, nn
 
 from captum_attn_lime import ImageAdapter, LimeImage
+from captum_attn_lime.errors import LimeWarning
 from captum_attn_lime.lime import explanation_weights
 
 SIDE, PATCH, SAMPLES = 224, 16, 1000
@@ -114,6 +116,7 @@ def build(case: str, name: str, samples: int, device: str = "cpu") -> Callable[[
 
 def run(options: Options) -> list[dict[str, Any]]:
     """Return one row per model."""
+    warnings.simplefilter("ignore", LimeWarning)  # of random models
     rows = []
     samples = options.samples or SAMPLES
     for name in MODELS:

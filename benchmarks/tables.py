@@ -133,6 +133,7 @@ def relevance(results: Results) -> str:
                 megabytes(row.get("dense bytes")),
                 f"{row['difference']:.0e}" if "difference" in row else "-",
                 str(row["rounds"]),
+                *([times(row.get("overhead"))] if own else []),
             ]
             for row in rows
         ],
@@ -235,8 +236,9 @@ def _lime(results: Results, part: str, numbers: Sequence[str]) -> str:
     rows = rows_of(results, part)
     alone = ["forward"] if any("forward" in row for row in rows) else []
     head = ["model", *numbers, *alone, "official", "ours", "times as long", "official, MB", "ours, MB", "difference"]
+    own = any("overhead" in row for row in rows)
     return markdown(
-        [*head, "rounds"],
+        [*head, "rounds", *(["ours / lime's own work"] if own else [])],
         [
             [
                 row["model"],
@@ -249,6 +251,7 @@ def _lime(results: Results, part: str, numbers: Sequence[str]) -> str:
                 megabytes(row.get("ours bytes")),
                 f"{row['difference']:.0e}" if "difference" in row else "-",
                 str(row["rounds"]),
+                *([times(row.get("overhead"))] if own else []),
             ]
             for row in rows
         ],

@@ -87,9 +87,10 @@ def test_lime_has_its_bars(modules):
     results = _results(text, text | {"samples": 1000, "ratio": 2.4, "difference": 2e-9}, part="lime_text")
     image = {"model": "ViT, 3 layers of 64", "samples": 1000, "ratio": 2.6, "difference": 3e-6}
     lines = {line[0]: line for line in modules.bars.lines(results | _results(image, part="lime_image"))}
-    assert lines["official LIME / ours, text of 30 words"][-2:] == ["-", ""]
-    assert lines["official LIME / ours, text of 200 words"][1:] == ["≥ 2.5", "-", "2.40", "missed"]
-    assert lines["GB of LIME, text of 200 words, 5,000 samples"][-2:] == ["0.60", "missed"]
+    bert = "BERT, 2 layers of 128"
+    assert lines[f"official LIME / ours, 30 words, 5,000 samples, {bert}"][-2:] == ["-", ""]
+    assert lines[f"official LIME / ours, 200 words, 1,000 samples, {bert}"][1:] == ["≥ 2.5", "4", "2.40", "missed"]
+    assert lines["GB of LIME, 200 words, 5,000 samples"][-2:] == ["0.60", "missed"]
     assert lines["official LIME / ours, picture of 196 patches"][1:] == ["≥ 2", "3", "2.60", "bar"]
     assert lines["difference of LIME's weights from the official"][-2:] == ["3e-06", "missed"]
 

@@ -35,7 +35,8 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
     Sampling, kernel, distances and the fit are the official explainer's, and so are the random numbers: a picture at
     the model's size gets the weights that the explainer gives it with the same seed. But no picture is made for each
     sample: the masks that the explainer draws go to the model's device, where removed segments are replaced in the
-    normalised pixels. :meth:`attribute` takes Captum's arguments, :meth:`explain` a picture.
+    normalised pixels. Where segments are made of the model's own patches, each patch is embedded once; whether that is
+    the same is tried out on the first samples. :meth:`attribute` takes Captum's arguments, :meth:`explain` a picture.
 
     Args:
         forward_func: An ``ImageAdapter``; for :meth:`attribute` any function of tensors.

@@ -101,6 +101,13 @@ def test_grey_pictures_and_models_of_grey_pictures():
     np.testing.assert_allclose(one.encode(picture()).inputs[0, 0].double() * 0.3 + 0.1, pil, atol=1 / 255)
 
 
+@pytest.mark.parametrize("mode", ["P", "LA", "CMYK", "HSV", "1", "L"])
+def test_every_mode_of_pil_becomes_its_colours(mode):
+    image = Image.fromarray(picture()).convert(mode)
+    expected = by_hand(np.asarray(image.convert("RGB")))
+    np.testing.assert_allclose(adapter().encode(image).inputs.double(), expected, atol=3e-6)
+
+
 def test_pictures_lie_as_their_exif_says(tmp_path):
     image = Image.fromarray(picture(8, 12))
     exif = image.getexif()
@@ -127,6 +134,9 @@ def test_pictures_lie_as_their_exif_says(tmp_path):
         ([], "empty list"),
         (np.zeros((0, 4, 4, 3)), "at least one"),
         (None, "came as NoneType"),
+        (b"png", "came as bytes"),
+        (np.zeros((2, 30, 30), np.uint8), r"must be \(H, W\), \(H, W, 1\) or \(H, W, 3\)"),
+        (torch.full((3, 4, 4), 200.0), "divide by 255"),
         ([picture(8, 8), picture(8, 12)], "sizes 8 x 8, 8 x 12"),
     ],
 )

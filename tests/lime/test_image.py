@@ -249,6 +249,24 @@ def test_logits_and_single_outputs():
     assert max(abs(up[k] + down[k]) for k in up) < 1e-9 * np.abs(expected).max() + 1e-12
 
 
+def test_multi_label_models_are_explained_class_by_class():
+    a = adapter(vit(problem_type="multi_label_classification"))
+
+    def classify(images):
+        x = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255).sub(torch.tensor(MEAN).reshape(3, 1, 1))
+        with torch.no_grad():
+            return a.model(x.div(torch.tensor(STD).reshape(3, 1, 1))).logits.sigmoid().numpy()
+
+    with redirect_stderr(io.StringIO()):
+        official = LimeImageExplainer(random_state=0).explain_instance(
+            picture(), classify, labels=(2,), top_labels=None, segmentation_fn=lambda _: grid
+        )
+    expected = explanation_weights(official)
+    found = explanation_weights(LimeImage(a).explain(picture(), 2, segments="patches"))
+    assert max(map(abs, expected.values())) > 0.01
+    assert max(abs(found[k] - expected[k]) for k in expected) <= 1e-6
+
+
 def test_equal_calls_give_equal_results_and_seeds_matter():
     a = adapter()
     x = a.encode(picture())
