@@ -133,7 +133,6 @@ def relevance(results: Results) -> str:
                 megabytes(row.get("dense bytes")),
                 f"{row['difference']:.0e}" if "difference" in row else "-",
                 str(row["rounds"]),
-                *([times(row.get("overhead"))] if own else []),
             ]
             for row in rows
         ],
