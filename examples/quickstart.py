@@ -83,12 +83,13 @@ lime = LimeText(adapter, class_names=CLASS_NAMES)
 gradient_scores, delta = gradients.attribute(
     **x.arguments(gradients), target=target, n_steps=50, return_convergence_delta=True
 )
+explanation = lime.explain(text, target=target, num_samples=2000)
 comparison = compare(
     {
         "raw attention": raw.attribute(**x.arguments(raw)),
         "rollout": rollout.attribute(**x.arguments(rollout)),
         "integrated gradients": gradient_scores,
-        "LIME": lime.explain(text, target=target, num_samples=2000),
+        "LIME": explanation,
     },
     x,
     target=target,
@@ -106,6 +107,13 @@ print(
     f"\nIntegrated gradients add up to the logit's difference from the baseline, {difference:+.3f} (there "
     f"{CLASS_NAMES[target]} has probability {undecided:.2f}); convergence delta {float(delta):+.1e}."
 )
+
+# %% [markdown]
+# LIME's weights are estimates from random samples. How well its linear model fits, and how sure the weights and their
+# order are, is told from the same samples.
+
+# %%
+print(f"\n{explanation.diagnostics}")
 
 # %% [markdown]
 # ## Side by side
