@@ -123,3 +123,29 @@ def distinct(masks: Masks) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     rows = packed.view(np.dtype((np.void, packed.shape[1]))).reshape(-1)
     _, first, where = np.unique(rows, return_index=True, return_inverse=True)
     return first, where.reshape(-1)
+
+
+class Remembered:
+    """A classifier of masks that has each mask answered once, however often it is asked.
+
+    Args:
+        scores: From masks (n, features) to scores (n, classes).
+        tick: Told of the masks that were not passed on; they are counted as done.
+    """
+
+    def __init__(self, scores: Callable[[Masks], Array], tick: Callable[[int], object] | None = None) -> None:
+        self._scores, self._tick = scores, tick
+        self._places: dict[bytes, int] = {}
+        self._found: list[Array] = []
+
+    def __call__(self, kept: Masks) -> Array:
+        """Return the scores of masks, (n, classes)."""
+        keys = [row.tobytes() for row in np.packbits(kept, axis=1)]
+        new = list({key: k for k, key in enumerate(keys) if key not in self._places}.values())
+        if new:
+            self._found.append(self._scores(kept[new]))
+            for k in new:
+                self._places[keys[k]] = len(self._places)
+        if self._tick is not None:
+            self._tick(len(kept) - len(new))
+        return np.asarray(np.concatenate(self._found)[[self._places[key] for key in keys]])

@@ -19,9 +19,10 @@ from captum_attn_lime.errors import ForwardError, InputError
 from captum_attn_lime.features import by_position, spread
 from captum_attn_lime.lime.base import Array, check_count, class_of, result_dtype, settled, target_scalars
 from captum_attn_lime.lime.diagnostics import About
+from captum_attn_lime.lime.explainer import Masks
 from captum_attn_lime.lime.explanations import explanation_weights
 from captum_attn_lime.lime.image_masks import explain_image_masks
-from captum_attn_lime.lime.masked import MaskedExample, Removable
+from captum_attn_lime.lime.masked import Removable
 from captum_attn_lime.lime.patches import masked_example
 from captum_attn_lime.lime.replicates import MAX_SAMPLES, NumSamples, Plan
 from captum_attn_lime.lime.subject import Output
@@ -129,7 +130,7 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
                 if not len(features):
                     tick(n_samples)
                     continue
-                found = self._official(example, len(features), 0, None, self.seed)[1](n_samples)
+                found = self._official(example.scores, len(features), 0, None, self.seed)[1](n_samples)
                 for k, weight in explanation_weights(found, 0).items():
                     weights[i, features[k]] = weight
         out = weights.to(tensors[0].device, result_dtype(tensors))
@@ -202,7 +203,8 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
             copies = Removable(tensors, bases, ids, active[None])
             example = masked_example(adapter, copies, answers, adapter.batch_images, tick)
             seed = self.seed if seed is None else seed
-            explainer, run = self._official(example, n, label, num_features, seed)
+            scores = plan.remembering(example.scores, tick)
+            explainer, run = self._official(scores, n, label, num_features, seed)
             about = About(label, output)
             explanation = plan.explanation(explainer, run, features=n, seed=seed, about=about)
         explanation.image, explanation.segments = x.images[0], x.segments[0]
@@ -210,7 +212,7 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
         return explanation
 
     def _official(
-        self, example: MaskedExample, features: int, label: int, selected: int | None, seed: int
+        self, scores: Callable[[Masks], Array], features: int, label: int, selected: int | None, seed: int
     ) -> tuple[Any, Callable[[int], Any]]:
         """Return lime's explainer, and its explanation of one example for a number of samples."""
         from lime.lime_image import LimeImageExplainer
@@ -226,7 +228,7 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
             distance_metric=self.distance_metric,
             model_regressor=self.model_regressor,
         )
-        return explainer, lambda n: explain_image_masks(explainer, features, example.scores, num_samples=n, **options)
+        return explainer, lambda n: explain_image_masks(explainer, features, scores, num_samples=n, **options)
 
     def _encoded(self, image: Any, segments: Segments | None, hide_color: Any, random_seed: int) -> ImageEncoding:
         """Return one picture with its segments and what replaces them."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.lime.base import check_count
+from captum_attn_lime.lime.base import Array, check_count
 from captum_attn_lime.lime.diagnostics import (
     DEFAULT_TOP,
     About,
@@ -23,6 +23,7 @@ from captum_attn_lime.lime.diagnostics import (
     diagnose,
     emit,
 )
+from captum_attn_lime.lime.explainer import Masks, Remembered
 from captum_attn_lime.lime.standard_errors import ridge_alpha
 from captum_attn_lime.lime.subject import Output
 from captum_attn_lime.metrics import spearman
@@ -169,6 +170,11 @@ class Plan:
     def total(self) -> int:
         """The greatest number of samples of all runs."""
         return self.max_samples if self.num_samples == "auto" else self.num_samples * self.replicates
+
+    def remembering(self, scores: Callable[[Masks], Array], tick: Callable[[int], object] | None = None) -> Any:
+        """Return a classifier of masks that runs none twice, in whichever run; see :class:`Remembered`."""
+        is_single = self.num_samples != "auto" and self.replicates == 1
+        return scores if is_single else Remembered(scores, tick)  # alone, a run's masks are made distinct anyway
 
     def explanation(self, explainer: Any, run: Callable[[int], Any], *, features: int, seed: int, about: About) -> Any:
         """Return lime's explanation, with its ``diagnostics``, of all runs' samples together.

@@ -231,10 +231,11 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
             model_regressor=self.model_regressor,
         )
 
+        scores = plan.remembering(partial(subject.scores_of_masks, known=known))
+
         def run(n: int) -> Any:
             if subject.cells is None:
                 return explainer.explain_instance(subject.text, subject.scores, num_samples=n, **options)
-            scores = partial(subject.scores_of_masks, known=known)
             return explain_masks(explainer, string.num_words(), scores, num_samples=n, **options)
 
         about = About(chosen, output, truncated=subject.seen != text)

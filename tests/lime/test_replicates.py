@@ -17,6 +17,7 @@ from captum_attn_lime import LimeTabular, LimeText, TabularAdapter, TextAdapter,
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime import Replicates, coefficients_stability, explanation_weights, variables_stability
 from captum_attn_lime.lime.diagnostics import FitData
+from captum_attn_lime.lime.explainer import Remembered
 from captum_attn_lime.lime.replicates import Plan, replicate_seeds
 from captum_attn_lime.metrics import spearman
 from tests.lime.test_diagnostics import Bag, Square, bag, explained, sandwich
@@ -244,3 +245,36 @@ def test_replicates_are_plain_data():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert found == copy.deepcopy(found)
+
+
+def test_a_short_text_runs_each_copy_once_over_all_replicates():
+    adapter = bag(bend=2.0)
+    rows = []
+    adapter.model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.extend(zip(*(x.tolist() for x in (*args, *kwargs.values())), strict=True)),
+        with_kwargs=True,
+    )
+    lime = LimeText(adapter)
+    lime.explain("it is bad", 1, num_samples=10)  # the adapter tries a new model out
+    rows.clear()
+    found = lime.explain("a fine film", 1, num_samples=50, replicates=4)
+    assert found.diagnostics.n_samples == 200
+    assert len(rows) <= 2**3
+    assert len({str(row) for row in rows}) == len(rows)
+
+
+def test_remembered_masks_are_answered_as_they_would_be():
+    random = np.random.RandomState(0)
+    weights, asked, ticks = random.normal(size=(9, 2)), [], []
+
+    def scores(kept):
+        asked.append(kept)
+        return kept @ weights
+
+    memory = Remembered(scores, ticks.append)
+    for _ in range(3):
+        kept = random.uniform(size=(40, 9)) < 0.2
+        np.testing.assert_array_equal(memory(kept), kept @ weights)
+    asked = np.concatenate(asked)
+    assert len(np.unique(asked, axis=0)) == len(asked)
+    assert len(asked) + sum(ticks) == 120
