@@ -7,6 +7,7 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+myst_heading_anchors = 3
 html_theme = "furo"
 html_title = project
 # README is written for the repository's own page: its links to examples lead out of the documentation.

@@ -162,33 +162,34 @@ def explanation_prediction(explanation: Any, label: int | None = None) -> float:
 
 
 def safe_html(explanation: Any) -> str:
-    """Return a text explanation as lime's HTML page, with words and class names escaped.
+    """Return the explanation of a text or a row as lime's HTML page, with words and names escaped.
 
     lime itself writes them into a script as they are, where ``</script>`` in a word would end it.
 
     Args:
-        explanation: The ``Explanation`` of a text, of :meth:`LimeText.explain` or of the official explainer.
+        explanation: An ``Explanation`` of the official explainer; those of this package escape by themselves.
     """
-    from captum_attn_lime.lime.shown import TextExplanation, escaped_html
+    from captum_attn_lime.lime.shown import ShownExplanation, escaped_html
 
-    if isinstance(explanation, TextExplanation):
+    if isinstance(explanation, ShownExplanation):
         return explanation.as_html()
     return escaped_html(explanation.as_html)
 
 
-def shown(explanation: Any, string: Any) -> Any:
-    """Return lime's explanation of a text such that it shows the text itself, safely.
+def shown(explanation: Any, string: Any = None) -> Any:
+    """Return lime's explanation of a text or a row such that it shows itself, safely.
 
     Args:
         explanation: What the official explainer returned.
         string: The text with the units that are its features.
     """
-    from lime.lime_text import TextDomainMapper
+    from captum_attn_lime.lime.shown import ShownExplanation
 
-    from captum_attn_lime.lime.shown import TextExplanation
+    if string is not None:
+        from lime.lime_text import TextDomainMapper
 
-    explanation.domain_mapper = TextDomainMapper(string)
-    explanation.__class__ = TextExplanation
+        explanation.domain_mapper = TextDomainMapper(string)
+    explanation.__class__ = ShownExplanation
     return explanation
 
 

@@ -19,7 +19,7 @@ from captum_attn_lime.adapters.numeric import NumericAdapter
 from captum_attn_lime.errors import InputError, TargetError
 from captum_attn_lime.lime.base import Array, TargetScalar, class_of, settled, target_scalars
 from captum_attn_lime.lime.diagnostics import About
-from captum_attn_lime.lime.explanations import explanation_weights
+from captum_attn_lime.lime.explanations import explanation_weights, shown
 from captum_attn_lime.lime.replicates import Plan
 from captum_attn_lime.lime.subject import Output
 
@@ -174,7 +174,7 @@ class LimeRows(PerturbationAttribution):  # type: ignore[misc]
         about = About(None, "value") if adapter.task == "regression" else About(label, output)
         explanation = plan.explanation(explainer, run, features=len(row), seed=seed, about=about)
         explanation.explained_row = row  # lime keeps two decimals; compare has to know the row
-        return explanation
+        return shown(explanation)
 
     def _weights(self, explainer: Any, row: Array, predict: Callable[[Array], Array], n_samples: int) -> Array:
         """Return the number of each feature of one row, by the declared semantics."""

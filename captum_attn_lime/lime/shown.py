@@ -1,4 +1,4 @@
-"""lime's text explanation that can be shown: escaped HTML, and itself in a notebook. Imports lime."""
+"""lime's explanation that can be shown: escaped HTML, and itself in a notebook. Imports lime."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ _LIBRARY_END, _SCRIPT, _END = "</script></head>", "<script>", "</script>"
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-class TextExplanation(Explanation):  # type: ignore[misc]
-    """lime's ``Explanation`` whose HTML escapes words and class names, and which shows itself in a notebook."""
+class ShownExplanation(Explanation):  # type: ignore[misc]
+    """lime's ``Explanation`` of a text or a row whose HTML escapes all names, and which shows itself in a notebook."""
 
     def as_html(self, *args: Any, **kwargs: Any) -> str:
-        """Return what ``Explanation.as_html`` returns, with words and class names escaped."""
+        """Return what ``Explanation.as_html`` returns, with words and names escaped."""
         return escaped_html(super().as_html, *args, **kwargs)
 
     def show_in_notebook(self, *args: Any, **kwargs: Any) -> None:
         """Show the explanation in a notebook, also with IPython 9, which lime's own way does not know."""
-        from IPython.display import HTML, display  # type: ignore[import-not-found,unused-ignore]
+        try:
+            from IPython.display import HTML, display  # type: ignore[import-not-found,unused-ignore]
+        except ImportError as error:
+            raise ImportError(
+                "show_in_notebook needs IPython, which every notebook has; elsewhere write the page with "
+                "save_to_file(path)."
+            ) from error
 
         display(HTML(self.as_html(*args, **kwargs)))
 
