@@ -16,6 +16,22 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
 class ShownExplanation(Explanation):  # type: ignore[misc]
     """lime's ``Explanation`` of a text or a row whose HTML escapes all names, and which shows itself in a notebook."""
 
+    def as_list(self, label: int | None = None, **kwargs: Any) -> Any:
+        """Return what ``Explanation.as_list`` returns; by default of the one class that was explained.
+
+        lime's own default is class 1, whichever was explained.
+        """
+        return super().as_list(label=self._only(label), **kwargs)
+
+    def as_pyplot_figure(self, label: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Return what ``Explanation.as_pyplot_figure`` returns; by default of the one class that was explained."""
+        return super().as_pyplot_figure(self._only(label), *args, **kwargs)
+
+    def _only(self, label: int | None) -> int:
+        if label is None and len(self.local_exp) == 1:
+            return int(next(iter(self.local_exp)))
+        return 1 if label is None else label
+
     def as_html(self, *args: Any, **kwargs: Any) -> str:
         """Return what ``Explanation.as_html`` returns, with words and names escaped."""
         return escaped_html(super().as_html, *args, **kwargs)

@@ -165,3 +165,14 @@ def test_no_bar_unless_asked_for(make, capfd):
     assert capfd.readouterr() == ("", "")
     explained(make, show_progress=True)
     assert "150/150" in capfd.readouterr().err or make is text  # of a text, the distinct copies
+
+
+@pytest.mark.parametrize("make", [text, sequence, table], ids=["text", "sequence", "table"])
+def test_the_class_that_was_explained_is_shown(make):
+    lime, example = make()
+    found = lime.explain(example, 0, num_samples=50)
+    assert found.as_list() == found.as_list(label=0)
+    with pytest.raises(KeyError):
+        found.as_list(label=1)
+    figure = found.as_pyplot_figure()
+    assert len(figure.axes[0].patches) == len(found.as_list())
