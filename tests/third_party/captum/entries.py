@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime import AttentionAttribution, LimeTabular, LimeText
+from captum_attn_lime import AttentionAttribution, LimeImage, LimeSequence, LimeTabular, LimeText
 
 N, WIDTH = 5, 8
 
@@ -37,6 +37,17 @@ class Columns(LimeTabular):
     def __init__(self, model: nn.Module, layer: nn.Module | None = None) -> None:
         rows = torch.randn(60, 3, generator=torch.Generator().manual_seed(1))
         super().__init__(model, rows.numpy() * 10)
+
+
+class Steps(LimeSequence):
+    def __init__(self, model: nn.Module, layer: nn.Module | None = None) -> None:
+        series = torch.randn(60, 3, 2, generator=torch.Generator().manual_seed(1))
+        super().__init__(model, series.numpy() * 10)
+
+
+class Segments(LimeImage):
+    def __init__(self, model: nn.Module, layer: nn.Module | None = None) -> None:
+        super().__init__(model)
 
 
 class Encoder(nn.Module):
@@ -72,6 +83,22 @@ class Table(nn.Module):
         return self.linear2(self.relu(self.linear1(x))) * scale
 
 
+class Cells(nn.Module):
+    """Logits (B, 2) of all numbers of an input, in whatever shape they come."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.linear1, self.relu, self.linear2 = nn.Linear(cells, 16), nn.ReLU(), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor, scale: Any = 1) -> Tensor:
+        return self.linear2(self.relu(self.linear1(x.flatten(1)))) * scale
+
+
+def cells(n: int) -> Cells:
+    torch.manual_seed(7)
+    return Cells(n).eval()
+
+
 def table() -> Table:
     torch.manual_seed(7)
     return Table().eval()
@@ -87,6 +114,9 @@ IDS = torch.tensor([[2, 7, 4, 9, 3], [5, 5, 8, 1, 2], [9, 1, 6, 2, 2], [3, 3, 8,
 TABLES = tuple(torch.randn(4, N, generator=torch.Generator().manual_seed(k)) for k in (3, 4))
 ROWS = 10 * torch.randn(4, 3, generator=torch.Generator().manual_seed(5))
 POSITIVE = tuple(torch.randn(4, 3, generator=torch.Generator().manual_seed(k)) + 2 for k in (6, 7, 8))
+SERIES = 10 * torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(9))
+PICTURES = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(10))
+QUARTERS = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]).expand(1, 3, 4, 4)
 ATTENTION = [RawAttention, Rollout, Relevance]
 LIST, TENSOR = [0, 1, 2, 1], torch.tensor([0, 1, 2, 1])
 PAIRS = [(0, 1), (1, 2), (0, 0), (1, 1)]
@@ -165,5 +195,47 @@ ENTRIES: list[dict[str, Any]] = [
         inputs=POSITIVE[0],
         target=[0, 1, 1, 0],
         n_samples=60,
+    ),
+    entry("steps", [Steps], cells(6), inputs=SERIES, target=[0, 1, 1, 0], n_samples=60),
+    entry("steps_tensor", [Steps], cells(6), inputs=SERIES, target=torch.tensor([1, 0, 0, 1]), n_samples=60),
+    entry(
+        "steps_tuple",
+        [Steps],
+        cells(6),
+        inputs=(SERIES,),
+        additional_forward_args=(2.0,),
+        target=[0, 1, 1, 0],
+        n_samples=60,
+    ),
+    entry(
+        "steps_noise_tunnel",
+        [Steps],
+        cells(6),
+        noise_tunnel=True,
+        inputs=SERIES,
+        target=[0, 1, 1, 0],
+        n_samples=60,
+        **STILL,
+    ),
+    entry(
+        "segments",
+        [Segments],
+        cells(48),
+        inputs=PICTURES,
+        feature_mask=QUARTERS,
+        target=[0, 1, 1, 0],
+        n_samples=60,
+    ),
+    entry("segments_pixels", [Segments], cells(48), inputs=PICTURES, target=torch.tensor([1, 0, 0, 1]), n_samples=60),
+    entry(
+        "segments_noise_tunnel",
+        [Segments],
+        cells(48),
+        noise_tunnel=True,
+        inputs=PICTURES,
+        feature_mask=QUARTERS,
+        target=[0, 1, 1, 0],
+        n_samples=60,
+        **STILL,
     ),
 ]
