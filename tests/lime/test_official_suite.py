@@ -17,8 +17,8 @@ import torch
 from lime.discretize import DecileDiscretizer, EntropyDiscretizer, QuartileDiscretizer
 from lime.lime_tabular import LimeTabularExplainer
 from lime.lime_text import IndexedCharacters, IndexedString
+from skimage import segmentation
 from skimage.data import astronaut
-from skimage.segmentation import quickshift
 from sklearn.datasets import load_iris, make_classification
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -288,11 +288,15 @@ def test_rows_agree_with_the_plain_explainer(forest, flowers):
     assert explanation_weights(found) == pytest.approx(explanation_weights(plain), abs=1e-9)
 
 
-def test_segments_are_those_of_scikit_image():
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("quickshift", dict(kernel_size=4, max_dist=200, ratio=0.2, rng=133)), ("slic", {}), ("felzenszwalb", {})],
+)
+def test_segments_are_those_of_scikit_image(name, options):
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
     adapter = ImageAdapter(model, mean=(0.5,) * 3, std=(0.25,) * 3, size=(48, 48))
     picture = astronaut()[100:148, 150:198]
-    expected = quickshift(picture, kernel_size=4, max_dist=200, ratio=0.2, rng=133)
-    found = LimeImage(adapter).explain(picture, 0, num_samples=20, random_seed=133)
+    expected = getattr(segmentation, name)(picture, **options)
+    found = LimeImage(adapter).explain(picture, 0, segments=name, num_samples=20, random_seed=133)
     np.testing.assert_array_equal(found.segments, np.unique(expected, return_inverse=True)[1].reshape(48, 48))
     assert len(explanation_weights(found)) == len(np.unique(expected))
