@@ -28,6 +28,8 @@ Ints = NDArray[np.int64]
 _NOBODY, _REFERENCE = -1, -2
 # More tokens at once take longer a token on a CPU: what a layer makes of them no longer fits its caches.
 _CPU_TOKENS, _CPU_ROWS = 1024, 8
+# Copies of texts with at least so many tokens are padded to multiples of so many.
+_LONG, _MULTIPLE = 64, 8
 # Copies that are compared at once.
 _CHUNK = 256
 # Every pattern of four neighbours, around a circle.
@@ -99,12 +101,13 @@ class Cells:
         other = np.bincount(self.owner[(self.owner >= 0) & ~self.stays], minlength=len(self.features))
         return int((self.owner == _NOBODY).sum() + np.maximum(own, other).sum())
 
-    def batch(self, there: Masks, pad: int) -> tuple[Ints, list[Ints]]:
+    def batch(self, there: Masks, pad: int, width: int = 0) -> tuple[Ints, list[Ints]]:
         """Return ids and what goes with them, each (n, N), of some copies, padded on the right.
 
         Args:
             there: Which cells belong to each copy (n, M).
             pad: Token id at padding.
+            width: The least N, where cells are left out.
         """
         if self.in_place:
             ids = np.broadcast_to(self.ids, there.shape).copy()
@@ -116,7 +119,7 @@ class Cells:
             return ids, further
         lengths = there.sum(axis=1)
         cells = there.nonzero()[1]  # row by row, as the filled part of the batch is
-        filled = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        filled = np.arange(lengths.max(initial=width)) < lengths[:, None]
 
         def table(values: Ints, fill: int) -> Ints:
             out: Ints = np.full(filled.shape, fill, dtype=np.int64)
@@ -227,10 +230,11 @@ def scores_of(
     budget = adapter.batch_tokens
     if device.type == "cpu":
         budget = min(budget, max(_CPU_TOKENS, _CPU_ROWS * int(lengths.max(initial=1))))
+    widths = lengths if exact or cells.in_place else _rounded(lengths, cells.longest())
     found: Array = np.empty((0, 0))
     with evaluating(adapter.model), torch.no_grad(), progress(len(unique), show_progress, "texts") as tick:
-        for batch in batches(lengths.tolist(), budget, exact=exact):
-            ids, further = cells.batch(cells.there(unique[batch]), adapter._pad)
+        for batch in batches(widths.tolist(), budget, exact=exact):
+            ids, further = cells.batch(cells.there(unique[batch]), adapter._pad, int(widths[batch].max()))
             tensors: list[Tensor] = [torch.from_numpy(x).to(device) for x in (ids, *further)]
             values = run(*tensors)
             if not found.size:
@@ -238,6 +242,15 @@ def scores_of(
             found[batch] = values
             tick(len(batch))
     return found[where]
+
+
+def _rounded(lengths: Ints, longest: int) -> Ints:
+    """Return the number of tokens that each copy is padded to, at most those of the longest that there may be.
+
+    Batches of ever other shapes leave memory in pieces, more of it with every batch; of long texts, a little padding
+    makes their shapes few.
+    """
+    return lengths if longest < _LONG else np.minimum(-(-lengths // _MULTIPLE) * _MULTIPLE, longest)
 
 
 def hidden_as_padding(adapter: Any, hidden: int, run: Callable[..., Array]) -> Callable[..., Array]:

@@ -316,6 +316,24 @@ def test_batches_hold_no_more_tokens_than_asked_for():
     assert max(sizes) <= 64
 
 
+def test_copies_of_long_texts_come_in_few_widths():
+    """Batches of ever other shapes would leave the process's memory in pieces, more of it with every batch."""
+    adapter, widths = by_hand(), set()
+    text = " ".join(["good bad film acting"] * 16)  # as many words as the model has positions
+    plain = LimeTextExplainer(random_state=0, feature_selection="none", bow=False, mask_string="")
+    expected = plain.explain_instance(text, adapter.predict_proba, labels=(1,), num_samples=150)
+    adapter.model.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.add((*args, *kwargs.values())[0].shape[1]), with_kwargs=True
+    )
+    lime = LimeText(adapter, units="tokenizer", bow=False)
+    lime.explain(text, 1, num_samples=2)  # the adapter tries a new model out
+    widths.clear()
+    found = lime.explain(text, 1, num_samples=150)
+    assert explanation_weights(found) == pytest.approx(explanation_weights(expected), abs=1e-6)
+    assert len(widths) > 3
+    assert all(width % 8 == 0 for width in widths), widths
+
+
 def test_the_model_is_left_as_it_was_and_runs_in_eval_mode():
     adapter = bert()
     adapter.model.train()
