@@ -67,5 +67,9 @@ class DropoutWarning(UserWarning):
     """A model is explained while its dropout is active: each run gives other scores."""
 
 
+class OutputsWarning(UserWarning):
+    """What a model puts out, logits or probabilities, had to be guessed from its values."""
+
+
 class LimeWarning(UserWarning):
     """A LIME explanation that does not say what it seems to say: empty, badly fitted or unsteady."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters.state import fast_path_off
+from captum_attn_lime.adapters.outputs import Kind, Outputs, in_unit, kind_of
+from captum_attn_lime.adapters.state import evaluating, fast_path_off
 from captum_attn_lime.errors import ForwardError, InputError
+from captum_attn_lime.explained import Explained, Unit, choose
 
 Array = NDArray[np.float64]
 Tensors = Tensor | tuple[Tensor, ...]
@@ -63,48 +67,152 @@ class Encoding:
         return {name: value for name, value in have.items() if name in names}
 
 
-class Adapter(nn.Module):
-    """A model as a function from tensors to logits, and from raw input to probabilities.
+@dataclass
+class Reading:
+    """How an adapter answers within a block: one column for each class, in one unit.
 
-    Subclasses write :meth:`_call` (run the wrapped model on tensors) and :meth:`logits` (raw input to logits).
+    Attributes:
+        adapter: The adapter.
+        unit: The unit of its answers.
+        kind: What its model puts out.
+        is_used: Whether the adapter has answered.
+    """
+
+    adapter: Adapter
+    unit: Unit
+    kind: Kind
+    is_used: bool = False
+
+
+# What Captum's methods explain of an adapter.
+_OWN_UNIT: dict[Kind, Unit] = {"logits": "logit", "probabilities": "probability", "predictions": "prediction"}
+_reading: ContextVar[Reading | None] = ContextVar("captum_attn_lime_reading", default=None)
+
+
+class Adapter(nn.Module):
+    """A model as a function from tensors to its outputs, and from raw input to logits and probabilities.
+
+    Subclasses write :meth:`_call` (run the wrapped model on tensors), :meth:`outputs` (raw input to the model's
+    outputs) and :meth:`_one` (one raw input to tensors).
 
     Args:
         model: The wrapped model. Its training flags stay the user's; only :meth:`predict_proba` and :meth:`logits`
             run it in eval mode, and put every flag back.
-        class_names: Names of the classes, if there are any.
+        class_names: Names of the classes, if there are any; of a regression with several outputs, their names.
+        outputs: What the model puts out: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid),
+            ``"predictions"`` of a regression, or ``"auto"`` to find out.
     """
 
-    def __init__(self, model: nn.Module, *, class_names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, *, class_names: Sequence[str] | None = None, outputs: Outputs = "auto"
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module, but is {type(model).__name__}.")
+        if outputs not in get_args(Outputs):
+            raise InputError(f"outputs must be one of {', '.join(map(repr, get_args(Outputs)))}, but is {outputs!r}.")
         super().__init__()
         self.model = model
         self.training = model.training
         self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
+        self.outputs_are: Outputs = outputs
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Return the logits, (n, classes), of a batch of encoded inputs; the form in which Captum calls a model."""
+        """Return the model's outputs, (n, columns), for encoded inputs; the form in which Captum calls a model."""
         if not tensors or not all(isinstance(t, Tensor) for t in tensors):
             came = ", ".join(type(t).__name__ for t in tensors) or "nothing"
             raise InputError(f"an adapter runs on tensors, but got {came}; call adapter.encode(...) for them.")
         with fast_path_off():
-            return self._read(self._call(tensors), tensors)
+            outputs = self._read(self._call(tensors), tensors)
+        reading = _reading.get()
+        if reading is None or reading.adapter is not self:
+            return outputs
+        reading.is_used = True
+        return self._in_unit(outputs, reading.unit, reading.kind)
+
+    def outputs(self, raw: Any, *, show_progress: bool = False) -> Array:
+        """Return what the model puts out for raw inputs, (n, columns) float64, in eval mode and without gradients."""
+        raise NotImplementedError
 
     def logits(self, raw: Any, *, show_progress: bool = False) -> Array:
-        """Return the logits of raw inputs, (n, classes) float64."""
-        raise NotImplementedError
+        """Return the logits of raw inputs, (n, columns) float64; of a regression its predictions.
+
+        A classifier of one logit has one column. A model that puts out probabilities has the logits that these are
+        made of: log p, or log p / (1 - p) where classes do not exclude each other.
+        """
+        outputs = self.outputs(raw, show_progress=show_progress)
+        if self._kind(outputs, raw) != "probabilities":
+            return outputs
+        found = self._as_unit(outputs, "logit", "probabilities")
+        return found[:, 1:] if outputs.shape[1] == 1 else found
 
     def predict_proba(self, raw: Any, *, show_progress: bool = False) -> Array:
         """Return class probabilities of raw inputs, (n, classes) float64: lime's ``classifier_fn``.
 
         A single logit z gives the two columns 1 - sigmoid(z) and sigmoid(z). Several logits give their softmax, or,
-        where a HuggingFace configuration says ``"multi_label_classification"``, the sigmoid of each.
+        where a HuggingFace configuration says ``"multi_label_classification"``, the sigmoid of each. Outputs that are
+        probabilities already are returned as they are.
 
         Raises:
-            InputError: The configuration says ``"regression"``: there are no probabilities.
+            InputError: The model is a regression: there are no probabilities.
+
+        Warns:
+            OutputsWarning: Whether outputs are probabilities had to be guessed.
         """
         self._check_probabilities()
-        return self._as_probabilities(self.logits(raw, show_progress=show_progress))
+        outputs = self.outputs(raw, show_progress=show_progress)
+        return self._as_unit(outputs, "probability", self._kind(outputs, raw))
+
+    def scores(self, raw: Any, unit: Unit, *, show_progress: bool = False) -> Array:
+        """Return answers to raw inputs in a unit, with a column for each class, (n, classes) float64.
+
+        Of a classifier of one logit z these are -z and z, or 1 - p and p; of a regression its outputs.
+        """
+        if unit == "probability":
+            return self.predict_proba(raw, show_progress=show_progress)
+        found = self.logits(raw, show_progress=show_progress)
+        return self._as_unit(found, unit, "predictions" if unit == "prediction" else "logits")
+
+    def explained(
+        self, inputs: Tensors, forward_args: Any = (), target: Any = None, *, unit: Unit | None = None
+    ) -> Explained:
+        """Return the number that is explained of one encoded example.
+
+        Args:
+            inputs: The encoding's inputs.
+            forward_args: Its further arguments.
+            target: The class: its index or name, (position, class), or None for the class that is predicted. Of a
+                regression with several outputs one of these.
+            unit: The unit; by default that of the model's own outputs, which Captum's methods explain.
+
+        Raises:
+            TargetError: There is no such class.
+        """
+        tensors = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *(forward_args or ()))
+        outputs = self._run_once(tensors)
+        kind = self._kind_of(outputs, lambda: self._run_once(tensors))
+        unit = _OWN_UNIT[kind] if unit is None else unit
+        scores = self._in_unit(outputs.double(), unit, kind)
+        return choose(scores[0].cpu(), target, unit, self._names_of(scores.shape[-1]), excluding=self.classes_exclude)
+
+    @contextmanager
+    def answering_in(self, unit: Unit, inputs: Tensors, forward_args: Any = ()) -> Iterator[Reading]:
+        """Have :meth:`forward` answer in a unit, with a column for each class, within a block of this thread.
+
+        Any attribution that runs the adapter then explains that number, for whichever class, without knowing of it.
+
+        Args:
+            unit: The unit.
+            inputs: An example, on which it is found out what the model puts out.
+            forward_args: Its further arguments.
+        """
+        tensors = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *(forward_args or ()))
+        kind = self._kind_of(self._run_once(tensors), lambda: self._run_once(tensors))
+        reading = Reading(self, unit, kind)
+        token = _reading.set(reading)
+        try:
+            yield reading
+        finally:
+            _reading.reset(token)
 
     @property
     def device(self) -> torch.device:
@@ -113,22 +221,69 @@ class Adapter(nn.Module):
             return tensor.device
         return torch.device("cpu")
 
+    @property
+    def is_regression(self) -> bool:
+        """Whether the model predicts values, and has no classes."""
+        return self.outputs_are == "predictions" or self._problem_type == "regression"
+
     def _check_probabilities(self) -> None:
-        if self._problem_type == "regression":
+        if self.is_regression:
             raise InputError(
                 f"{type(self.model).__name__} is configured for regression, so it has no probabilities; use logits, "
-                "which are its predictions (for LimeText.explain: output='logits'), or set config.problem_type."
+                "which are its predictions, or set config.problem_type."
             )
-
-    def _as_probabilities(self, logits: Array) -> Array:
-        """Return the probabilities of logits (n, classes), as :meth:`predict_proba` says."""
-        if self._problem_type == "multi_label_classification" and logits.shape[1] > 1:
-            return np.asarray(torch.from_numpy(logits).sigmoid().numpy(), dtype=np.float64)
-        return probabilities(logits)
 
     @property
     def _problem_type(self) -> Any:
         return getattr(getattr(self.model, "config", None), "problem_type", None)
+
+    @property
+    def classes_exclude(self) -> bool:
+        """Whether the classes exclude each other."""
+        return self._problem_type != "multi_label_classification" and not self.is_regression
+
+    @property
+    def _excluding_dim(self) -> int:
+        """The dimension of the outputs over which probabilities sum to 1."""
+        return -1
+
+    def _names_of(self, n: int) -> Sequence[str] | None:
+        """Return the names of n classes or outputs, where they have any."""
+        return self.class_names if self.class_names is not None and len(self.class_names) == n else None
+
+    def _in_unit(self, outputs: Tensor, unit: Unit, kind: Kind) -> Tensor:
+        return in_unit(outputs, unit, kind, exclude=self.classes_exclude, dim=self._excluding_dim)
+
+    def _as_unit(self, outputs: Array, unit: Unit, kind: Kind) -> Array:
+        return np.asarray(self._in_unit(torch.from_numpy(outputs), unit, kind).numpy(), dtype=np.float64)
+
+    def _kind_of(self, outputs: Tensor, run_again: Callable[[], Tensor]) -> Kind:
+        """Return what outputs are; ``run_again`` runs the model on one of the examples."""
+        if self.is_regression:
+            return "predictions"
+        if self.outputs_are != "auto":
+            return "probabilities" if self.outputs_are == "probabilities" else "logits"
+        return kind_of(
+            outputs, run_again, type(self.model).__name__, exclude=self.classes_exclude, dim=self._excluding_dim
+        )
+
+    def _kind(self, outputs: Array, raw: Any) -> Kind:
+        """Return what outputs for raw inputs are."""
+        return self._kind_of(torch.from_numpy(outputs), lambda: self._run_once(self._one(raw)))
+
+    def _one(self, raw: Any) -> tuple[Tensor, ...]:
+        """Return the first of raw inputs as the tensors that :meth:`forward` takes."""
+        raise NotImplementedError
+
+    def _run_once(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        """Return the model's outputs as they are, in eval mode and without gradients."""
+        token = _reading.set(None)
+        try:
+            with evaluating(self.model), torch.no_grad():
+                outputs: Tensor = self(*tensors)
+                return outputs
+        finally:
+            _reading.reset(token)
 
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
         raise NotImplementedError
@@ -138,28 +293,19 @@ class Adapter(nn.Module):
         return as_logits(output, len(tensors[0]), type(self.model).__name__)
 
     def _run(self, *tensors: Tensor) -> Array:
-        """Return the logits of one batch as numpy numbers; the caller has switched gradients off."""
-        logits = self(*tensors).detach().to(device="cpu", dtype=torch.float64).numpy()
-        classes = max(logits.shape[1], 2)
-        if logits.ndim == 2 and self.class_names is not None and len(self.class_names) != classes:
+        """Return the outputs of one batch as numpy numbers; the caller has switched gradients off."""
+        outputs = self(*tensors).detach().to(device="cpu", dtype=torch.float64).numpy()
+        self._check_names(outputs)
+        return np.asarray(outputs, dtype=np.float64)
+
+    def _check_names(self, outputs: Array) -> None:
+        classes = outputs.shape[-1] if self.is_regression else max(outputs.shape[-1], 2)
+        if outputs.ndim == 2 and self.class_names is not None and len(self.class_names) != classes:
+            kind = "outputs" if self.is_regression else "classes"
             raise InputError(
-                f"{len(self.class_names)} class_names were given, but the model has {classes} classes "
-                f"(its output has {logits.shape[1]} columns); pass one name per class."
+                f"{len(self.class_names)} class_names were given, but the model has {classes} {kind} "
+                f"(its output has {outputs.shape[1]} columns); pass one name for each."
             )
-        return np.asarray(logits, dtype=np.float64)
-
-
-def probabilities(logits: Array) -> Array:
-    """Return the softmax over the columns, or ``[1 - p, p]`` from a single column of logits.
-
-    Example:
-        >>> probabilities(np.array([[0.0]])).tolist(), probabilities(np.array([[1.0, 1.0]])).tolist()
-        ([[0.5, 0.5]], [[0.5, 0.5]])
-    """
-    columns = torch.from_numpy(logits)
-    if columns.shape[1] == 1:
-        columns = torch.cat([torch.zeros_like(columns), columns], dim=1)
-    return np.asarray(columns.softmax(dim=1).numpy(), dtype=np.float64)
 
 
 def as_logits(output: Any, n: int, name: str) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters.base import Adapter, Array, Encoding
 from captum_attn_lime.adapters.limits import configured_class_names
+from captum_attn_lime.adapters.outputs import Outputs
 from captum_attn_lime.adapters.pixels import Pixels, pair, read_images
 from captum_attn_lime.adapters.preprocessing import Fit, Preprocessing, preprocessing_of
 from captum_attn_lime.adapters.segments import Labels, Segments, find_patch_size, hidden, patch_grid, segment
@@ -60,6 +61,8 @@ class ImageAdapter(Adapter):
         interpolation: ``"bilinear"``, ``"bicubic"``, ``"lanczos"``, ``"nearest"``, ``"box"`` or ``"hamming"``.
         patch_size: Height and width of the model's patches, where its first convolution does not tell them.
         class_names: Names of the classes; by default those of a HuggingFace configuration.
+        outputs: What the model puts out: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid) or
+            ``"predictions"`` (a regression); by default that is found out.
         batch_images: Greatest number of pictures that :meth:`predict_proba` runs at once.
 
     Raises:
@@ -88,9 +91,10 @@ class ImageAdapter(Adapter):
         interpolation: str | None = None,
         patch_size: int | Sequence[int] | None = None,
         class_names: Sequence[str] | None = None,
+        outputs: Outputs = "auto",
         batch_images: int = 16,
     ) -> None:
-        super().__init__(model, class_names=class_names)
+        super().__init__(model, class_names=class_names, outputs=outputs)
         if self.class_names is None:
             self.class_names = configured_class_names(model)
         if not isinstance(batch_images, int) or batch_images < 1:
@@ -157,8 +161,8 @@ class ImageAdapter(Adapter):
             images=tuple(shown),
         )
 
-    def logits(self, raw: Any, *, show_progress: bool = False) -> Array:
-        """Return the model's outputs for pictures, (n, classes) float64, in eval mode and without gradients."""
+    def outputs(self, raw: Any, *, show_progress: bool = False) -> Array:
+        """Return the model's outputs for pictures, (n, columns) float64, in eval mode and without gradients."""
         images = self.images(raw)
         found = []
         with evaluating(self.model), torch.no_grad(), progress(len(images), show_progress, "images") as tick:
@@ -177,6 +181,9 @@ class ImageAdapter(Adapter):
     def tensors(self, images: Pixels) -> Tensor:
         """Return pictures (n, H, W, 3) of the model's size as what :meth:`forward` takes, (n, C, H, W) normalised."""
         return self._placed(self.preprocessing.tensor(images))
+
+    def _one(self, raw: Any) -> tuple[Tensor, ...]:
+        return (self.tensors(self.images(raw)[0][None]),)
 
     def _placed(self, x: Tensor) -> Tensor:
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.get_default_dtype())

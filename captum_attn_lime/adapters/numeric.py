@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters.base import Adapter, Array
+from captum_attn_lime.adapters.outputs import Outputs
 from captum_attn_lime.adapters.state import evaluating
 from captum_attn_lime.errors import ForwardError, InputError
 
@@ -27,6 +28,7 @@ class NumericAdapter(Adapter):
         class_names: Names of the classes.
         task: What the outputs are: logits of classes that exclude each other (``"classification"``), of labels that do
             not (``"multi_label"``: each has a probability of its own), or one number an example (``"regression"``).
+        outputs: Whether a classifier puts out ``"logits"`` or ``"probabilities"``; found out by default.
         batch_rows: Greatest number of examples that run at once.
     """
 
@@ -34,11 +36,19 @@ class NumericAdapter(Adapter):
     example = "row"
 
     def __init__(
-        self, model: nn.Module, *, class_names: Sequence[str] | None, task: Task = "classification", batch_rows: int
+        self,
+        model: nn.Module,
+        *,
+        class_names: Sequence[str] | None,
+        task: Task = "classification",
+        outputs: Outputs = "auto",
+        batch_rows: int,
     ) -> None:
-        super().__init__(model, class_names=None if task == "regression" else class_names)
         if task not in get_args(Task):
             raise InputError(f"task must be 'classification', 'multi_label' or 'regression', but is {task!r}.")
+        if (outputs == "predictions") != (task == "regression") and outputs != "auto":
+            raise InputError(f"outputs={outputs!r} does not go with task={task!r}; predictions are of a regression.")
+        super().__init__(model, class_names=class_names, outputs="predictions" if task == "regression" else outputs)
         if not isinstance(batch_rows, int) or batch_rows < 1:
             raise InputError(f"batch_rows must be a positive number of rows, but is {batch_rows!r}.")
         self.task = task
@@ -52,8 +62,8 @@ class NumericAdapter(Adapter):
         """Return examples (n, ...) as the tensors that :meth:`forward` takes, on the model's device."""
         raise NotImplementedError
 
-    def logits(self, raw: Any, *, show_progress: bool = False) -> Array:
-        """Return the model's outputs, (n, classes) float64, in eval mode and without gradients."""
+    def outputs(self, raw: Any, *, show_progress: bool = False) -> Array:
+        """Return the model's outputs, (n, columns) float64, in eval mode and without gradients."""
         array = self.arrays(raw)
         found = []
         with evaluating(self.model), torch.no_grad(), progress(len(array), show_progress, f"{self.example}s") as tick:
@@ -81,6 +91,9 @@ class NumericAdapter(Adapter):
         if out.shape[1] != 1:
             raise ForwardError(f"regression needs one number a {self.example}, but the model returned {out.shape[1]}.")
         return out[:, 0]
+
+    def _one(self, raw: Any) -> tuple[Tensor, ...]:
+        return self.tensors(self.arrays(raw)[:1])
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from captum_attn_lime.adapters.base import Array, Encoding
 from captum_attn_lime.adapters.columns import as_numbers, check_categories, column_indices, typical_row
 from captum_attn_lime.adapters.numeric import NumericAdapter, Task
+from captum_attn_lime.adapters.outputs import Outputs
 from captum_attn_lime.adapters.series import (
     Units,
     as_sequences,
@@ -63,6 +64,8 @@ class SequenceAdapter(NumericAdapter):
         class_names: Names of the classes.
         task: ``"classification"``, ``"multi_label"`` for labels that do not exclude each other, or ``"regression"``
             for a model with one number a sequence.
+        outputs: Whether a classifier puts out ``"logits"`` or ``"probabilities"`` (it ends in softmax or sigmoid); by
+            default that is found out.
         baseline: What stands for "nothing known": ``"mean"``, the training data's mean in each cell (of categories
             the most frequent one); ``"zero"``; or an array that broadcasts to (steps, series). By default the mean
             where there is training data, and else zero.
@@ -89,10 +92,11 @@ class SequenceAdapter(NumericAdapter):
         feature_names: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
         task: Task = "classification",
+        outputs: Outputs = "auto",
         baseline: Literal["mean", "zero"] | Any = None,
         batch_rows: int = 1024,
     ) -> None:
-        super().__init__(model, class_names=class_names, task=task, batch_rows=batch_rows)
+        super().__init__(model, class_names=class_names, task=task, outputs=outputs, batch_rows=batch_rows)
         _check_takes_one(model)
         names = series_names(training_data) if feature_names is None else tuple(str(n) for n in feature_names)
         self._training = training_sequences(training_data, names) if training_data is not None else None

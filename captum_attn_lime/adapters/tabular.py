@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from captum_attn_lime.adapters.base import Array, Encoding
 from captum_attn_lime.adapters.columns import as_table, check_categories, column_indices, table_names, typical_row
 from captum_attn_lime.adapters.numeric import NumericAdapter, Task
+from captum_attn_lime.adapters.outputs import Outputs
 from captum_attn_lime.errors import ForwardError, InputError
 
 
@@ -46,6 +47,8 @@ class TabularAdapter(NumericAdapter):
         class_names: Names of the classes.
         task: ``"classification"``, ``"multi_label"`` for labels that do not exclude each other, or ``"regression"``
             for a model with one number a row.
+        outputs: Whether a classifier puts out ``"logits"`` or ``"probabilities"`` (it ends in softmax or sigmoid); by
+            default that is found out.
         batch_rows: Greatest number of rows that :meth:`predict_proba` runs at once.
 
     Example:
@@ -64,9 +67,10 @@ class TabularAdapter(NumericAdapter):
         feature_names: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
         task: Task = "classification",
+        outputs: Outputs = "auto",
         batch_rows: int = 1024,
     ) -> None:
-        super().__init__(model, class_names=class_names, task=task, batch_rows=batch_rows)
+        super().__init__(model, class_names=class_names, task=task, outputs=outputs, batch_rows=batch_rows)
         names = table_names(training_data) if feature_names is None else tuple(str(n) for n in feature_names)
         self._training = None if training_data is None else as_table(training_data, names, _count(names))
         if names is None and self._training is not None:

@@ -21,6 +21,7 @@ from captum_attn_lime.adapters.limits import (
     padding_token,
     position_limit,
 )
+from captum_attn_lime.adapters.outputs import Outputs
 from captum_attn_lime.adapters.padding import without_doubt
 from captum_attn_lime.adapters.pairs import PairTokens, pair_ids, pair_tokens
 from captum_attn_lime.adapters.raw import Explain, Raw, is_pair
@@ -31,6 +32,7 @@ from captum_attn_lime.adapters.text_encoding import TextEncoding, features_of, s
 from captum_attn_lime.adapters.tokenize import PlainIds, Tokenizing, Tokens
 from captum_attn_lime.adapters.words import WORD_PATTERN
 from captum_attn_lime.errors import InputError, SelectionError, TargetError
+from captum_attn_lime.explained import class_index
 
 # Texts tokenised at once by predict_proba.
 _CHUNK = 1024
@@ -77,6 +79,8 @@ class TextAdapter(Adapter):
         batch_tokens: Greatest number of tokens that :meth:`predict_proba` runs at once.
         forward_names: Role to parameter name, where the model's parameter names do not tell: ``"input_ids"``,
             ``"attention_mask"`` (1 at real tokens), ``"padding_mask"`` (True at padding), ``"token_type_ids"``.
+        outputs: What the model puts out: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid) or
+            ``"predictions"`` (a regression); by default that is found out.
 
     Example:
         >>> from captum.attr import LayerIntegratedGradients
@@ -109,8 +113,9 @@ class TextAdapter(Adapter):
         baseline: str | int = "mask",
         batch_tokens: int = 4096,
         forward_names: Mapping[str, str] | None = None,
+        outputs: Outputs = "auto",
     ) -> None:
-        super().__init__(model, class_names=class_names)
+        super().__init__(model, class_names=class_names, outputs=outputs)
         self._head = Head(model, task)
         if class_names is None:
             self.class_names = self._head.class_names(model)
@@ -166,6 +171,23 @@ class TextAdapter(Adapter):
             return self.class_names[index]
         return self._tokenizing.names([index])[0] if self._head.is_over_vocabulary(self.model) else str(index)
 
+    def token_id(self, token: str) -> int:
+        """Return the id of a token of the vocabulary, as the tokenizer writes it or as the text has it.
+
+        Raises:
+            TargetError: It is not one token.
+        """
+        convert = getattr(self.tokenizer, "convert_tokens_to_ids", None)
+        found = convert(token) if callable(convert) else None
+        if isinstance(found, int) and self._tokenizing.names([found]) == (token,):
+            return found
+        ids = self._tokenizing.plain(token)
+        if len(ids) != 1:
+            raise TargetError(
+                f"target {token!r} is {len(ids)} tokens and not one; pass the id of the token to explain."
+            )
+        return ids[0]
+
     def encode(self, texts: Raw | Sequence[Raw], *, explain: Explain = "both") -> TextEncoding:
         """Return texts or pairs of texts as tensors with their words as features.
 
@@ -215,9 +237,7 @@ class TextAdapter(Adapter):
         )
 
     def logits(self, raw: Raw | Sequence[Raw], *, target: int | None = None, show_progress: bool = False) -> Array:
-        """Return the logits of texts or pairs, (n, classes) float64, computed in eval mode and without gradients.
-
-        Equal texts run once, texts of similar length run together, and no batch is larger than ``batch_tokens``.
+        """Return the logits of texts or pairs, (n, columns) float64; of a regression its predictions.
 
         Args:
             raw: One text or pair, or several; they may be empty.
@@ -231,8 +251,24 @@ class TextAdapter(Adapter):
         Warns:
             TruncationWarning: A text is longer than the model takes.
         """
-        run = self._run if target is None else partial(self._run_target, target=target, probability=False)
-        return self._scores(raw, run, show_progress)
+        if target is not None and self.task == "next_token":
+            return self._scores(raw, partial(self._run_target, target=target, probability=False), show_progress)
+        found = super().logits(raw, show_progress=show_progress)
+        return found if target is None else found[:, [class_index(target, found.shape[1], self.class_names)]]
+
+    def outputs(self, raw: Raw | Sequence[Raw], *, show_progress: bool = False) -> Array:
+        """Return what the model puts out for texts or pairs, (n, columns) float64, in eval mode, without gradients.
+
+        Equal texts run once, texts of similar length run together, and no batch is larger than ``batch_tokens``.
+
+        Args:
+            raw: One text or pair, or several; they may be empty.
+            show_progress: Show a bar over the texts that run.
+
+        Raises:
+            InputError: The model predicts for each token, or no texts came.
+        """
+        return self._scores(raw, self._run, show_progress)
 
     def predict_proba(
         self, raw: Raw | Sequence[Raw], *, target: int | None = None, show_progress: bool = False
@@ -257,10 +293,7 @@ class TextAdapter(Adapter):
         if target is not None and self.task == "next_token":
             return self._scores(raw, partial(self._run_target, target=target, probability=True), show_progress)
         found = super().predict_proba(raw, show_progress=show_progress)
-        if target is None:
-            return found
-        _check_target(target, found.shape[1])
-        return found[:, [target]]
+        return found if target is None else found[:, [class_index(target, found.shape[1], self.class_names)]]
 
     def _scores(self, raw: Any, run: Callable[..., Array], show_progress: bool) -> Array:
         """Return what ``run`` gives for each text, (n, columns), from batches of distinct ones."""
@@ -284,6 +317,18 @@ class TextAdapter(Adapter):
         of_item = {item: place[key] for item, key in zip(distinct, keys, strict=True)}
         return np.stack([found[of_item[item]] for item in items])
 
+    def _one(self, raw: Any) -> tuple[Tensor, ...]:
+        rows = self._rows(self._items(raw)[:1])
+        ids, forward_args = self._tensors(rows, len(rows[0].ids))
+        return (ids, *forward_args)
+
+    @property
+    def _excluding_dim(self) -> int:
+        return 1 if self.task == "spans" else -1  # the start of an answer is one of the tokens
+
+    def _names_of(self, n: int) -> Sequence[str] | None:
+        return None if self._head.is_over_vocabulary(self.model) else super()._names_of(n)
+
     def _rows(self, items: Sequence[Raw]) -> list[PlainIds]:
         """Return the ids that texts or pairs run with, cut to the greatest length and not padded."""
         rows: list[PlainIds] = []
@@ -302,7 +347,7 @@ class TextAdapter(Adapter):
         """Return one class's logits, or its softmax, of one batch, (n, 1)."""
         logits = self(*tensors).detach()
         self._head.check_one_row(type(self.model).__name__)
-        _check_target(target, logits.shape[1])
+        target = class_index(target, logits.shape[1])
         values = []
         for part in logits.split(_ROWS):
             row = part.to(torch.float64)
@@ -388,8 +433,3 @@ class TextAdapter(Adapter):
         except SelectionError:
             size = None
         check_ids(self.model, size if isinstance(size, int) else None, self._tokenizing, rows)
-
-
-def _check_target(target: int, classes: int) -> None:
-    if not isinstance(target, (int, np.integer)) or not 0 <= target < classes:
-        raise TargetError(f"target {target!r} is not one of the model's {classes} classes; pass an int.")

@@ -3,6 +3,7 @@
 from captum_attn_lime.lime.captum_recipe import captum_lime, check_captum_lime
 from captum_attn_lime.lime.diagnostics import Diagnostics
 from captum_attn_lime.lime.explanations import (
+    explanation_numbers,
     explanation_prediction,
     explanation_score,
     explanation_spans,
@@ -30,6 +31,7 @@ __all__ = [
     "check_captum_lime",
     "coefficients_stability",
     "diagnosed",
+    "explanation_numbers",
     "explanation_prediction",
     "explanation_score",
     "explanation_spans",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from captum_attn_lime._captum import Target, expand_forward_args, format_forward
 from captum_attn_lime.adapters import Adapter
 from captum_attn_lime.adapters.state import evaluating
 from captum_attn_lime.errors import ForwardError, InputError, TargetError
+from captum_attn_lime.explained import Explained, Output, Unit, check_output, choose
 
 Array = NDArray[np.float64]
 
@@ -94,21 +95,60 @@ def settled(forward_func: Callable[..., Any]) -> AbstractContextManager[None]:
     return evaluating(forward_func.model) if isinstance(forward_func, Adapter) else nullcontext()
 
 
-def class_of(target: int | None, scores: Array) -> int:
-    """Return the class to explain: the target, or the one with the highest score.
+def unit_of(adapter: Adapter, output: Output) -> Unit:
+    """Return the unit of what is explained: of a regression the prediction, whatever was asked for.
+
+    Raises:
+        InputError: ``output`` is neither ``"probability"`` nor ``"logits"``.
+    """
+    units: dict[Output, Unit] = {"probability": "probability", "logits": "logit"}
+    unit = units[check_output(output)]
+    return "prediction" if adapter.is_regression else unit
+
+
+def chosen(
+    adapter: Adapter,
+    scores: Array,
+    unit: Unit,
+    names: Sequence[str] | None,
+    *,
+    target: Any = None,
+    labels: Sequence[Any] | None = None,
+    top_labels: int | None = None,
+) -> tuple[Explained, ...]:
+    """Return what is explained of one example: one number, or one for each of several classes.
+
+    Args:
+        adapter: What the model is asked through.
+        scores: Its answers in the unit, (classes,).
+        unit: The unit.
+        names: Names of the classes; by default the adapter's.
+        target: The class; by default the one that is predicted.
+        labels: Several classes, in the place of a target.
+        top_labels: So many classes with the highest scores, in the place of a target.
 
     Raises:
         TargetError: There is no such class.
-
-    Example:
-        >>> class_of(None, np.array([0.2, 0.8]))
-        1
+        InputError: More than one way to choose came, or none was chosen.
     """
-    if target is None:
-        return int(scores.argmax())
-    if not isinstance(target, (int, np.integer)) or not 0 <= target < len(scores):
-        raise TargetError(f"target {target!r} is not one of the model's {len(scores)} classes; pass an int.")
-    return int(target)
+    if sum(way is not None for way in (target, labels, top_labels)) > 1:
+        raise InputError("target=, labels= and top_labels= are three ways to choose classes; pass one of them.")
+    if adapter.is_regression and (labels is not None or top_labels is not None):
+        raise InputError("labels= and top_labels= are for classes, and the model is a regression; pass target=.")
+    names = adapter.class_names if names is None else names
+    names = names if names is not None and len(names) == len(scores) else None
+    if top_labels is not None:
+        check_count("top_labels", top_labels, 1)
+        labels = [int(k) for k in np.argsort(-scores, kind="stable")[:top_labels]]
+    if labels is not None and (isinstance(labels, (str, int)) or not len(labels)):
+        raise InputError(f"labels must be a sequence of at least one class, but is {labels!r}; one class is a target.")
+    excluding = adapter.classes_exclude
+    found = tuple(
+        choose(scores, one, unit, names, excluding=excluding) for one in ([target] if labels is None else labels)
+    )
+    if len({one.index for one in found}) < len(found):
+        raise InputError(f"labels names a class twice: {[one.index for one in found]}.")
+    return found
 
 
 def check_count(name: str, value: int, least: int) -> None:

@@ -6,18 +6,18 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from captum_attn_lime.errors import InputError, LimeWarning
+from captum_attn_lime.explained import Explained
 from captum_attn_lime.lime.base import Array
 from captum_attn_lime.lime.standard_errors import OrderErrors, order_errors, ridge_alpha, weight_covariance
 
 if TYPE_CHECKING:
     from captum_attn_lime.lime.replicates import Replicates
 
-Kind = Literal["probability", "logits", "value"]
 FitResult = tuple[Any, Any, Any, Any]  # intercept, pairs of feature and weight, score, prediction
 DEFAULT_TOP = 5
 LEAST_R2 = 0.5
@@ -35,8 +35,7 @@ class Diagnostics:
 
     Attributes:
         label: lime's label of what is explained; for regression 1, under which lime keeps the weights.
-        target: The class (of a language model the token id); None for regression.
-        output: ``"probability"``, ``"logits"`` or, for regression, ``"value"``.
+        explained: The number that is explained: its class (of a language model the token), unit and value.
         fx: The model's answer for the input itself.
         local_prediction: What the linear model that is shown says for the input itself.
         intercept: Its intercept.
@@ -60,8 +59,7 @@ class Diagnostics:
     """
 
     label: int
-    target: int | None
-    output: Kind
+    explained: Explained
     fx: float
     local_prediction: float
     intercept: float
@@ -119,11 +117,9 @@ class Diagnostics:
 
     def __str__(self) -> str:
         """Return the report."""
-        what = {"probability": "probability", "logits": "logit", "value": "prediction"}[self.output]
-        of = "" if self.target is None else f" of class {self.target}"
         shown = len(self.weights)
         lines = [
-            f"LIME of the {what}{of}",
+            f"LIME of the {self.explained.label}{' (predicted)' if self.explained.is_predicted else ''}",
             f"f(x)        {self.fx:.4g}; linear model {self.local_prediction:.4g}; intercept {self.intercept:.4g}",
             f"fit         R² {self.r2:.3f} of all {self.n_features} features"
             + (f", {self.r2_shown:.3f} of the {shown} shown" if shown < self.n_features else ""),
@@ -155,14 +151,14 @@ class About:
     """What is explained, which lime's fit does not know.
 
     Attributes:
-        target: The class or token; None for regression.
-        output: What the model is asked for.
+        explained: The number that is explained.
         truncated: Whether the model sees only a part of the input.
+        label: The label under which the explanation keeps the weights, where that is not the one that lime fitted.
     """
 
-    target: int | None
-    output: Kind
+    explained: Explained
     truncated: bool = False
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -278,9 +274,8 @@ def diagnose(
     )
     warned = _warnings(numbers, about, is_constant=is_constant)
     diagnostics = Diagnostics(
-        label=1 if about.output == "value" else data.label,
-        target=about.target,
-        output=about.output,
+        label=data.label if about.label is None else about.label,
+        explained=about.explained,
         local_prediction=_number(prediction),
         intercept=_number(intercept),
         n_distinct=len({row.tobytes() for row in data.x}),
@@ -319,7 +314,7 @@ def _warnings(numbers: dict[str, Any], about: About, *, is_constant: bool) -> li
     if d == 1:
         brief = "LIME has a single feature, so that there is nothing to weigh it against"
         out.append((brief, "there is a single feature: its weight says what removing everything does, shrunk by ridge"))
-    if about.output == "probability" and not 1 - SATURATED <= fx <= SATURATED:
+    if about.explained.unit == "probability" and not 1 - SATURATED <= fx <= SATURATED:
         brief = "LIME explains a saturated probability, which hardly moves; output='logits' stays informative"
         out.append((brief, f"the probability is saturated ({fx:.6f}); output='logits' stays informative"))
     if n < SAMPLES_PER_FEATURE * d or effective < EFFECTIVE_PER_FEATURE * d:

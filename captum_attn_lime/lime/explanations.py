@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -18,7 +19,7 @@ from captum_attn_lime.lime.units import occurrences
 Sharing = Literal["split", "broadcast", "first"]
 
 
-def explanation_weights(explanation: Any, label: int | None = None) -> dict[int, float]:
+def explanation_weights(explanation: Any, label: int | str | None = None) -> dict[int, float]:
     """Return the weight of each feature id of a lime explanation.
 
     Reads the explanations of every lime that calls itself 0.2.0.1, for text, rows and images.
@@ -35,7 +36,24 @@ def explanation_weights(explanation: Any, label: int | None = None) -> dict[int,
     return {int(feature): float(weight) for feature, weight in weights}
 
 
-def explanation_spans(explanation: Any, label: int | None = None) -> list[tuple[int, int, float]]:
+def explanation_numbers(explanation: Any, label: int | str | None = None) -> dict[int, float]:
+    """Return the number of each feature id by the semantics of the LIME class that made the explanation.
+
+    For :class:`LimeTabular` and :class:`LimeSequence` these are what their ``attribute`` gives: with
+    ``semantics="gradient"`` slopes, and with ``"times_input"`` what a feature's distance from its mean accounts for,
+    where lime's own weights are per standard deviation. Of all other explanations they are lime's weights.
+
+    Args:
+        explanation: A lime ``Explanation`` or ``ImageExplanation``.
+        label: The explained class, by index or name; needed only if several were explained.
+    """
+    numbers = getattr(explanation, "by_semantics", None)
+    if numbers is None:
+        return explanation_weights(explanation, label)
+    return dict(numbers[_label(explanation, label)])
+
+
+def explanation_spans(explanation: Any, label: int | str | None = None) -> list[tuple[int, int, float]]:
     """Return the character spans of a text explanation's units with their weights, in the order of the text.
 
     With lime's default ``bow=True`` a unit is a word wherever it occurs, and its weight is the effect of removing all
@@ -93,7 +111,7 @@ def row_difference(explanation: Any, row: Sequence[float], names: Sequence[str])
 
 
 def word_weights(
-    explanation: Any, words: Sequence[Word], label: int | None = None, *, share: Sharing = "split"
+    explanation: Any, words: Sequence[Word], label: int | str | None = None, *, share: Sharing = "split"
 ) -> Tensor:
     """Return the weight of each word of a text explanation, so that LIME stands beside methods that score words.
 
@@ -116,7 +134,7 @@ def word_weights(
 
 
 def token_weights(
-    explanation: Any, encoding: TextEncoding, label: int | None = None, *, share: Sharing = "split"
+    explanation: Any, encoding: TextEncoding, label: int | str | None = None, *, share: Sharing = "split"
 ) -> Tensor:
     """Return the weight of each token of a text explanation, (N,) float64, in the order of ``encoding.inputs``.
 
@@ -146,7 +164,7 @@ def token_weights(
     return _shared(explanation, spans, label, share, by_characters=False)
 
 
-def explanation_score(explanation: Any, label: int | None = None) -> float:
+def explanation_score(explanation: Any, label: int | str | None = None) -> float:
     """Return how well lime's linear model fits (weighted R²), from the number of one lime or the dict of another.
 
     Args:
@@ -156,45 +174,49 @@ def explanation_score(explanation: Any, label: int | None = None) -> float:
     return _number(explanation, explanation.score, label)
 
 
-def explanation_prediction(explanation: Any, label: int | None = None) -> float:
+def explanation_prediction(explanation: Any, label: int | str | None = None) -> float:
     """Return what lime's linear model predicts for the input itself, as :func:`explanation_score` does."""
     return _number(explanation, explanation.local_pred, label)
 
 
 def safe_html(explanation: Any) -> str:
-    """Return the explanation of a text or a row as lime's HTML page, with words and names escaped.
+    """Return the explanation of a text or a row as lime's HTML page, with every bar under its class and names escaped.
 
-    lime itself writes them into a script as they are, where ``</script>`` in a word would end it.
+    lime itself draws positive weights of two classes under the second one, whichever was explained, and writes words
+    into a script as they are, where ``</script>`` in a word would end it.
 
     Args:
-        explanation: An ``Explanation`` of the official explainer; those of this package escape by themselves.
+        explanation: An ``Explanation`` of the official explainer; those of this package do all of this by themselves.
     """
-    from captum_attn_lime.lime.shown import ShownExplanation, escaped_html
+    from captum_attn_lime.lime.shown import ShownExplanation
 
-    if isinstance(explanation, ShownExplanation):
-        return explanation.as_html()
-    return escaped_html(explanation.as_html)
+    if not isinstance(explanation, ShownExplanation):
+        explanation = copy.copy(explanation)
+        explanation.__class__ = ShownExplanation
+    return str(explanation.as_html())
 
 
-def shown(explanation: Any, string: Any = None) -> Any:
+def shown(explanation: Any, string: Any = None, *, is_two_sided: bool) -> Any:
     """Return lime's explanation of a text or a row such that it shows itself, safely.
 
     Args:
         explanation: What the official explainer returned.
         string: The text with the units that are its features.
+        is_two_sided: Whether classes exclude each other.
     """
-    from captum_attn_lime.lime.shown import ShownExplanation
+    from captum_attn_lime.lime.shown import ShownExplanation, TextMapper, as_regression
 
     if string is not None:
-        from lime.lime_text import TextDomainMapper
-
-        explanation.domain_mapper = TextDomainMapper(string)
+        explanation.domain_mapper = TextMapper(string)
     explanation.__class__ = ShownExplanation
+    explanation.is_two_sided = is_two_sided
+    if explanation.explained.unit == "prediction" and explanation.mode == "classification":
+        as_regression(explanation)
     return explanation
 
 
 def _shared(
-    explanation: Any, spans: Sequence[Span | None], label: int | None, share: Sharing, *, by_characters: bool
+    explanation: Any, spans: Sequence[Span | None], label: int | str | None, share: Sharing, *, by_characters: bool
 ) -> Tensor:
     """Return what falls on each span of the weights of a text explanation's units; NaN where no unit is."""
     if share not in get_args(Sharing):
@@ -217,7 +239,7 @@ def _shared(
     return out
 
 
-def _number(explanation: Any, value: Any, label: int | None) -> float:
+def _number(explanation: Any, value: Any, label: int | str | None) -> float:
     if isinstance(value, dict):
         value = value[_label(explanation, label)]
     return float(np.asarray(value, dtype=float).reshape(-1)[0])
@@ -252,16 +274,22 @@ def _local_exp(explanation: Any) -> dict[Any, Any]:
     return found
 
 
-def _label(explanation: Any, label: int | None) -> Any:
+def _label(explanation: Any, label: int | str | None) -> Any:
     """Return the key of the explained class in ``local_exp``."""
     have = _local_exp(explanation)
     if getattr(explanation, "mode", "classification") == "regression":
         return 1  # lime keeps the weights under 1 and their negatives under 0.
     if label is None and len(have) == 1:
         return next(iter(have))
+    explained = getattr(explanation, "explained", None)
+    if isinstance(label, str):
+        known = getattr(explanation, "all_diagnostics", {})
+        named = [key for key, one in known.items() if one.explained.name == label]
+        names = [str(name) for name in getattr(explanation, "class_names", None) or ()]
+        label = named[0] if named else names.index(label) if label in names else label
     token = getattr(explanation, "explained_target", None)
     if token is not None:  # lime itself knows two classes: this token and any other
-        if label == token:
+        if label in (token, getattr(explained, "name", None)) or (isinstance(label, str) and label in have):
             return next(iter(have))
         raise TargetError(f"token {label} was not explained; the explanation is of token {token}.")
     if label in have:

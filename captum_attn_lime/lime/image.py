@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,12 @@ from torch import Tensor
 from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_output, log_usage
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters.image import ImageAdapter, ImageEncoding
+from captum_attn_lime.adapters.outputs import Kind
 from captum_attn_lime.adapters.segments import Segments, patch_grid
 from captum_attn_lime.errors import ForwardError, InputError
+from captum_attn_lime.explained import Output, Unit
 from captum_attn_lime.features import by_position, spread
-from captum_attn_lime.lime.base import Array, check_count, class_of, result_dtype, settled, target_scalars
+from captum_attn_lime.lime.base import Array, check_count, chosen, result_dtype, settled, target_scalars, unit_of
 from captum_attn_lime.lime.diagnostics import About
 from captum_attn_lime.lime.explainer import Masks
 from captum_attn_lime.lime.explanations import explanation_weights
@@ -25,7 +27,6 @@ from captum_attn_lime.lime.image_masks import explain_image_masks
 from captum_attn_lime.lime.masked import Removable
 from captum_attn_lime.lime.patches import masked_example
 from captum_attn_lime.lime.replicates import MAX_SAMPLES, NumSamples, Plan
-from captum_attn_lime.lime.subject import Output
 
 _MOST_PIXELS = 4096  # of a picture whose features nobody named, so that each pixel is one
 
@@ -130,7 +131,7 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
                 if not len(features):
                     tick(n_samples)
                     continue
-                found = self._official(example.scores, len(features), 0, None, self.seed)[1](n_samples)
+                found = self._official(example.scores, len(features), [0], None, self.seed)[1](n_samples)
                 for k, weight in explanation_weights(found, 0).items():
                     weights[i, features[k]] = weight
         out = weights.to(tensors[0].device, result_dtype(tensors))
@@ -139,8 +140,10 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
     def explain(
         self,
         image: Any,
-        target: int | None = None,
+        target: int | str | None = None,
         *,
+        labels: Sequence[int | str] | None = None,
+        top_labels: int | None = None,
         segments: Segments | None = None,
         hide_color: Any = None,
         num_samples: NumSamples = 1000,
@@ -160,7 +163,10 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
         Args:
             image: One picture in any form that the adapter takes, or an encoding of one, with its segments and
                 baselines.
-            target: The class; the predicted one by default.
+            target: The class, by its index or name; the predicted one by default. Of a regression with several
+                outputs one of these; with a single one there is nothing to choose.
+            labels: Several classes, in the place of a target, all from the same samples.
+            top_labels: So many classes with the highest scores, in the place of a target.
             segments: As in ``ImageAdapter.encode``; by default ``"quickshift"``, as in lime.
             hide_color: What replaces removed segments: a number, a colour or a picture in the picture's own values, or
                 one of the names of ``ImageAdapter.encode``; by default each segment's mean colour, as in lime.
@@ -171,15 +177,17 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
                 of them together, and ``diagnostics.replicates`` says how the runs agree.
             max_samples: Greatest number of samples with ``num_samples="auto"``.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
-                model with a single logit z the logits of the two classes are -z and z.
+                model with a single logit z the logits of the two classes are -z and z. A regression has its prediction
+                in either case.
             seed: Seed of this call; the constructor's by default.
             random_seed: Seed of the segmentation; the default is scikit-image's. (lime 0.2.0.1 takes one and loses it.)
             show_progress: Show a bar over the samples.
 
         Returns:
             ``lime.lime_image.ImageExplanation``: the picture as ``image``, its ``segments``, and
-            ``get_image_and_mask``. A single class is explained: ``top_labels`` holds it alone. Its ``diagnostics``
-            (:class:`Diagnostics`) say how far it can be trusted.
+            ``get_image_and_mask``; ``top_labels`` holds the classes that were explained. Its ``diagnostics``
+            (:class:`Diagnostics`) say how far it can be trusted, ``all_diagnostics`` for each class, and
+            ``explained`` (:class:`Explained`) is the number that is explained.
 
         Raises:
             TargetError: The model does not have that class.
@@ -190,29 +198,32 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
         """
         plan = Plan(num_samples, num_features, replicates, max_samples, self.model_regressor)
         x = self._encoded(image, segments, hide_color, random_seed)
-        if output not in get_args(Output):
-            raise InputError(f"output must be 'probability' or 'logits', but is {output!r}.")
         n = len(x.feature_names[0])
         tensors, bases, ids = as_tuple(x.inputs), as_tuple(x.baselines), as_tuple(x.feature_mask)
         # All segments, also those that already look like what would replace them: lime draws for all.
         active = torch.arange(int(ids[0].max()) + 1, device=ids[0].device) < n
         adapter: Any = self.forward_func
-        answers = _Answers(adapter, output)
+        unit = unit_of(adapter, output)
         with torch.no_grad(), settled(adapter), progress(plan.total, show_progress, "LimeImage") as tick:
-            label = class_of(target, answers(tensors)[0])
+            outputs = adapter._run(*tensors)
+            answers = _Answers(adapter, unit, adapter._kind_of(torch.from_numpy(outputs), lambda: adapter(*tensors)))
+            numbers = chosen(
+                adapter, answers.of(outputs)[0], unit, None, target=target, labels=labels, top_labels=top_labels
+            )
+            shown = [one.column for one in numbers]
             copies = Removable(tensors, bases, ids, active[None])
             example = masked_example(adapter, copies, answers, adapter.batch_images, tick)
             seed = self.seed if seed is None else seed
             scores = plan.remembering(example.scores, tick)
-            explainer, run = self._official(scores, n, label, num_features, seed)
-            about = About(label, output)
+            explainer, run = self._official(scores, n, shown, num_features, seed)
+            about = {label: About(one) for label, one in zip(shown, numbers, strict=True)}
             explanation = plan.explanation(explainer, run, features=n, seed=seed, about=about)
         explanation.image, explanation.segments = x.images[0], x.segments[0]
-        explanation.top_labels = [label]
+        explanation.top_labels = shown
         return explanation
 
     def _official(
-        self, scores: Callable[[Masks], Array], features: int, label: int, selected: int | None, seed: int
+        self, scores: Callable[[Masks], Array], features: int, labels: Sequence[int], selected: int | None, seed: int
     ) -> tuple[Any, Callable[[int], Any]]:
         """Return lime's explainer, and its explanation of one example for a number of samples."""
         from lime.lime_image import LimeImageExplainer
@@ -223,7 +234,7 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
             random_state=seed,
         )
         options = dict(
-            labels=(label,),
+            labels=tuple(labels),
             num_features=features if selected is None else selected,
             distance_metric=self.distance_metric,
             model_regressor=self.model_regressor,
@@ -273,18 +284,18 @@ class _Answers:
     """The model's answers to perturbed pictures, as :meth:`LimeImage.explain` asks for them."""
 
     adapter: Any
-    output: Output
+    unit: Unit
+    kind: Kind
 
     def __call__(self, tensors: tuple[Tensor, ...]) -> Array:
-        """Return probabilities or logits, (n, classes)."""
-        if self.output == "probability":
-            self.adapter._check_probabilities()
-        found: Array = self.adapter._run(*tensors)
-        if not np.isfinite(found).all():
+        """Return the answers in the unit, (n, classes)."""
+        return self.of(self.adapter._run(*tensors))
+
+    def of(self, outputs: Array) -> Array:
+        """Return the model's outputs (n, columns) in the unit, (n, classes)."""
+        if not np.isfinite(outputs).all():
             raise ForwardError(
                 "the model gave NaN or an infinite value for a perturbed picture, and LIME cannot fit that; try "
                 "another hide_color."
             )
-        if self.output == "probability":
-            found = self.adapter._as_probabilities(found)
-        return found if found.shape[1] > 1 else np.concatenate([-found, found], axis=1)
+        return np.asarray(self.adapter._as_unit(outputs, self.unit, self.kind))

@@ -11,11 +11,12 @@ import numpy as np
 
 from captum_attn_lime._progress import Tick, progress
 from captum_attn_lime.errors import InputError
+from captum_attn_lime.explained import Output
 from captum_attn_lime.global_view import global_view
 from captum_attn_lime.lime.base import check_count
 from captum_attn_lime.lime.explanations import explanation_weights
 from captum_attn_lime.lime.rows import LimeRows
-from captum_attn_lime.lime.subject import Output, Segment
+from captum_attn_lime.lime.subject import Segment
 from captum_attn_lime.lime.text import LimeText
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import signature
 from itertools import combinations
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from captum_attn_lime.errors import InputError
+from captum_attn_lime.explained import Explained, Output, Unit, check_output
 from captum_attn_lime.lime.base import Array, check_count
 from captum_attn_lime.lime.diagnostics import (
     DEFAULT_TOP,
@@ -25,7 +27,6 @@ from captum_attn_lime.lime.diagnostics import (
 )
 from captum_attn_lime.lime.explainer import Masks, Remembered
 from captum_attn_lime.lime.standard_errors import ridge_alpha
-from captum_attn_lime.lime.subject import Output
 from captum_attn_lime.metrics import spearman
 
 NumSamples = int | Literal["auto"]
@@ -176,7 +177,9 @@ class Plan:
         is_single = self.num_samples != "auto" and self.replicates == 1
         return scores if is_single else Remembered(scores, tick)  # alone, a run's masks are made distinct anyway
 
-    def explanation(self, explainer: Any, run: Callable[[int], Any], *, features: int, seed: int, about: About) -> Any:
+    def explanation(
+        self, explainer: Any, run: Callable[[int], Any], *, features: int, seed: int, about: Mapping[int, About]
+    ) -> Any:
         """Return lime's explanation, with its ``diagnostics``, of all runs' samples together.
 
         Args:
@@ -184,7 +187,7 @@ class Plan:
             run: Its ``explain_instance`` for a number of samples.
             features: Number of features.
             seed: The first run's seed.
-            about: What is explained.
+            about: What is explained, by the label that lime fits.
         """
         top = min(DEFAULT_TOP if self.num_features is None else self.num_features, features)
         if self.num_samples == "auto":
@@ -205,13 +208,19 @@ class Plan:
                     break
         finally:
             del explainer.base.explain_instance_with_data
-        n = len(fits.runs)
-        replicates = fits.agreement(seeds[:n], size, top) if n > 1 else None
-        diagnostics, briefs = diagnose(fits.data, fits.result, about, full=fits.full, replicates=replicates)
-        explanation.diagnostics = diagnostics
+        briefs: dict[str, None] = {}
+        explanation.all_diagnostics = {}
+        for label, one in about.items():
+            diagnostics, own_briefs = fits.of[label].diagnose(one, seeds, size, top)
+            explanation.all_diagnostics[diagnostics.label] = diagnostics
+            briefs.update(dict.fromkeys(own_briefs))
+        explanation.diagnostics = next(iter(explanation.all_diagnostics.values()))
+        explanation.explained = explanation.diagnostics.explained
+        answers = next(iter(fits.of.values())).data.y
+        explanation.answer_range = (float(answers.min()), float(answers.max()))
         if hasattr(explanation, "min_value"):  # lime has seen the last run alone
-            explanation.min_value, explanation.max_value = fits.data.y.min(), fits.data.y.max()
-        emit(briefs)
+            explanation.min_value, explanation.max_value = explanation.answer_range
+        emit(tuple(briefs))
         return explanation
 
 
@@ -261,13 +270,14 @@ def diagnosed(explainer: Any, *, output: Output = "probability") -> Iterator[dic
         ("the model's answer is 0.8 for every perturbed copy: weights and R² say nothing",)
     """
     is_regression = getattr(explainer, "mode", None) == "regression"
+    unit: Unit = "prediction" if is_regression else "logit" if check_output(output) == "logits" else "probability"
     base, fit = explainer.base, explainer.base.explain_instance_with_data
     found: dict[int, Diagnostics] = {}
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         result = fit(*args, **kwargs)
         data = _fit_data(base, [_Run(dict(signature(fit).bind(*args, **kwargs).arguments), result)])
-        about = About(None, "value") if is_regression else About(data.label, output)
+        about = About(_explained(explainer, data, unit), label=1 if is_regression else None)
         own, briefs = diagnose(data, result, about)
         found[own.label] = own
         emit(briefs)
@@ -280,16 +290,54 @@ def diagnosed(explainer: Any, *, output: Output = "probability") -> Iterator[dic
         del base.explain_instance_with_data
 
 
+def _explained(explainer: Any, data: FitData, unit: Unit) -> Explained:
+    """Return what an official explainer explains."""
+    names = getattr(explainer, "class_names", None)
+    name = None if unit == "prediction" or names is None else str(names[data.label])
+    return Explained(data.label, unit, name, float(data.y[0]))
+
+
 class _Fits:
-    """Stands in for the method of ``explainer.base`` that fits, which is lime's own behind it.
+    """Stands in for the method of ``explainer.base`` that fits, which is lime's own behind it, for each label.
+
+    Args:
+        base: The explainer's ``base``.
+        most: Greatest number of runs.
+        top: So many strongest features have to be separated for the runs to end; None to make all runs.
+
+    Attributes:
+        of: The fits of each label.
+    """
+
+    def __init__(self, base: Any, most: int, top: int | None = None) -> None:
+        self.of: dict[int, _LabelFits] = {}
+        self._make = partial(_LabelFits, base, base.explain_instance_with_data, most, top)
+        self._signature = signature(base.explain_instance_with_data)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what lime's method returns, in the last run for the samples of all runs."""
+        label = int(self._signature.bind(*args, **kwargs).arguments["label"])
+        if label not in self.of:
+            self.of[label] = self._make()
+        return self.of[label](*args, **kwargs)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last run was the last one."""
+        return all(own.is_done for own in self.of.values())
+
+
+class _LabelFits:
+    """The fits of one label.
 
     It keeps the samples of each run. In the last run it has lime fit those of all runs, and lime then writes this fit
     down as it does with any.
 
     Args:
         base: The explainer's ``base``.
+        fit: Its method that fits.
         most: Greatest number of runs.
-        top: So many strongest features have to be told apart for the runs to end; None to make all runs.
+        top: As for all labels.
 
     Attributes:
         runs: The runs so far.
@@ -298,9 +346,9 @@ class _Fits:
         is_done: Whether the last run was the last one.
     """
 
-    def __init__(self, base: Any, most: int, top: int | None = None) -> None:
+    def __init__(self, base: Any, fit: Callable[..., Any], most: int, top: int | None) -> None:
         self.base = base
-        self.fit = base.explain_instance_with_data
+        self.fit = fit
         self.most, self.top = most, top
         self.runs: list[_Run] = []
         self.result: Any = None
@@ -336,6 +384,12 @@ class _Fits:
     def data(self) -> FitData:
         """The samples of all runs."""
         return _fit_data(self.base, self.runs)
+
+    def diagnose(self, about: About, seeds: tuple[int, ...], samples: int, k: int) -> tuple[Diagnostics, Sequence[str]]:
+        """Return the diagnostics of all runs' samples together, and their warnings in words without numbers."""
+        n = len(self.runs)
+        replicates = self.agreement(seeds[:n], samples, k) if n > 1 else None
+        return diagnose(self.data, self.result, about, full=self.full, replicates=replicates)
 
     def agreement(self, seeds: tuple[int, ...], samples: int, k: int) -> Replicates:
         """Return how the runs agree.

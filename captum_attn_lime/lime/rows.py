@@ -16,12 +16,12 @@ from torch import Tensor
 from captum_attn_lime._captum import Target
 from captum_attn_lime._progress import Tick, progress
 from captum_attn_lime.adapters.numeric import NumericAdapter
-from captum_attn_lime.errors import InputError, TargetError
-from captum_attn_lime.lime.base import Array, TargetScalar, class_of, settled, target_scalars
+from captum_attn_lime.errors import InputError
+from captum_attn_lime.explained import Output
+from captum_attn_lime.lime.base import Array, TargetScalar, chosen, settled, target_scalars, unit_of
 from captum_attn_lime.lime.diagnostics import About
 from captum_attn_lime.lime.explanations import explanation_weights, shown
 from captum_attn_lime.lime.replicates import Plan
-from captum_attn_lime.lime.subject import Output
 
 Semantics = Literal["contrast", "gradient", "times_input"]
 
@@ -129,8 +129,8 @@ class LimeRows(PerturbationAttribution):  # type: ignore[misc]
         adapter: NumericAdapter,
         examples: Array,
         row: Array,
-        target: int | None,
         *,
+        choice: dict[str, Any],
         plan: Plan,
         output: Output,
         seed: int | None,
@@ -142,39 +142,47 @@ class LimeRows(PerturbationAttribution):  # type: ignore[misc]
             adapter: What the model is asked through.
             examples: The example as the adapter takes it, (1, ...).
             row: The same as a flat row.
-            target: The class; the predicted one if None.
+            choice: What is explained: target, labels, top_labels.
             plan: How many samples are drawn, and how many features shown.
             output: Whether probabilities or logits are explained.
             seed: Seed of this call; the constructor's if None.
             show_progress: Show a bar over the examples that the model runs on.
         """
-        function = _scores(adapter, output)
-        if adapter.task == "regression":
-            if target not in (None, 0):
-                raise TargetError(f"target {target!r}: regression has one output; leave target out.")
-            label = 1  # lime ignores it
-        else:
-            label = class_of(target, function(examples)[0])
+        unit = unit_of(adapter, output)
+        function = partial(adapter.scores, unit=unit)
+        numbers = chosen(adapter, function(examples)[0], unit, self.class_names, **choice)
+        index = numbers[0].column
+        is_regression = unit == "prediction"
         selection = "none" if plan.num_features is None else "auto"
         seed = self.seed if seed is None else seed
-        explainer = self._explainer(adapter.task, seed, selection)
+        explainer = self._explainer("regression" if is_regression else "classification", seed, selection)
+
+        def answers(rows: Any) -> Array:
+            found = function(rows, show_progress=show_progress)
+            return found[:, index] if is_regression else found
 
         def run(n: int) -> Any:
             with _sums_of_any_size():
                 return explainer.explain_instance(
                     self._as_lime_takes_it(row),
-                    partial(function, show_progress=show_progress),
-                    labels=(label,),
+                    answers,
+                    labels=tuple(one.column for one in numbers),
                     num_features=len(row) if plan.num_features is None else plan.num_features,
                     num_samples=n,
                     distance_metric=self.distance_metric,
                     model_regressor=self.model_regressor,
                 )
 
-        about = About(None, "value") if adapter.task == "regression" else About(label, output)
+        # lime fits a regression as label 0, and keeps its weights under 1.
+        about = {0: About(numbers[0], label=1)} if is_regression else {one.column: About(one) for one in numbers}
         explanation = plan.explanation(explainer, run, features=len(row), seed=seed, about=about)
         explanation.explained_row = row  # lime keeps two decimals; compare has to know the row
-        return shown(explanation)
+        explanation.semantics = self.semantics
+        explanation.by_semantics = {
+            label: self._by_semantics(explainer, explanation_weights(explanation, label), row)
+            for label in explanation.all_diagnostics
+        }
+        return shown(explanation, is_two_sided=adapter.classes_exclude)
 
     def _weights(self, explainer: Any, row: Array, predict: Callable[[Array], Array], n_samples: int) -> Array:
         """Return the number of each feature of one row, by the declared semantics."""
@@ -187,17 +195,19 @@ class LimeRows(PerturbationAttribution):  # type: ignore[misc]
             model_regressor=self.model_regressor,
         )
         out = np.zeros(len(row))
-        for column, weight in explanation_weights(explanation).items():
-            out[column] = weight
-        if self.semantics == "contrast":
-            return out
+        for column, number in self._by_semantics(explainer, explanation_weights(explanation), row).items():
+            out[column] = number
+        return out
+
+    def _by_semantics(self, explainer: Any, weights: Mapping[int, float], row: Array) -> dict[int, float]:
+        """Return by feature what lime's weights are by the declared semantics."""
         # lime has set the mean to 0 and the scale to 1 for categorical columns, whose variable is 1 at the row itself.
-        mean, scale = explainer.scaler.mean_, explainer.scaler.scale_
-        if self.semantics == "gradient":
-            return np.asarray(out / scale)
-        distance = (row - mean) / scale
-        distance[explainer.categorical_features] = 1.0
-        return np.asarray(out * distance)
+        factor = np.ones(len(row))
+        if self.semantics != "contrast":
+            mean, scale = explainer.scaler.mean_, explainer.scaler.scale_
+            factor = 1 / scale if self.semantics == "gradient" else (row - mean) / scale
+            factor[explainer.categorical_features] = 1.0
+        return {column: float(weight * factor[column]) for column, weight in weights.items()}
 
     def _explainer(
         self, mode: str, seed: int, selection: str, integer: Sequence[int] = (), *, training: Array | None = None
@@ -219,23 +229,6 @@ class LimeRows(PerturbationAttribution):  # type: ignore[misc]
         if isinstance(self.discretizer, str) and explainer.discretizer is not None:
             _mend_point_bins(explainer.discretizer)
         return explainer
-
-
-def _scores(adapter: NumericAdapter, output: Output) -> Callable[..., Array]:
-    """Return the adapter's function of raw examples that is explained."""
-    if output not in get_args(Output):
-        raise InputError(f"output must be 'probability' or 'logits', but is {output!r}.")
-    if adapter.task == "regression":
-        if output == "logits":
-            raise InputError("output='logits' is for classification; regression explains the prediction.")
-        return adapter.predict
-    return adapter.predict_proba if output == "probability" else partial(_logits, adapter)
-
-
-def _logits(adapter: NumericAdapter, raw: Any, *, show_progress: bool = False) -> Array:
-    """Return logits with a column for each class: of a single logit z, -z and z."""
-    found = adapter.logits(raw, show_progress=show_progress)
-    return found if found.shape[1] > 1 else np.concatenate([-found, found], axis=1)
 
 
 @contextmanager

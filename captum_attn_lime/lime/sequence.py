@@ -22,11 +22,11 @@ from captum_attn_lime.adapters.series import (
     series_names,
 )
 from captum_attn_lime.errors import InputError
+from captum_attn_lime.explained import Output
 from captum_attn_lime.features import pool, spread
 from captum_attn_lime.lime.base import Array, check_count, result_dtype
 from captum_attn_lime.lime.replicates import MAX_SAMPLES, NumSamples, Plan
 from captum_attn_lime.lime.rows import LimeRows, Semantics, needs_training_data
-from captum_attn_lime.lime.subject import Output
 
 
 class LimeSequence(LimeRows):
@@ -204,8 +204,10 @@ class LimeSequence(LimeRows):
     def explain(
         self,
         sequence: Any,
-        target: int | None = None,
+        target: int | str | None = None,
         *,
+        labels: Sequence[int | str] | None = None,
+        top_labels: int | None = None,
         num_samples: NumSamples = 5000,
         num_features: int | None = None,
         replicates: int = 1,
@@ -220,7 +222,10 @@ class LimeSequence(LimeRows):
 
         Args:
             sequence: One sequence (steps, series), in any form that the adapter takes.
-            target: The class; the predicted one by default. Regression has none.
+            target: The class, by its index or name; the predicted one by default. Of a regression with several
+                outputs one of these; with a single one there is nothing to choose.
+            labels: Several classes, in the place of a target, all from the same samples.
+            top_labels: So many classes with the highest scores, in the place of a target.
             num_samples: Number of perturbed sequences, or ``"auto"``: runs are added until the strongest
                 ``num_features`` or 5 and their order are told apart, or ``max_samples`` are spent.
             num_features: Greatest number of cells; lime selects them and fits again. All by default.
@@ -228,7 +233,8 @@ class LimeSequence(LimeRows):
                 of them together, and ``diagnostics.replicates`` says how the runs agree.
             max_samples: Greatest number of samples with ``num_samples="auto"``.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
-                model with a single logit z the logits of the two classes are -z and z.
+                model with a single logit z the logits of the two classes are -z and z. A regression has its prediction
+                in either case.
             seed: Seed of this call; the constructor's by default.
             show_progress: Show a bar over the sequences that the model runs on.
 
@@ -258,7 +264,7 @@ class LimeSequence(LimeRows):
             adapter,
             sequences,
             cells_of(sequences)[0],
-            target,
+            choice=dict(target=target, labels=labels, top_labels=top_labels),
             plan=Plan(num_samples, num_features, replicates, max_samples, self.model_regressor),
             output=output,
             seed=seed,

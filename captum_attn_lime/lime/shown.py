@@ -2,39 +2,102 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Sequence
+from html import escape
 from typing import Any
 
+import numpy as np
 from lime.explanation import Explanation
+from lime.lime_text import TextDomainMapper
+
+from captum_attn_lime.explained import Explained, class_index
 
 # lime's JavaScript comes first; nothing of the user's stands before the script after it.
 _LIBRARY_END, _SCRIPT, _END = "</script></head>", "<script>", "</script>"
+_STYLE = "font: 16px sans-serif; margin: 8px"
 # What could end the script, written as JavaScript's own escapes: the strings stay what they are.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 class ShownExplanation(Explanation):  # type: ignore[misc]
-    """lime's ``Explanation`` of a text or a row whose HTML escapes all names, and which shows itself in a notebook."""
+    """lime's ``Explanation`` of a text or a row that says what it explains, in words and on its page.
 
-    def as_list(self, label: int | None = None, **kwargs: Any) -> Any:
+    lime draws positive weights of a two-class explanation under the second class, whichever class was explained, and
+    calls whatever the model puts out probabilities. Here bars stand under the class that they speak for, the page
+    begins with the number that is explained, and names are escaped.
+
+    Attributes:
+        explained: The number that is explained; of several classes the first. None for an official explanation.
+        all_diagnostics: By label the diagnostics, and with them the number, of each class that was explained.
+        is_two_sided: Whether what speaks against one of two classes speaks for the other.
+    """
+
+    explained: Explained | None = None
+    all_diagnostics: dict[int, Any] = {}  # noqa: RUF012  # replaced, never changed
+    is_two_sided = True
+
+    def as_list(self, label: int | str | None = None, **kwargs: Any) -> Any:
         """Return what ``Explanation.as_list`` returns; by default of the one class that was explained.
 
         lime's own default is class 1, whichever was explained.
         """
         return super().as_list(label=self._only(label), **kwargs)
 
-    def as_pyplot_figure(self, label: int | None = None, *args: Any, **kwargs: Any) -> Any:
+    def as_pyplot_figure(self, label: int | str | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return what ``Explanation.as_pyplot_figure`` returns; by default of the one class that was explained."""
-        return super().as_pyplot_figure(self._only(label), *args, **kwargs)
+        only = self._only(label)
+        figure = super().as_pyplot_figure(only, *args, **kwargs)
+        explained = self._explained(only)
+        if explained is not None:
+            figure.axes[0].set_title(f"LIME of the {explained.label}", parse_math=False)
+        return figure
 
-    def _only(self, label: int | None) -> int:
+    def _only(self, label: int | str | None) -> int:
+        if self.mode == "regression":
+            return 1
         if label is None and len(self.local_exp) == 1:
             return int(next(iter(self.local_exp)))
+        if isinstance(label, str):
+            return class_index(label, len(self.class_names), self.class_names)
         return 1 if label is None else label
 
-    def as_html(self, *args: Any, **kwargs: Any) -> str:
-        """Return what ``Explanation.as_html`` returns, with words and names escaped."""
-        return escaped_html(super().as_html, *args, **kwargs)
+    def _explained(self, label: int) -> Explained | None:
+        own = self.all_diagnostics.get(label)
+        return self.explained if own is None else own.explained
+
+    def as_html(
+        self,
+        labels: Sequence[int | str] | None = None,
+        predict_proba: bool = True,
+        show_predicted_value: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        """Return what ``Explanation.as_html`` returns, with every bar under the class that it speaks for.
+
+        Args:
+            labels: The classes to show, by index or name; all that were explained by default.
+            predict_proba: Whether to show the model's probabilities, where it is probabilities that are explained.
+            show_predicted_value: Whether to show the prediction of a regression.
+            **kwargs: Handed to lime.
+        """
+        drawn = copy.copy(self)
+        chosen = None if labels is None else [self._only(label) for label in labels]
+        if self.mode == "classification":
+            # Bars of two classes stand under both names, to the right under the second; with a further name lime
+            # writes "NOT a" and "a" in their place.
+            if len(self.class_names) == 2 and self.is_two_sided:
+                drawn.local_exp = {
+                    label: [(k, -w if label == 0 else w) for k, w in pairs] for label, pairs in self.local_exp.items()
+                }
+            elif len(self.class_names) == 2:
+                drawn.class_names = [*self.class_names, ""]
+            predict_proba = predict_proba and (self.explained is None or self.explained.unit == "probability")
+        keys = [1] if self.mode == "regression" else self.available_labels() if chosen is None else chosen
+        numbers = [found for found in map(self._explained, keys) if found is not None]
+        as_html = super(ShownExplanation, drawn).as_html
+        return escaped_html(as_html, chosen, predict_proba, show_predicted_value, numbers=numbers, **kwargs)
 
     def show_in_notebook(self, *args: Any, **kwargs: Any) -> None:
         """Show the explanation in a notebook, also with IPython 9, which lime's own way does not know."""
@@ -52,8 +115,52 @@ class ShownExplanation(Explanation):  # type: ignore[misc]
         return self.as_html()
 
 
-def escaped_html(as_html: Any, *args: Any, **kwargs: Any) -> str:
-    """Return lime's HTML with what came from the user escaped.
+class TextMapper(TextDomainMapper):  # type: ignore[misc]
+    """lime's ``TextDomainMapper`` whose page marks the right letters behind an emoji.
+
+    lime counts characters where JavaScript counts 16-bit units, of which an emoji has two.
+    """
+
+    def visualize_instance_html(self, exp: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return what lime returns, with positions as JavaScript counts them."""
+        drawn = copy.copy(self)
+        drawn.indexed_string = _Utf16(self.indexed_string)
+        return super(TextMapper, drawn).visualize_instance_html(exp, *args, **kwargs)
+
+
+class _Utf16:
+    """A text with its units, whose positions are counted in 16-bit units."""
+
+    def __init__(self, string: Any) -> None:
+        self._string = string
+        sizes = [1 + (ord(character) > 0xFFFF) for character in string.raw_string()]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+    def raw_string(self) -> Any:
+        return self._string.raw_string()
+
+    def word(self, id_: int) -> Any:
+        return self._string.word(id_)
+
+    def string_position(self, id_: int) -> Any:
+        return self._starts[np.asarray(self._string.string_position(id_), dtype=np.int64)]
+
+
+def as_regression(explanation: Any) -> None:
+    """Make a text's explanation of one column one of a regression, as lime's tabular explainer gives it."""
+    ((label, pairs),) = explanation.local_exp.items()
+    explanation.mode = "regression"
+    explanation.class_names = ["negative", "positive"]
+    explanation.local_exp = {0: [(k, -w) for k, w in pairs], 1: list(pairs)}
+    explanation.intercept = dict.fromkeys((0, 1), explanation.intercept[label])
+    explanation.dummy_label = 1
+    explanation.predicted_value = explanation.explained.value
+    explanation.min_value, explanation.max_value = explanation.answer_range
+    del explanation.predict_proba
+
+
+def escaped_html(as_html: Any, *args: Any, numbers: Sequence[Explained] = (), **kwargs: Any) -> str:
+    """Return lime's HTML with what came from the user escaped, below a line for each number that is explained.
 
     lime writes words and class names as JSON into a script, where ``</script>`` within one would end it. Between its
     start and its end the script has no ``<``, ``>`` or ``&`` of its own.
@@ -61,9 +168,11 @@ def escaped_html(as_html: Any, *args: Any, **kwargs: Any) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # lime leaves the file of its JavaScript open
         page = str(as_html(*args, **kwargs))
-    start = page.index(_SCRIPT, page.index(_LIBRARY_END)) + len(_SCRIPT)
+    head = page.index(_LIBRARY_END) + len(_LIBRARY_END)
+    start = page.index(_SCRIPT, head) + len(_SCRIPT)
     end = page.rindex(_END)
     script = page[start:end]
-    for character, escape in _ESCAPES.items():
-        script = script.replace(character, escape)
-    return page[:start] + script + page[end:]
+    for character, escape_sequence in _ESCAPES.items():
+        script = script.replace(character, escape_sequence)
+    lines = "".join(f'<p style="{_STYLE}">LIME of the {escape(str(number))}</p>' for number in numbers)
+    return page[:head] + page[head:start].replace("<body>", f"<body>{lines}", 1) + script + page[end:]

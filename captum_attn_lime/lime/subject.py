@@ -13,15 +13,16 @@ import numpy as np
 from captum_attn_lime.adapters import TextAdapter
 from captum_attn_lime.adapters.words import Span
 from captum_attn_lime.errors import InputError, TextError
-from captum_attn_lime.lime.base import Array
+from captum_attn_lime.explained import Explained, Output, Unit
+from captum_attn_lime.lime.base import Array, unit_of
 from captum_attn_lime.lime.explainer import Masks
 from captum_attn_lime.lime.index_text import Cells, Removal, cells_of, hidden_as_padding, is_exact, scores_of
 from captum_attn_lime.lime.units import occurrences
 
-Output = Literal["probability", "logits"]
 Segment = Literal["first", "second"]
 # Of two columns lime explains the second one by default.
 _OF_TOKEN = 1
+_ANY_OTHER = "any other token"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Subject:
         adapter: The adapter.
         encoding: The text or pair as tokens.
         segment: Which text of a pair is perturbed; None for a single text.
-        output: What the model is asked for.
+        unit: The unit of the model's answers.
         show_progress: Whether to show a bar.
         token: The token id that is asked about, of a model whose classes are the vocabulary; else None.
         cells: The tokens of which perturbed copies are made; None where they are made of the text.
@@ -41,7 +42,7 @@ class Subject:
     adapter: Any
     encoding: Any
     segment: Segment | None
-    output: Output
+    unit: Unit
     show_progress: bool
     token: int | None = None
     cells: Cells | None = None
@@ -64,36 +65,50 @@ class Subject:
         """Whether the classes are a whole vocabulary."""
         return getattr(self.adapter, "task", None) == "next_token"
 
-    def about(self, token: int) -> Subject:
-        """Return the same subject, asked about one token against all others."""
-        return replace(self, token=token)
+    def token_id(self, target: Any) -> Any:
+        """Return a target; of a language model a token's id in the place of its text."""
+        if not self.is_next_token or not isinstance(target, str):
+            return target
+        return self.adapter.token_id(target)
 
-    def label(self, target: int) -> int:
-        """Return lime's label of the explained class."""
-        return target if self.token is None else _OF_TOKEN
+    def about(self, numbers: Sequence[Explained]) -> tuple[Subject, tuple[Explained, ...]]:
+        """Return the same subject, asked about one token of a language model against all others.
+
+        Raises:
+            InputError: Several tokens came.
+        """
+        if len(numbers) != 1:
+            raise InputError("labels= and top_labels= are for classes; a language model's tokens are explained alone.")
+        (number,) = numbers
+        token = number.column
+        own = replace(number, name=str(self.adapter.class_name(token)), opposite=_ANY_OTHER)
+        return replace(self, token=token), (own,)
+
+    def label(self, number: Explained) -> int:
+        """Return lime's label of an explained class."""
+        return number.column if self.token is None else _OF_TOKEN
 
     def names(self, given: Sequence[str] | None) -> list[str] | None:
         """Return the names of lime's classes."""
         if self.token is not None:
-            return ["any other token", str(self.adapter.class_name(self.token))]
+            return [_ANY_OTHER, str(self.adapter.class_name(self.token))]
         names = self.adapter.class_names if given is None else given
         return None if names is None else list(names)
 
     def scores(self, texts: Sequence[str]) -> Array:
         """Return lime's classifier function, with one column per class also for a single logit."""
         items = [self._item(text) for text in texts]
-        function = self.adapter.predict_proba if self.output == "probability" else self.adapter.logits
-        options = {} if self.token is None else {"target": self.token}
-        # The one text whose class is looked up needs no bar.
-        return self._two_columns(function(items, show_progress=self.show_progress and len(items) > 1, **options))
+        show = self.show_progress and len(items) > 1  # the one text whose class is looked up needs no bar
+        if self.token is None:
+            return np.asarray(self.adapter.scores(items, self.unit, show_progress=show))
+        function = self.adapter.predict_proba if self.unit == "probability" else self.adapter.logits
+        return self._of_token(function(items, target=self.token, show_progress=show))
 
     def original(self) -> Array:
         """Return the scores of the text as it is, (1, classes)."""
         if self.cells is None:
             return self.scores([self.text])
         self.adapter._head.check_one_row(type(self.adapter.model).__name__)
-        if self.output == "probability":
-            self.adapter._check_probabilities()
         kept = np.ones((1, self.cells.n_features), dtype=bool)
         return self._on_cells(self.cells, kept, show_progress=False)
 
@@ -120,13 +135,13 @@ class Subject:
             # The adapter then keeps a causal classifier from taking a removed last word for padding.
             adapter = copy.copy(adapter)
             adapter._baseline = cells.fill
-        is_probability = self.output == "probability"
+        is_probability = self.unit == "probability"
         if self.token is not None:
             of_token = partial(adapter._run_target, target=self.token, probability=is_probability)
-            return self._two_columns(scores_of(adapter, cells, kept, of_token, show_progress=show_progress))
+            return self._of_token(scores_of(adapter, cells, kept, of_token, show_progress=show_progress))
         run = adapter._run if cells.hidden is None else hidden_as_padding(adapter, cells.hidden, adapter._run)
         found = scores_of(adapter, cells, kept, run, show_progress=show_progress)
-        return self._two_columns(adapter._as_probabilities(found) if is_probability else found)
+        return np.asarray(adapter._as_unit(found, self.unit, adapter._kind(found, self.seen)))
 
     def on_tokens(self, string: Any, removal: Removal) -> Subject:
         """Return the same subject, with units removed from its tokens.
@@ -201,18 +216,17 @@ class Subject:
         first, second = self.seen
         return (text, second) if self.segment == "first" else (first, text)
 
-    def _two_columns(self, found: Array) -> Array:
-        if found.shape[1] > 1:
-            return found
-        return np.concatenate([1 - found if self.output == "probability" else -found, found], axis=1)
+    def _of_token(self, found: Array) -> Array:
+        """Return the two columns of a token and of any other, of a token's logits or probabilities (n, 1)."""
+        return np.concatenate([1 - found if self.unit == "probability" else -found, found], axis=1)
 
-    def mark(self, explanation: Any, target: int) -> Any:
+    def mark(self, explanation: Any) -> Any:
         """Return the explanation with a note of what it explains, for :func:`compare` and :func:`word_weights`."""
         explanation.explained_text = self.seen
         if self.segment is not None:
             explanation.explained_segment = self.segment
         if self.token is not None:
-            explanation.explained_target = target
+            explanation.explained_target = self.token
         return explanation
 
 
@@ -229,9 +243,8 @@ def subject_of(
             f"explain needs raw texts, which {type(forward_func).__name__} does not take; "
             "make LimeText with a TextAdapter around the model."
         )
-    if output not in get_args(Output):
-        raise InputError(f"output must be 'probability' or 'logits', but is {output!r}.")
     adapter: Any = forward_func
+    unit = unit_of(adapter, output)
     is_pair = isinstance(raw, tuple)
     if segment is not None and segment not in get_args(Segment):
         raise InputError(f"segment must be 'first' or 'second', but is {segment!r}.")
@@ -242,12 +255,12 @@ def subject_of(
     if segment is not None and not is_pair:
         raise InputError(f"segment={segment!r} chooses a text of a pair, but {type(raw).__name__} came; pass a tuple.")
     encoding = adapter.encode(raw) if segment is None else adapter.encode(raw, explain=segment)
-    return Subject(adapter, encoding, segment, output, show_progress)
+    return Subject(adapter, encoding, segment, unit, show_progress)
 
 
 def _answers_by_tokens(adapter: Any) -> bool:
     """Return whether the adapter's answers to texts are its answers to their tokens, and nothing is put on top."""
-    names = ("predict_proba", "logits", "encode")
+    names = ("predict_proba", "logits", "outputs", "encode")
     return isinstance(adapter, TextAdapter) and all(
         getattr(type(adapter), name) is getattr(TextAdapter, name) and name not in vars(adapter) for name in names
     )

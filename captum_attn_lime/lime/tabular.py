@@ -13,10 +13,10 @@ from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_out
 from captum_attn_lime.adapters import TabularAdapter
 from captum_attn_lime.adapters.columns import as_table, column_indices, table_names
 from captum_attn_lime.errors import InputError
+from captum_attn_lime.explained import Output
 from captum_attn_lime.lime.base import Array, check_count, result_dtype
 from captum_attn_lime.lime.replicates import MAX_SAMPLES, NumSamples, Plan
 from captum_attn_lime.lime.rows import LimeRows, Semantics, needs_training_data
-from captum_attn_lime.lime.subject import Output
 
 
 class LimeTabular(LimeRows):
@@ -180,8 +180,10 @@ class LimeTabular(LimeRows):
     def explain(
         self,
         row: Any,
-        target: int | None = None,
+        target: int | str | None = None,
         *,
+        labels: Sequence[int | str] | None = None,
+        top_labels: int | None = None,
         num_samples: NumSamples = 5000,
         num_features: int | None = None,
         replicates: int = 1,
@@ -196,7 +198,10 @@ class LimeTabular(LimeRows):
 
         Args:
             row: One row, in any form that the adapter takes.
-            target: The class; the predicted one by default. Regression has none.
+            target: The class, by its index or name; the predicted one by default. Of a regression with several
+                outputs one of these; with a single one there is nothing to choose.
+            labels: Several classes, in the place of a target, all from the same samples.
+            top_labels: So many classes with the highest scores, in the place of a target.
             num_samples: Number of perturbed rows, or ``"auto"``: runs are added until the strongest
                 ``num_features`` or 5 and their order are told apart, or ``max_samples`` are spent.
             num_features: Greatest number of columns; lime selects them and fits again. All by default.
@@ -204,13 +209,15 @@ class LimeTabular(LimeRows):
                 of them together, and ``diagnostics.replicates`` says how the runs agree.
             max_samples: Greatest number of samples with ``num_samples="auto"``.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
-                model with a single logit z the logits of the two classes are -z and z.
+                model with a single logit z the logits of the two classes are -z and z. A regression has its prediction
+                in either case.
             seed: Seed of this call; the constructor's by default.
             show_progress: Show a bar over the rows that the model runs on.
 
         Returns:
             ``lime.explanation.Explanation``, its weights untouched: per bin or per scaled unit. Its ``diagnostics``
-            (:class:`Diagnostics`) say how far it can be trusted.
+            (:class:`Diagnostics`) say how far it can be trusted, ``all_diagnostics`` for each class, and
+            ``explained`` (:class:`Explained`) is the number that is explained.
 
         Raises:
             TargetError: The model does not have that class.
@@ -231,7 +238,7 @@ class LimeTabular(LimeRows):
             adapter,
             table,
             table[0],
-            target,
+            choice=dict(target=target, labels=labels, top_labels=top_labels),
             plan=Plan(num_samples, num_features, replicates, max_samples, self.model_regressor),
             output=output,
             seed=seed,

@@ -14,15 +14,16 @@ from torch import Tensor
 from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_output, log_usage
 from captum_attn_lime._progress import progress
 from captum_attn_lime.errors import InputError
+from captum_attn_lime.explained import Output
 from captum_attn_lime.features import spread
-from captum_attn_lime.lime.base import Array, check_count, class_of, result_dtype, settled, target_scalars
+from captum_attn_lime.lime.base import Array, check_count, chosen, result_dtype, settled, target_scalars
 from captum_attn_lime.lime.diagnostics import About
 from captum_attn_lime.lime.explainer import explain_masks, text_explainer
 from captum_attn_lime.lime.explanations import explanation_weights, shown
 from captum_attn_lime.lime.index_text import Removal
 from captum_attn_lime.lime.masked import MaskedExample, Removable
 from captum_attn_lime.lime.replicates import MAX_SAMPLES, NumSamples, Plan
-from captum_attn_lime.lime.subject import Output, Segment, Subject, subject_of
+from captum_attn_lime.lime.subject import Segment, Subject, subject_of
 from captum_attn_lime.lime.units import Units, UnitText, lime_string, split_spans, spoken_spans
 
 
@@ -162,8 +163,10 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
     def explain(
         self,
         text: str | tuple[str, str],
-        target: int | None = None,
+        target: int | str | None = None,
         *,
+        labels: Sequence[int | str] | None = None,
+        top_labels: int | None = None,
         segment: Segment | None = None,
         num_samples: NumSamples = 5000,
         num_features: int | None = None,
@@ -180,8 +183,11 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
 
         Args:
             text: The text, or a pair of texts as a tuple, of which one is explained.
-            target: The class; the predicted one by default. For a language model the id of the next token: its
-                explanation has two classes, label 1 for this token and 0 for any other.
+            target: The class, by its index or name; the predicted one by default. For a language model the next
+                token: its explanation has two classes, label 1 for this token and 0 for any other. Of a regression
+                with several outputs one of these.
+            labels: Several classes, in the place of a target, all from the same samples. Not for language models.
+            top_labels: So many classes with the highest scores, in the place of a target.
             segment: ``"first"`` or ``"second"``: the text of a pair to explain, while the other stays as it is.
             num_samples: Number of perturbed texts, or ``"auto"``: runs are added until the strongest
                 ``num_features`` or 5 and their order are told apart, or ``max_samples`` are spent.
@@ -190,14 +196,16 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
                 of them together, and ``diagnostics.replicates`` says how the runs agree.
             max_samples: Greatest number of samples with ``num_samples="auto"``.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
-                model with a single logit z the logits of the two classes are -z and z.
+                model with a single logit z the logits of the two classes are -z and z. A regression has its prediction
+                in either case.
             seed: Seed of this call; the constructor's by default.
             show_progress: Show a bar over the distinct texts that the model runs on.
 
         Returns:
             ``lime.explanation.Explanation``; :func:`word_weights` and :func:`token_weights` bring it to the adapter's
             words and tokens. Its HTML is escaped, and it shows itself in a notebook. Its ``diagnostics``
-            (:class:`Diagnostics`) say how far it can be trusted.
+            (:class:`Diagnostics`) say how far it can be trusted, ``all_diagnostics`` for each class, and
+            ``explained`` (:class:`Explained`) is the number that is explained.
 
         Raises:
             TextError: The text has no word, or none by ``split_expression`` or ``units``.
@@ -212,10 +220,13 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         subject = subject_of(self.forward_func, text, segment, output, show_progress=show_progress)
         string, subject = self._in_units(subject)
         original = subject.original()
-        chosen = class_of(target, original[0])
+        names = None if subject.is_next_token else self.class_names
+        choice = dict(target=subject.token_id(target), labels=labels, top_labels=top_labels)
+        numbers = chosen(subject.adapter, original[0], subject.unit, names, **choice)
         known: Array | None = original
         if subject.is_next_token:
-            subject, known = subject.about(chosen), None
+            subject, numbers = subject.about(numbers)
+            known = None
         how = dict(split_expression=self.split_expression, bow=self.bow, mask_string=self.mask_string)
         explainer = text_explainer(
             self.kernel_width,
@@ -225,7 +236,7 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
             **(how if subject.cells is None else {}),
         )
         options = dict(
-            labels=(subject.label(chosen),),
+            labels=tuple(subject.label(one) for one in numbers),
             num_features=10 if num_features is None else num_features,
             distance_metric=self.distance_metric,
             model_regressor=self.model_regressor,
@@ -238,10 +249,13 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
                 return explainer.explain_instance(subject.text, subject.scores, num_samples=n, **options)
             return explain_masks(explainer, string.num_words(), scores, num_samples=n, **options)
 
-        about = About(chosen, output, truncated=subject.seen != text)
+        is_cut = subject.seen != text
+        is_regression = subject.unit == "prediction"
+        about = {subject.label(one): About(one, is_cut, label=1 if is_regression else None) for one in numbers}
         seed = self.seed if seed is None else seed
         explanation = plan.explanation(explainer, run, features=string.num_words(), seed=seed, about=about)
-        return subject.mark(shown(explanation, string), chosen)
+        is_two_sided = subject.is_next_token or subject.adapter.classes_exclude
+        return subject.mark(shown(explanation, string, is_two_sided=is_two_sided))
 
     def _in_units(self, subject: Subject) -> tuple[Any, Subject]:
         """Return the text with its units, and the subject with what is perturbed: its tokens or its text."""

@@ -133,9 +133,11 @@ def _read(values: Any) -> tuple[dict[Any, float], dict[Any, float], dict[Any, st
     diagnostics = getattr(values, "diagnostics", None)
     if diagnostics is None:
         return found, {}, names, ""
-    of = "" if diagnostics.target is None else f" of class {diagnostics.target}"
-    what = {"probability": "probability", "logits": "logit", "value": "prediction"}[diagnostics.output]
-    note = f"{what}{of}: {diagnostics.fx:.3g};  R² {diagnostics.r2_shown:.2f};  {diagnostics.n_samples} samples"
+    predicted = " (predicted)" if diagnostics.explained.is_predicted else ""
+    note = (
+        f"{diagnostics.explained.label}{predicted}: {diagnostics.fx:.3g};  R² {diagnostics.r2_shown:.2f};  "
+        f"{diagnostics.n_samples} samples"
+    )
     return found, dict(diagnostics.standard_errors), names, note
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from captum_attn_lime.adapters import TextAdapter
-from captum_attn_lime.errors import InputError
+from captum_attn_lime.errors import InputError, TargetError
 from captum_attn_lime.lime import LimeText
 from tests.adapters import models
 
@@ -27,7 +27,12 @@ def test_regression_has_no_probabilities_and_points_to_logits():
     with pytest.raises(InputError, match=r"configured for regression.*use logits"):
         adapter.predict_proba("a fine film")
     assert adapter.logits("a fine film").shape == (1, 1)
-    assert LimeText(adapter).explain("a fine film", target=1, output="logits", num_samples=30).local_exp
+    for options in ({}, dict(output="logits"), dict(target=0)):
+        found = LimeText(adapter).explain("a fine film", num_samples=30, **options)
+        assert found.explained.unit == "prediction"
+        assert found.predicted_value == pytest.approx(adapter.logits("a fine film")[0, 0])
+    with pytest.raises(TargetError, match="one output"):
+        LimeText(adapter).explain("a fine film", target=1)
 
 
 @pytest.mark.parametrize("options", [{}, {"problem_type": "multi_label_classification"}])

@@ -261,7 +261,7 @@ def test_tensors_and_models_that_do_not_fit():
 
 
 def test_regression():
-    a = adapter(Recurrent(1), task="regression", class_names=["no", "yes"])
+    a = adapter(Recurrent(1), task="regression", class_names=["level"])
     expected = a.model(torch.tensor(DATA).float()).detach()[:, 0]
     np.testing.assert_allclose(a.predict(DATA), expected, atol=1e-6)
     assert a.predict(DATA).shape == (6,)

@@ -29,6 +29,7 @@ from captum_attn_lime import (
 )
 from captum_attn_lime.adapters import ImageAdapter
 from captum_attn_lime.errors import InputError, LimeWarning, TruncationWarning
+from captum_attn_lime.explained import Explained
 from captum_attn_lime.lime import LimeImage, diagnosed, submodular_pick
 from captum_attn_lime.lime.diagnostics import About, FitData, diagnose
 from captum_attn_lime.lime.explainer import explain_masks, text_explainer
@@ -52,6 +53,9 @@ class Bag(torch.nn.Module):
         own = self.table(ids)[..., 0] * attention_mask
         z = own.sum(1) + self.bend * own[:, :4].prod(1)
         return torch.stack([torch.zeros_like(z), self.factor * z], dim=1)
+
+
+ABOUT = {1: About(Explained(1, "probability"))}
 
 
 def bag(**options):
@@ -102,7 +106,7 @@ def test_numbers_against_slow_formulas(features, regressor):
     data = neighbourhood()
     data = FitData(data.x, data.y, data.kernel, data.originals, data.label, regressor)
     alpha = ridge_alpha(regressor)
-    found = diagnose(data, result_of(data, features), About(1, "logits"))[0]
+    found = diagnose(data, result_of(data, features), About(Explained(1, "logit")))[0]
     model = Ridge(alpha=max(alpha, 1e-12)).fit(data.x, data.y, sample_weight=data.kernel)
     assert found.r2 == pytest.approx(r2_score(data.y, model.predict(data.x), sample_weight=data.kernel), abs=1e-9)
     assert found.r2_shown == result_of(data, features)[2]
@@ -146,7 +150,7 @@ def test_standard_errors_are_the_spread_over_seeds(kind):
         def run(n, explainer=explainer, explain=explain):
             return explain(explainer, features, answers(features), num_samples=n, labels=(1,))
 
-        explanation = plan.explanation(explainer, run, features=features, seed=seed, about=About(1, "probability"))
+        explanation = plan.explanation(explainer, run, features=features, seed=seed, about=ABOUT)
         diagnostics = explanation.diagnostics
         found.append([list(diagnostics.full_weights.values()), list(diagnostics.full_standard_errors.values())])
     weights, errors = np.swapaxes(found, 0, 1)
@@ -264,8 +268,10 @@ def test_every_class_gives_them(kind, num_features):
     assert diagnostics.r2 >= diagnostics.r2_shown - 1e-4
     assert len(diagnostics.full_weights) == diagnostics.n_features
     assert diagnostics.label == 1
-    assert diagnostics.output == ("value" if kind == "regression" else "probability")
-    assert diagnostics.target == (None if kind == "regression" else 1)
+    assert diagnostics.explained == found.explained
+    assert diagnostics.explained.unit == ("prediction" if kind == "regression" else "probability")
+    assert diagnostics.explained.index == (0 if kind == "regression" else 1)
+    assert diagnostics.explained.value == pytest.approx(diagnostics.fx)
     fx = getattr(found, "predicted_value", None) if kind == "regression" else getattr(found, "predict_proba", [0, 0])[1]
     if kind != "image":
         assert diagnostics.fx == pytest.approx(fx)
@@ -438,7 +444,7 @@ def test_an_official_regression_is_diagnosed():
     with diagnosed(explainer) as found:
         seen = explainer.explain_instance(np.zeros(3), lambda x: x.sum(axis=1), num_samples=200)
     assert found[1].weights == explanation_weights(seen)
-    assert (found[1].output, found[1].target, found[1].fx) == ("value", None, seen.predicted_value)
+    assert found[1].explained == Explained(0, "prediction", value=seen.predicted_value)
 
 
 def test_the_official_fit_is_left_as_it_was():
@@ -448,9 +454,9 @@ def test_the_official_fit_is_left_as_it_was():
     def run(n):
         return explain_masks(explainer, 4, answers(4), num_samples=n, labels=(1,))
 
-    Plan(50, None, 2, 100).explanation(explainer, run, features=4, seed=0, about=About(1, "probability"))
+    Plan(50, None, 2, 100).explanation(explainer, run, features=4, seed=0, about=ABOUT)
     assert vars(explainer.base).keys() == {"kernel_fn", "verbose", "random_state"}
     assert type(explainer.base).explain_instance_with_data is own
     with pytest.raises(ZeroDivisionError):
-        Plan(50, None, 1, 100).explanation(explainer, lambda n: 1 / 0, features=4, seed=0, about=About(1, "value"))
+        Plan(50, None, 1, 100).explanation(explainer, lambda n: 1 / 0, features=4, seed=0, about=ABOUT)
     assert "explain_instance_with_data" not in vars(explainer.base)

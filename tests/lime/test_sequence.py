@@ -184,8 +184,9 @@ def test_regression_reads_the_real_weights_and_not_their_negatives():
     assert on_cells(dict(found.local_exp[0]))[2, 2] < 0 < slopes[2, 2]
     with pytest.raises(TargetError, match="one output"):
         LimeSequence(a).explain(SEQUENCE, 1)
-    with pytest.raises(InputError, match="regression explains the prediction"):
-        LimeSequence(a).explain(SEQUENCE, output="logits")
+    same = LimeSequence(a, semantics="gradient", **EXACT).explain(SEQUENCE, num_samples=400, output="logits")
+    assert explanation_weights(same) == explanation_weights(found)
+    assert str(same.explained).startswith("prediction: ")
 
 
 def test_score_and_prediction_in_both_shapes():
