@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime import plot as plots
+from captum_attn_lime._number import Number, number_of
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters import Encoding, TextEncoding
 from captum_attn_lime.adapters.image import ImageEncoding
 from captum_attn_lime.errors import InputError
+from captum_attn_lime.explained import Explained, Output
 from captum_attn_lime.features import is_repeated, pool
 from captum_attn_lime.lime.captum_recipe import check_captum_lime
 from captum_attn_lime.metrics import agreement
@@ -42,12 +44,14 @@ class Comparison:
         agreement: One row per pair of methods: Kendall's tau-b, Spearman's correlation and the overlap of the top k.
         attributions: What each method gave, as it gave it.
         encoding: The input.
+        explained: The number that all of them explain; None where only tensors or plain functions came.
     """
 
     scores: DataFrame
     agreement: DataFrame
     attributions: dict[str, Any]
     encoding: Encoding
+    explained: Explained | None = None
 
     @cached_property
     def is_text(self) -> bool:
@@ -58,13 +62,14 @@ class Comparison:
         """Return a figure: each method's heat text, picture or bars, and the matrix of agreement under them.
 
         Args:
-            title: Above everything.
+            title: Above everything; by default the number that is explained.
             width: In inches.
             max_features: How many columns of a table are shown.
         """
         from matplotlib.figure import Figure as NewFigure
 
         names = [str(name) for name in self.scores.index]
+        title = self._said if title is None else title
         if self.is_text:
             top = plots.texts_height(names, self.scores.shape[1], width=width, title=title)
         elif isinstance(self.encoding, ImageEncoding):
@@ -100,9 +105,9 @@ class Comparison:
             self.scores,
             self.agreement,
             title=title,
-            prediction=prediction,
+            prediction=self._said if prediction is None else prediction,
             as_text=self.is_text,
-            notes=_notes(self.agreement),
+            notes=_notes(self.agreement, self.explained),
         )
 
     def save_html(
@@ -113,14 +118,20 @@ class Comparison:
         Args:
             path: Where to write.
             title: The page's heading.
-            prediction: What the model said, shown under the heading.
+            prediction: What the model said, shown under the heading; by default the number that is explained.
         """
         path = Path(path)
         path.write_text(self.to_html(title=title, prediction=prediction), encoding="utf-8")
         return path
 
+    @property
+    def _said(self) -> str | None:
+        """What is explained, in words."""
+        return None if self.explained is None else f"Explained: {self.explained}"
+
     def __repr__(self) -> str:
-        return f"Comparison of {', '.join(map(str, self.scores.columns))} over {len(self.scores)} features"
+        of = "" if self.explained is None else f"; {self.explained}"
+        return f"Comparison of {', '.join(map(str, self.scores.columns))} over {len(self.scores)} features{of}"
 
     def _repr_html_(self) -> str:
         # A page of its own inside a notebook's page: its style must not leak into the notebook.
@@ -130,13 +141,18 @@ class Comparison:
         return f'<iframe srcdoc="{page}" style="width:100%;height:36em;border:0" title="comparison"></iframe>'
 
 
-def _notes(agreement: DataFrame) -> list[str]:
+def _notes(agreement: DataFrame, explained: Explained | None) -> list[str]:
     """Return what a reader of the page has to know."""
     notes = [
         "Each method is coloured by its own largest magnitude: the methods' units differ.",
         "Attention has one colour: it says what was read, not for or against which class.",
         "A hatched feature has no value in that method.",
     ]
+    if explained is not None:
+        against = "" if explained.opposite is None else f", and speak for class {explained.opposite!r}"
+        notes.insert(
+            0, f"Positive scores of signed methods raise the {explained.label}; negative ones lower it{against}."
+        )
     if len(agreement):
         compared = "the scores with their signs" if agreement.attrs["signed"] else "magnitudes"
         notes.append(
@@ -155,6 +171,7 @@ def compare(
     encoding: Encoding,
     *,
     target: Any = None,
+    output: Output | None = None,
     k: int = 5,
     signed: bool = False,
     reduction: Reading | Mapping[str, Reading] = "auto",
@@ -171,7 +188,11 @@ def compare(
             * a lime ``Explanation``, whose units are brought to words by their characters;
             * a Captum attribution, which is run on the encoding.
         encoding: The input, from an adapter's ``encode``; one example.
-        target: The class. Passed to the attributions that are run, and picks it in lime explanations.
+        target: The class, by its index or name, or (position, class) of a model that predicts for each token. By
+            default the class that lime explanations are of, or else the predicted one. Of a model with a single logit
+            z class 1 is explained as z and class 0 as -z.
+        output: ``"probability"`` or ``"logits"``. By default what lime explanations are of, or else what the model
+            puts out. Methods that run an adapter all explain this number.
         k: Size of the top in the agreement's overlap.
         signed: Compare scores instead of their magnitudes; attention has no sign.
         reduction: How cells become features: ``"sum"``, ``"first"`` (all cells repeat their feature's value), or
@@ -181,7 +202,9 @@ def compare(
         show_progress: Show a progress bar over the methods, and those of the methods that have one.
 
     Raises:
-        InputError: Nothing to compare, a batch of several examples, or an attribution that does not fit the input.
+        InputError: Nothing to compare, a batch of several examples, an attribution that does not fit the input, or
+            methods that explain different numbers.
+        TargetError: There is no such class, or it was not explained.
 
     Warns:
         LimeWarning: A ``captum.attr.Lime`` with Captum's defaults is among them (:func:`check_captum_lime`).
@@ -206,21 +229,22 @@ def compare(
     readings = reduction if isinstance(reduction, Mapping) else dict.fromkeys(attributions, reduction)
     _check_readings(readings, attributions)
     check_k(k)  # before any method runs: some take minutes
+    number = number_of(attributions, encoding, target, output)
     given = {}
     known: dict[str, Reading] = {}
     with progress(len(attributions), show_progress, "compare") as tick:
         for name, value in attributions.items():
-            given[name], reading = _run(name, value, encoding, target, show_progress)
+            given[name], reading = _run(name, value, encoding, number, show_progress)
             asked = readings.get(name, "auto")
             known[name] = reading if asked == "auto" else asked
             tick(1)
-    columns = {name: _to_features(name, value, encoding, target, known[name]) for name, value in given.items()}
+    columns = {name: _to_features(name, value, encoding, number, known[name]) for name, value in given.items()}
     index = pd.Index(encoding.feature_names[0], name="feature")
     scores = pd.DataFrame(columns, index=index)
-    return Comparison(scores, agreement(scores, k=k, signed=signed), given, encoding)
+    return Comparison(scores, agreement(scores, k=k, signed=signed), given, encoding, number.explained)
 
 
-def _run(name: str, value: Any, encoding: Encoding, target: Any, show_progress: bool) -> tuple[Any, Reading]:
+def _run(name: str, value: Any, encoding: Encoding, number: Number, show_progress: bool) -> tuple[Any, Reading]:
     """Return the value, or what it attributes if it is an attribution method, and how its cells are to be read.
 
     A method that was told the features repeats each one's value in its cells; any other gives every cell its own,
@@ -234,19 +258,16 @@ def _run(name: str, value: Any, encoding: Encoding, target: Any, show_progress: 
         )
     check_captum_lime(getattr(value, "attribution_method", value), encoding.inputs, stacklevel=3)
     arguments = encoding.arguments(value)
-    takes = signature(value.attribute).parameters
-    if "target" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        arguments["target"] = target
-    if show_progress and "show_progress" in takes:
+    if show_progress and "show_progress" in signature(value.attribute).parameters:
         arguments["show_progress"] = True
-    return value.attribute(**arguments), "first" if "feature_mask" in arguments else "sum"
+    return number.attribute(name, value, encoding, arguments), "first" if "feature_mask" in arguments else "sum"
 
 
-def _to_features(name: str, value: Any, encoding: Encoding, target: Any, reading: Reading) -> Any:
+def _to_features(name: str, value: Any, encoding: Encoding, number: Number, reading: Reading) -> Any:
     """Return one value per real feature, (features,) float64."""
     n = len(encoding.feature_names[0])
     if hasattr(value, "local_exp"):
-        return _from_explanation(name, value, encoding, target)
+        return _from_explanation(name, value, encoding, number)
     tensors = tuple(_as_tensor(name, part) for part in (value if isinstance(value, tuple) else (value,)))
     is_vector = len(tensors) == 1 and tuple(tensors[0].shape) == (n,)
     _check_values(name, tensors, may_lack=is_vector)
@@ -276,18 +297,18 @@ def _without_further_dimensions(attribution: Tensor, mask: Tensor) -> Tensor:
     return attribution.sum(dim=tuple(range(mask.dim(), attribution.dim()))) if extra > 0 else attribution
 
 
-def _from_explanation(name: str, explanation: Any, encoding: Encoding, target: Any) -> Any:
-    from captum_attn_lime.lime import explanation_weights, word_weights
+def _from_explanation(name: str, explanation: Any, encoding: Encoding, number: Number) -> Any:
+    from captum_attn_lime.lime import explanation_numbers, word_weights
     from captum_attn_lime.lime.explanations import row_difference
 
-    label = _label(target)
+    label = number.label
     n = len(encoding.feature_names[0])
     if isinstance(encoding, TextEncoding):
         explained = _explained_words(name, explanation, encoding)
         scores = np.full(n, np.nan)  # words of a pair's other text have no value
         scores[explained] = word_weights(explanation, [encoding.words[0][k] for k in explained], label).numpy()
         return scores
-    weights = explanation_weights(explanation, label)
+    weights = explanation_numbers(explanation, label)
     segments: Any = getattr(explanation, "segments", None)
     if isinstance(encoding, ImageEncoding) and not np.array_equal(segments, encoding.segments[0]):
         raise InputError(
@@ -334,13 +355,6 @@ def _explained_words(name: str, explanation: Any, encoding: TextEncoding) -> lis
             "of the encoding; encode the pair with explain='both' or that text."
         )
     return words
-
-
-def _label(target: Any) -> int | None:
-    """Return the class that a target for one example names; None where it names no single class."""
-    if isinstance(target, (list, Tensor)) and len(np.ravel(target)) == 1:  # one per example, and there is one
-        target = target[0] if isinstance(target, list) else target.item()
-    return int(target) if isinstance(target, (int, np.integer)) else None
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+from torch import Tensor
 
 from captum_attn_lime.errors import InputError, TargetError
 
@@ -133,9 +134,8 @@ def single_target(target: Any) -> Any:
     """Return the target of one example out of a list or tensor of one; anything else as it is."""
     if isinstance(target, list) and len(target) == 1:
         return target[0]
-    if hasattr(target, "item") and not isinstance(target, np.generic) and np.size(target) == 1:
-        return target.item()
-    return target
+    is_one = (isinstance(target, Tensor) and target.numel() == 1) or (isinstance(target, np.ndarray) and target.size == 1)
+    return target.item() if is_one else target
 
 
 def check_output(output: Any) -> Output:

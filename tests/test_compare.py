@@ -286,7 +286,8 @@ def test_pictures_and_page(adapter, x, tmp_path):
     assert "<script" not in text
     assert "&lt;i&gt;zero" in text
     assert "a &amp; b" in text
-    assert repr(found) == "Comparison of rollout, <i>zero</i> over 8 features"
+    assert repr(found) == f"Comparison of rollout, <i>zero</i> over 8 features; {found.explained}"
+    assert found.explained.is_predicted
     assert "<i>zero" not in found._repr_html_()
 
 

@@ -75,12 +75,14 @@ class Reading:
         adapter: The adapter.
         unit: The unit of its answers.
         kind: What its model puts out.
+        is_plain: Whether the answers are the model's outputs as they are.
         is_used: Whether the adapter has answered.
     """
 
     adapter: Adapter
     unit: Unit
     kind: Kind
+    is_plain: bool
     is_used: bool = False
 
 
@@ -206,8 +208,10 @@ class Adapter(nn.Module):
             forward_args: Its further arguments.
         """
         tensors = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *(forward_args or ()))
-        kind = self._kind_of(self._run_once(tensors), lambda: self._run_once(tensors))
-        reading = Reading(self, unit, kind)
+        outputs = self._run_once(tensors)
+        kind = self._kind_of(outputs, lambda: self._run_once(tensors))
+        is_plain = _OWN_UNIT[kind] == unit and (unit == "prediction" or outputs.shape[-1] > 1)
+        reading = Reading(self, unit, kind, is_plain)
         token = _reading.set(reading)
         try:
             yield reading

@@ -32,7 +32,7 @@ def explanation_weights(explanation: Any, label: int | str | None = None) -> dic
         InputError: Not a lime explanation.
         TargetError: The class was not explained, or several were and none is named.
     """
-    weights = _local_exp(explanation)[_label(explanation, label)]
+    weights = _local_exp(explanation)[explained_label(explanation, label)]
     return {int(feature): float(weight) for feature, weight in weights}
 
 
@@ -50,7 +50,7 @@ def explanation_numbers(explanation: Any, label: int | str | None = None) -> dic
     numbers = getattr(explanation, "by_semantics", None)
     if numbers is None:
         return explanation_weights(explanation, label)
-    return dict(numbers[_label(explanation, label)])
+    return dict(numbers[explained_label(explanation, label)])
 
 
 def explanation_spans(explanation: Any, label: int | str | None = None) -> list[tuple[int, int, float]]:
@@ -241,7 +241,7 @@ def _shared(
 
 def _number(explanation: Any, value: Any, label: int | str | None) -> float:
     if isinstance(value, dict):
-        value = value[_label(explanation, label)]
+        value = value[explained_label(explanation, label)]
     return float(np.asarray(value, dtype=float).reshape(-1)[0])
 
 
@@ -274,7 +274,7 @@ def _local_exp(explanation: Any) -> dict[Any, Any]:
     return found
 
 
-def _label(explanation: Any, label: int | str | None) -> Any:
+def explained_label(explanation: Any, label: int | str | None) -> Any:
     """Return the key of the explained class in ``local_exp``."""
     have = _local_exp(explanation)
     if getattr(explanation, "mode", "classification") == "regression":

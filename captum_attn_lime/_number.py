@@ -1,0 +1,164 @@
+"""Which one number the methods of a comparison explain, and how each of them is run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+
+from captum_attn_lime.adapters import Adapter, Encoding
+from captum_attn_lime.errors import InputError
+from captum_attn_lime.explained import Explained, Output, Unit, check_output, one_number, single_target
+from captum_attn_lime.lime.explanations import explained_label
+
+
+@dataclass(frozen=True)
+class Number:
+    """The number that a comparison is of.
+
+    Attributes:
+        explained: The number; None where neither an adapter nor an explanation says what it is.
+        adapter: The adapter that the methods run, if there is one.
+        target: What the caller gave.
+    """
+
+    explained: Explained | None
+    adapter: Adapter | None
+    target: Any
+
+    @property
+    def label(self) -> Any:
+        """The class, for lime's explanations."""
+        if self.explained is None:
+            return single_target(self.target)
+        return self.explained.column
+
+    def attribute(self, name: str, method: Any, encoding: Encoding, arguments: dict[str, Any]) -> Any:
+        """Return what a method attributes to this number.
+
+        Args:
+            name: The method's name, for messages.
+            method: A Captum attribution.
+            encoding: The input.
+            arguments: Keyword arguments of its ``attribute``, the target left out.
+
+        Raises:
+            InputError: The method explains another number.
+        """
+        inner = getattr(method, "attribution_method", method)
+        takes = signature(method.attribute).parameters
+        has_target = "target" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        if self.explained is None:
+            return method.attribute(**arguments, **({"target": _plain(self.target)} if has_target else {}))
+        if not has_target:
+            return method.attribute(**arguments)
+        if not getattr(inner, "uses_target", True):  # attention: the target only names a position
+            place = self.explained.index if isinstance(self.explained.index, tuple) else None
+            return method.attribute(**arguments, target=place)
+        if self.adapter is None:
+            self._check_plain(name, None)
+            return method.attribute(**arguments, target=_plain(self.target))
+        with self.adapter.answering_in(self.explained.unit, encoding.inputs, encoding.forward_args) as reading:
+            found = method.attribute(**arguments, target=self.explained.index)
+        if not reading.is_used:
+            self._check_plain(name, reading.is_plain)
+        return found
+
+    def _check_plain(self, name: str, is_plain: bool | None) -> None:
+        """Raise unless a model that runs without the adapter puts out just what is explained.
+
+        Args:
+            name: The method's name.
+            is_plain: Whether the adapter's own outputs are what is explained; None where that is not known.
+        """
+        assert self.explained is not None
+        if is_plain is None:
+            is_plain = self.explained.unit != "probability" and self.explained.opposite is None
+        if not is_plain:
+            raise InputError(
+                f"the comparison is of the {self.explained.label}, and {name!r} runs a function of its own, which may "
+                "give out another number. Make the method with the adapter, whose answers compare brings to one "
+                "number, or run it yourself and pass what it attributes."
+            )
+
+
+def number_of(attributions: Mapping[str, Any], encoding: Encoding, target: Any, output: Output | None) -> Number:
+    """Return the number that a comparison is of.
+
+    It is the one that lime explanations among the methods are of; without any, the class that the target names, or
+    the predicted one, in the unit of the model's own outputs.
+
+    Args:
+        attributions: Name to attribution.
+        encoding: The input.
+        target: The class, or None.
+        output: ``"probability"`` or ``"logits"``; None for the one that explanations are of, or the model's own.
+
+    Raises:
+        InputError: Explanations are of different numbers.
+        TargetError: There is no such class, or it was not explained.
+    """
+    unit: Unit | None = None
+    if output is not None:
+        unit = "probability" if check_output(output) == "probability" else "logit"
+    adapter = next((a for a in map(_adapter, attributions.values()) if a is not None), None)
+    wanted: Any = target
+    if isinstance(single_target(target), str) and adapter is not None and adapter.class_names is not None:
+        wanted = adapter.explained(encoding.inputs, encoding.forward_args, target).column
+    explanations = [(name, _explained(e, wanted)) for name, e in attributions.items() if hasattr(e, "local_exp")]
+    explained = one_number(explanations)
+    if explained is None and adapter is not None:
+        if adapter.is_regression:
+            unit = None
+        explained = adapter.explained(encoding.inputs, encoding.forward_args, target, unit=unit)
+    elif explained is not None and unit not in (None, explained.unit) and explained.unit != "prediction":
+        raise InputError(
+            f"output={output!r} was asked for, but {explanations[0][0]!r} explains the {explained.label}; explain with "
+            f"output={output!r}, too."
+        )
+    return Number(explained, adapter, target)
+
+
+def _adapter(method: Any) -> Adapter | None:
+    """Return the adapter that an attribution runs, if it is seen to run one."""
+    inner = method
+    while hasattr(inner, "attribution_method"):
+        inner = inner.attribution_method
+    forward_func = getattr(inner, "forward_func", None)
+    return forward_func if isinstance(forward_func, Adapter) else None
+
+
+def _explained(explanation: Any, target: Any) -> Explained:
+    """Return what a lime explanation is of; an official explainer's classes are taken to have probabilities."""
+    key = explained_label(explanation, _class_of(target))
+    known = getattr(explanation, "all_diagnostics", {}).get(key)
+    if known is not None:
+        found: Explained = known.explained
+        return found
+    if getattr(explanation, "mode", "classification") == "regression":
+        return Explained(0, "prediction", value=float(explanation.predicted_value))
+    scores = getattr(explanation, "predict_proba", None)
+    names = getattr(explanation, "class_names", None)
+    unit: Unit = "probability"
+    if scores is not None and not 0 <= float(np.min(scores)) <= float(np.max(scores)) <= 1:
+        unit = "logit"
+    return Explained(
+        int(key),
+        unit,
+        None if names is None else str(names[key]),
+        None if scores is None else float(scores[key]),
+    )
+
+
+def _class_of(target: Any) -> Any:
+    """Return the class that a target for one example names; None where it names no single class."""
+    target = single_target(target)
+    return target if isinstance(target, (int, np.integer, str)) else None
+
+
+def _plain(target: Any) -> Any:
+    """Return a target as Captum's own methods understand it."""
+    return int(target) if isinstance(target, np.integer) else target
