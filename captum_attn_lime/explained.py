@@ -29,8 +29,8 @@ class Explained:
         name: Name of the class or output; None where it has none.
         value: The model's answer for the input itself.
         is_predicted: Whether nobody chose the class: it is the one that the model predicts.
-        opposite: Name of the other class, where there are two that exclude each other: what speaks against one
-            speaks for the other.
+        opposite: Name of the other of two classes, where what lowers the one raises the other just as much: 1 - p
+            beside p, or -z beside z.
 
     Example:
         >>> print(Explained(1, "probability", "fresh", 0.93, is_predicted=True))
@@ -76,7 +76,7 @@ class Explained:
 
 
 def choose(
-    scores: Any, target: Any, unit: Unit, names: Sequence[str] | None = None, *, excluding: bool = False
+    scores: Any, target: Any, unit: Unit, names: Sequence[str] | None = None, *, two_sided: bool = False
 ) -> Explained:
     """Return the explained number of one example.
 
@@ -85,7 +85,7 @@ def choose(
         target: The class: an index, a name, (position, class), or None for the class that is predicted.
         unit: What the scores are.
         names: Names of the classes or outputs.
-        excluding: Whether the classes exclude each other.
+        two_sided: Whether what lowers one of two classes raises the other just as much.
 
     Raises:
         TargetError: There is no such class, or it has to be named.
@@ -105,7 +105,7 @@ def choose(
         raise TargetError(f"target {target!r}: regression has one output; leave target out.")
     index = int(values.argmax()) if is_predicted else class_index(0 if target is None else target, n, names)
     own = None if names is None or (unit == "prediction" and n == 1) else str(names[index])
-    opposite = (str(1 - index) if names is None else str(names[1 - index])) if excluding and n == 2 else None
+    opposite = (str(1 - index) if names is None else str(names[1 - index])) if two_sided and n == 2 else None
     return Explained(index, unit, own, float(values[index]), is_predicted, opposite)
 
 
@@ -134,8 +134,9 @@ def single_target(target: Any) -> Any:
     """Return the target of one example out of a list or tensor of one; anything else as it is."""
     if isinstance(target, list) and len(target) == 1:
         return target[0]
-    is_one = (isinstance(target, Tensor) and target.numel() == 1) or (isinstance(target, np.ndarray) and target.size == 1)
-    return target.item() if is_one else target
+    if isinstance(target, (Tensor, np.ndarray)) and np.prod(target.shape) == 1:
+        return target.item()
+    return target
 
 
 def check_output(output: Any) -> Output:

@@ -117,6 +117,7 @@ class Adapter(nn.Module):
         self.training = model.training
         self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
         self.outputs_are: Outputs = outputs
+        self._columns: int | None = None  # of the last output
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Return the model's outputs, (n, columns), for encoded inputs; the form in which Captum calls a model."""
@@ -125,6 +126,7 @@ class Adapter(nn.Module):
             raise InputError(f"an adapter runs on tensors, but got {came}; call adapter.encode(...) for them.")
         with fast_path_off():
             outputs = self._read(self._call(tensors), tensors)
+        self._columns = outputs.shape[-1]
         reading = _reading.get()
         if reading is None or reading.adapter is not self:
             return outputs
@@ -194,7 +196,14 @@ class Adapter(nn.Module):
         kind = self._kind_of(outputs, lambda: self._run_once(tensors))
         unit = _OWN_UNIT[kind] if unit is None else unit
         scores = self._in_unit(outputs.double(), unit, kind)
-        return choose(scores[0].cpu(), target, unit, self._names_of(scores.shape[-1]), excluding=self.classes_exclude)
+        return choose(
+            scores[0].cpu(), target, unit, self._names_of(scores.shape[-1]), two_sided=self.is_two_sided(unit)
+        )
+
+    def columns(self, inputs: Tensors, forward_args: Any = ()) -> int:
+        """Return how many columns the model puts out, looked up on the first of encoded examples."""
+        tensors = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *(forward_args or ()))
+        return int(self._run_once(tuple(t[:1] for t in tensors)).shape[-1])
 
     @contextmanager
     def answering_in(self, unit: Unit, inputs: Tensors, forward_args: Any = ()) -> Iterator[Reading]:
@@ -245,6 +254,10 @@ class Adapter(nn.Module):
     def classes_exclude(self) -> bool:
         """Whether the classes exclude each other."""
         return self._problem_type != "multi_label_classification" and not self.is_regression
+
+    def is_two_sided(self, unit: Unit) -> bool:
+        """Return whether what lowers one of two classes raises the other just as much: p and 1 - p, or z and -z."""
+        return self.classes_exclude and (unit == "probability" or self._columns == 1)
 
     @property
     def _excluding_dim(self) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from captum_attn_lime._captum import Target, expand_forward_args, format_forward_args, run_forward, select_target
 from captum_attn_lime.adapters import Adapter
 from captum_attn_lime.adapters.state import evaluating
+from captum_attn_lime.adapters.targets import plain_target
 from captum_attn_lime.errors import ForwardError, InputError, TargetError
 from captum_attn_lime.explained import Explained, Output, Unit, check_output, choose
 
@@ -78,6 +79,7 @@ def target_scalars(
     if any(len(x) != n for x in inputs):
         raise InputError(f"all inputs need the same batch size, but they have {[len(x) for x in inputs]}.")
     args = format_forward_args(additional_forward_args)
+    target = plain_target(target, forward_func, inputs, args)
     output = run_forward(forward_func, inputs, args or None)
     if select_target(output, target).numel() != n:
         raise TargetError(
@@ -142,9 +144,9 @@ def chosen(
         labels = [int(k) for k in np.argsort(-scores, kind="stable")[:top_labels]]
     if labels is not None and (isinstance(labels, (str, int)) or not len(labels)):
         raise InputError(f"labels must be a sequence of at least one class, but is {labels!r}; one class is a target.")
-    excluding = adapter.classes_exclude
+    two_sided = adapter.is_two_sided(unit)
     found = tuple(
-        choose(scores, one, unit, names, excluding=excluding) for one in ([target] if labels is None else labels)
+        choose(scores, one, unit, names, two_sided=two_sided) for one in ([target] if labels is None else labels)
     )
     if len({one.index for one in found}) < len(found):
         raise InputError(f"labels names a class twice: {[one.index for one in found]}.")

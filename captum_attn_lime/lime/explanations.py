@@ -196,20 +196,18 @@ def safe_html(explanation: Any) -> str:
     return str(explanation.as_html())
 
 
-def shown(explanation: Any, string: Any = None, *, is_two_sided: bool) -> Any:
+def shown(explanation: Any, string: Any = None) -> Any:
     """Return lime's explanation of a text or a row such that it shows itself, safely.
 
     Args:
         explanation: What the official explainer returned.
         string: The text with the units that are its features.
-        is_two_sided: Whether classes exclude each other.
     """
     from captum_attn_lime.lime.shown import ShownExplanation, TextMapper, as_regression
 
     if string is not None:
         explanation.domain_mapper = TextMapper(string)
     explanation.__class__ = ShownExplanation
-    explanation.is_two_sided = is_two_sided
     if explanation.explained.unit == "prediction" and explanation.mode == "classification":
         as_regression(explanation)
     return explanation

@@ -182,7 +182,7 @@ class LimeRows(PerturbationAttribution):  # type: ignore[misc]
             label: self._by_semantics(explainer, explanation_weights(explanation, label), row)
             for label in explanation.all_diagnostics
         }
-        return shown(explanation, is_two_sided=adapter.classes_exclude)
+        return shown(explanation)
 
     def _weights(self, explainer: Any, row: Array, predict: Callable[[Array], Array], n_samples: int) -> Array:
         """Return the number of each feature of one row, by the declared semantics."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Sequence
 from html import escape
@@ -31,12 +32,10 @@ class ShownExplanation(Explanation):  # type: ignore[misc]
     Attributes:
         explained: The number that is explained; of several classes the first. None for an official explanation.
         all_diagnostics: By label the diagnostics, and with them the number, of each class that was explained.
-        is_two_sided: Whether what speaks against one of two classes speaks for the other.
     """
 
     explained: Explained | None = None
     all_diagnostics: dict[int, Any] = {}  # noqa: RUF012  # replaced, never changed
-    is_two_sided = True
 
     def as_list(self, label: int | str | None = None, **kwargs: Any) -> Any:
         """Return what ``Explanation.as_list`` returns; by default of the one class that was explained.
@@ -82,22 +81,32 @@ class ShownExplanation(Explanation):  # type: ignore[misc]
             show_predicted_value: Whether to show the prediction of a regression.
             **kwargs: Handed to lime.
         """
-        drawn = copy.copy(self)
         chosen = None if labels is None else [self._only(label) for label in labels]
+        keys = [1] if self.mode == "regression" else self.available_labels() if chosen is None else chosen
+        drawn, names = copy.copy(self), None
         if self.mode == "classification":
-            # Bars of two classes stand under both names, to the right under the second; with a further name lime
-            # writes "NOT a" and "a" in their place.
-            if len(self.class_names) == 2 and self.is_two_sided:
+            is_two_sided = self.explained is None or self.explained.opposite is not None
+            if len(self.class_names) == 2 and is_two_sided:  # negative bars stand under the first name
                 drawn.local_exp = {
                     label: [(k, -w if label == 0 else w) for k, w in pairs] for label, pairs in self.local_exp.items()
                 }
             elif len(self.class_names) == 2:
-                drawn.class_names = [*self.class_names, ""]
+                names = self._names_of_bars(keys)
             predict_proba = predict_proba and (self.explained is None or self.explained.unit == "probability")
-        keys = [1] if self.mode == "regression" else self.available_labels() if chosen is None else chosen
         numbers = [found for found in map(self._explained, keys) if found is not None]
         as_html = super(ShownExplanation, drawn).as_html
-        return escaped_html(as_html, chosen, predict_proba, show_predicted_value, numbers=numbers, **kwargs)
+        return escaped_html(
+            as_html, chosen, predict_proba, show_predicted_value, numbers=numbers, names=names, **kwargs
+        )
+
+    def _names_of_bars(self, labels: Sequence[int]) -> tuple[list[str], list[str]]:
+        """Return the names of two classes, and those between which the bars of labels stand in their place.
+
+        With more than two names lime itself writes "NOT a" and "a".
+        """
+        names = [str(name) for name in self.class_names]
+        one = names[labels[0]]
+        return names, ([f"NOT {one}", one] if len(labels) == 1 else [*names, ""])
 
     def show_in_notebook(self, *args: Any, **kwargs: Any) -> None:
         """Show the explanation in a notebook, also with IPython 9, which lime's own way does not know."""
@@ -159,15 +168,31 @@ def as_regression(explanation: Any) -> None:
     del explanation.predict_proba
 
 
-def escaped_html(as_html: Any, *args: Any, numbers: Sequence[Explained] = (), **kwargs: Any) -> str:
+def escaped_html(
+    as_html: Any,
+    *args: Any,
+    numbers: Sequence[Explained] = (),
+    names: tuple[list[str], list[str]] | None = None,
+    **kwargs: Any,
+) -> str:
     """Return lime's HTML with what came from the user escaped, below a line for each number that is explained.
 
     lime writes words and class names as JSON into a script, where ``</script>`` within one would end it. Between its
     start and its end the script has no ``<``, ``>`` or ``&`` of its own.
+
+    Args:
+        as_html: lime's method.
+        *args: Its arguments.
+        numbers: What is explained.
+        names: The names of classes as lime writes them, and those that its bars get in their place.
+        **kwargs: Further arguments of lime's method.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # lime leaves the file of its JavaScript open
         page = str(as_html(*args, **kwargs))
+    if names is not None:
+        was, now = (f"new lime.Explanation({json.dumps(own, ensure_ascii=False)})" for own in names)
+        page = page.replace(was, now)
     head = page.index(_LIBRARY_END) + len(_LIBRARY_END)
     start = page.index(_SCRIPT, head) + len(_SCRIPT)
     end = page.rindex(_END)

@@ -254,8 +254,7 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         about = {subject.label(one): About(one, is_cut, label=1 if is_regression else None) for one in numbers}
         seed = self.seed if seed is None else seed
         explanation = plan.explanation(explainer, run, features=string.num_words(), seed=seed, about=about)
-        is_two_sided = subject.is_next_token or subject.adapter.classes_exclude
-        return subject.mark(shown(explanation, string, is_two_sided=is_two_sided))
+        return subject.mark(shown(explanation, string))
 
     def _in_units(self, subject: Subject) -> tuple[Any, Subject]:
         """Return the text with its units, and the subject with what is perturbed: its tokens or its text."""

@@ -21,6 +21,7 @@ _STRONG, _PALE = 0.33, 0.15  # how far from the middle of the colour map bars ar
 def weights(
     values: Any,
     *,
+    label: int | str | None = None,
     errors: Any = None,
     names: Sequence[Any] | Mapping[Any, Any] | None = None,
     top: int = 15,
@@ -34,8 +35,8 @@ def weights(
 
     Args:
         values: An explanation of :meth:`LimeText.explain` or another LIME class, which knows its standard errors and
-            names, or any of lime's that explains one class; or a mapping or pandas Series from features to weights,
-            or weights (features,).
+            names, or any of lime's; or a mapping or pandas Series from features to weights, or weights (features,).
+        label: The class to draw of an explanation of several, by index or name.
         errors: Standard errors in the form of the weights; NaN draws no whisker. An explanation's own by default.
         names: The features' names: a sequence in the order of the weights (for an explanation by feature id), or a
             mapping.
@@ -56,7 +57,7 @@ def weights(
     """
     if top < 1:
         raise InputError(f"top is the number of features to show, at least 1, but is {top!r}.")
-    found, own_errors, own_names, note = _read(values)
+    found, own_errors, own_names, note, unit = _read(values, label)
     given = own_errors if errors is None else _by_feature(errors, "errors", found)
     labels = own_names if names is None else _names(names, found)
     features = sorted(found, key=lambda k: -abs(found[k]) if found[k] == found[k] else 1.0)[:top]
@@ -71,7 +72,7 @@ def weights(
     ax.set_ylim(len(features) - 0.4, -0.6)
     known = np.isfinite(whiskers)
     pale = "; pale: may be 0" if (whiskers >= np.abs(bars)).any() else ""
-    ax.set_xlabel(f"weight ± 1.96 standard errors{pale}" if known.any() else "weight")
+    ax.set_xlabel(f"{unit} ± 1.96 standard errors{pale}" if known.any() else unit)
     if len(features) < len(found):
         ax.set_ylabel(f"the strongest {len(features)} of {len(found)} features")
     if note:
@@ -107,38 +108,49 @@ def _draw(ax: Axes, bars: Floats, whiskers: Floats) -> None:
         ax.spines[side].set_visible(False)
 
 
-def _read(values: Any) -> tuple[dict[Any, float], dict[Any, float], dict[Any, str], str]:
-    """Return weights, standard errors and names by feature, and what there is to say below the title."""
+def _read(values: Any, label: int | str | None) -> tuple[dict[Any, float], dict[Any, float], dict[Any, str], str, str]:
+    """Return weights, standard errors and names by feature, what there is to say below the title, and the unit."""
     if not hasattr(values, "local_exp"):
         found = _as_dict(values, "values")
         if not found:
             raise InputError("values is empty; there is nothing to draw.")
-        return found, {}, {}, ""
-    local = values.local_exp
-    if getattr(values, "mode", "classification") == "regression":
-        pairs = local[1]  # lime keeps the weights under 1 and their negatives under 0
-    elif len(local) == 1:
-        pairs = next(iter(local.values()))
-    else:
-        raise InputError(
-            f"several classes were explained, {sorted(int(k) for k in local)}; pass one of them as a dict: "
-            "plot.weights(dict(explanation.local_exp[label]))."
-        )
+        return found, {}, {}, "", "weight"
+    key, pairs = _of_class(values, label)
     found = {int(k): float(w) for k, w in pairs}
     mapper = getattr(values, "domain_mapper", None)
     if mapper is None:
         names = {k: f"segment {k}" for k in found}
     else:
         names = {k: str(mapper.map_exp_ids([(k, 0.0)])[0][0]) for k in found}
-    diagnostics = getattr(values, "diagnostics", None)
+    # Without bins lime's weights are per standard deviation of a column.
+    unit = "weight" if getattr(values, "semantics", "contrast") == "contrast" else "weight per standard deviation"
+    known = getattr(values, "all_diagnostics", {})
+    diagnostics = known.get(key, getattr(values, "diagnostics", None))
     if diagnostics is None:
-        return found, {}, names, ""
+        return found, {}, names, "", unit
     predicted = " (predicted)" if diagnostics.explained.is_predicted else ""
     note = (
         f"{diagnostics.explained.label}{predicted}: {diagnostics.fx:.3g};  R² {diagnostics.r2_shown:.2f};  "
         f"{diagnostics.n_samples} samples"
     )
-    return found, dict(diagnostics.standard_errors), names, note
+    return found, dict(diagnostics.standard_errors), names, note, unit
+
+
+def _of_class(values: Any, label: int | str | None) -> tuple[int, Any]:
+    """Return the key of an explained class, and its features and weights."""
+    local = values.local_exp
+    if getattr(values, "mode", "classification") == "regression":
+        return 1, local[1]  # lime keeps the weights under 1 and their negatives under 0
+    if isinstance(label, str):
+        known = getattr(values, "all_diagnostics", {}).items()
+        label = next((key for key, one in known if one.explained.name == label), label)
+    if label is None and len(local) == 1:
+        label = next(iter(local))
+    if label is not None and label in local:
+        return int(label), local[label]
+    raise InputError(
+        f"the explanation is of the classes {sorted(int(k) for k in local)}; pass one of them as label=, not {label!r}."
+    )
 
 
 def _as_dict(values: Any, called: str) -> dict[Any, float]:
