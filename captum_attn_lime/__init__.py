@@ -7,6 +7,7 @@ from captum_attn_lime.attribution import AttentionAttribution
 from captum_attn_lime.capture import Keep, capture, register_attention
 from captum_attn_lime.compare import Comparison, compare
 from captum_attn_lime.describe import Description, describe
+from captum_attn_lime.explained import Explained
 from captum_attn_lime.explanation_func import as_explanation_func
 from captum_attn_lime.generation import GenerationAttribution, GenerationAttributionResult
 from captum_attn_lime.global_view import global_view
@@ -27,6 +28,7 @@ __all__ = [
     "AttentionMap",
     "Comparison",
     "Description",
+    "Explained",
     "GenerationAttribution",
     "GenerationAttributionResult",
     "ImageAdapter",

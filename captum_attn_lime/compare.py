@@ -224,6 +224,8 @@ def compare(
     unnamed = [name for name in attributions if not isinstance(name, str)]
     if unnamed:
         raise InputError(f"the methods' names must be strings, but {unnamed[0]!r} is {type(unnamed[0]).__name__}.")
+    if not isinstance(encoding, Encoding):
+        raise InputError(f"encoding must come from an adapter's encode(), but is {type(encoding).__name__}.")
     if len(encoding) != 1:
         raise InputError(f"compare explains one input, but the encoding holds {len(encoding)}; encode one alone.")
     readings = reduction if isinstance(reduction, Mapping) else dict.fromkeys(attributions, reduction)

@@ -213,3 +213,11 @@ def test_attention_has_no_class_and_stands_beside_any():
     page = found.to_html()
     assert "Explained: probability of class &#39;yes&#39;" in page
     assert "raise the probability of class" in page
+
+
+def test_what_is_not_an_encoding_or_not_one_text():
+    adapter = TextAdapter(nn.Embedding(9, 2), WordTokenizer.fit(["a fine film"]))
+    with pytest.raises(InputError, match=r"adapter's encode\(\), but is str"):
+        compare({"a": [1.0]}, "a fine film")
+    with pytest.raises(InputError, match="a list of 2 came; call it for each"):
+        LimeText(adapter).explain(["a film", "a fine film"])
