@@ -17,21 +17,37 @@ Outputs = Literal["auto", "logits", "probabilities", "predictions"]
 Kind = Literal["logits", "probabilities", "predictions"]
 _SUM = 1e-3  # half precision sums to 1 so nearly
 _aten = torch.ops.aten
-_MAKES_PROBABILITIES = (
-    _aten._softmax.default,
-    _aten.sigmoid.default,
-    _aten.sigmoid_.default,
-    _aten.exp.default,
+_STEPS = {
+    _aten._softmax.default: "softmax",
+    _aten.sigmoid.default: "sigmoid",
+    _aten.sigmoid_.default: "sigmoid",
+    _aten.exp.default: "exp",
+}
+# What keeps probabilities as they are, or makes 1 - p of p. Views share memory with what they look at.
+_COPIES = (
+    _aten.clone.default,
+    _aten._to_copy.default,
+    _aten.cat.default,
+    _aten.stack.default,
+    _aten.rsub.Scalar,
 )
-# What hands on the values of another tensor as they are. Views share its memory.
-_HANDS_ON = (_aten.clone.default, _aten._to_copy.default, _aten.cat.default, _aten.stack.default)
+# What mixes probabilities, as an ensemble does.
+_MIXES = (
+    _aten.add.Tensor,
+    _aten.mul.Tensor,
+    _aten.div.Tensor,
+    _aten.mean.dim,
+    _aten.sum.dim_IntList,
+    _aten.sub.Tensor,
+    _aten.mm.default,
+)
 
 
 def kind_of(outputs: Tensor, run_again: Callable[[], Tensor], name: str, *, exclude: bool, dim: int = -1) -> Kind:
     """Return whether a model's outputs are logits or already probabilities.
 
-    Values outside 0 to 1 are logits. Others are probabilities where the model's last step is seen to be a softmax or
-    a sigmoid; where no such step is seen, but the columns of every row sum to 1, that is guessed.
+    Values outside 0 to 1 are logits. For others the steps of the model are looked at: probabilities come from a
+    softmax or sigmoid, or from mixing such. Where this leaves a doubt, it is guessed with a warning.
 
     Args:
         outputs: The model's outputs, (n, columns), or with a row for each token.
@@ -47,20 +63,26 @@ def kind_of(outputs: Tensor, run_again: Callable[[], Tensor], name: str, *, excl
     if not bool(((values >= -_SUM) & (values <= 1 + _SUM)).all()):
         return "logits"
     sums_to_one = values.shape[dim] > 1 and bool(((values.sum(dim=dim) - 1).abs() < _SUM).all())
-    with _LastStep() as seen:
+    with _Steps() as steps:
         found = run_again()
-    last = seen.of(found)
-    if last is not None and (last != "exp" or sums_to_one):
+    last = steps.to(found)
+    if last in ("softmax", "sigmoid") or (last in ("exp", "mixture") and sums_to_one):
         return "probabilities"
-    if exclude and sums_to_one:
-        warnings.warn(
-            f"the outputs of {name} lie between 0 and 1 and sum to 1, so they are read as probabilities, and no "
-            "softmax is put on top. Pass outputs='probabilities' to the adapter if that is right, or outputs='logits'.",
-            OutputsWarning,
-            stacklevel=2,
-        )
+    if last == "mixture" or (exclude and sums_to_one and last in ("unseen", "division")):
+        _guessed(name, "probabilities", "logits")
         return "probabilities"
+    if last == "unseen":
+        _guessed(name, "logits", "probabilities")
     return "logits"
+
+
+def _guessed(name: str, kind: Kind, other: Kind) -> None:
+    warnings.warn(
+        f"the outputs of {name} lie between 0 and 1, and its steps do not tell whether they are probabilities; they "
+        f"are read as {kind}. Pass outputs={kind!r} to the adapter if that is right, or outputs={other!r}.",
+        OutputsWarning,
+        stacklevel=3,
+    )
 
 
 def in_unit(outputs: Tensor, unit: Unit, kind: Kind, *, exclude: bool, dim: int = -1) -> Tensor:
@@ -106,26 +128,39 @@ def in_unit(outputs: Tensor, unit: Unit, kind: Kind, *, exclude: bool, dim: int 
     return outputs.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
-class _LastStep(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees which tensors come from a step that makes probabilities."""
+class _Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees which step of a model each tensor comes from."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._made: list[tuple[Tensor, str]] = []  # held, so that no other tensor comes to lie there
+        self._found: dict[int, tuple[Tensor, str]] = {}  # tensors are held, so that no other comes to lie there
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor):
-            if func in _MAKES_PROBABILITIES:
-                self._made.append((out, func.__name__.split(".")[0].strip("_")))
-            elif func in _HANDS_ON:
-                given = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
-                made = [self.of(t) for t in given]
-                if made and all(step is not None for step in made):
-                    self._made.append((out, str(made[0])))
+        if isinstance(out, Tensor) and not _is_view(func):
+            self._found[_place(out)] = (out, self._step(func, args))
         return out
 
-    def of(self, tensor: Tensor) -> str | None:
-        """Return the step that a tensor comes from; None where it comes from another one."""
-        place = tensor.untyped_storage().data_ptr()
-        return next((step for made, step in reversed(self._made) if made.untyped_storage().data_ptr() == place), None)
+    def _step(self, func: Any, args: Any) -> str:
+        if func in _STEPS:
+            return _STEPS[func]
+        if func in _COPIES or func in _MIXES:
+            given = [a for a in (args[0] if isinstance(args[0], (list, tuple)) else args) if isinstance(a, Tensor)]
+            steps = {self.to(a) for a in given}
+            if steps <= {"softmax", "sigmoid", "mixture"} and steps:
+                keeps = func in _COPIES and (func is not _aten.rsub.Scalar or args[1] == 1)
+                return steps.pop() if keeps and len(steps) == 1 else "mixture"
+        return "division" if func is _aten.div.Tensor else "other"
+
+    def to(self, tensor: Tensor) -> str:
+        """Return the step that a tensor comes from."""
+        found = self._found.get(_place(tensor))
+        return "unseen" if found is None else found[1]
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _is_view(func: Any) -> bool:
+    return any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)

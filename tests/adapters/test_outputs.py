@@ -60,6 +60,7 @@ ENDS = {
     "in place": lambda: (Squeezed(linear(1), torch.sigmoid_), linear(1)),
     "exp of log softmax": lambda: (Squeezed(linear(2), lambda z: z.log_softmax(1).exp()), linear(2)),
     "half precision": lambda: (Squeezed(linear(2), lambda z: z.softmax(1).half().float()), linear(2)),
+    "two columns of a sigmoid": lambda: (Both(linear(1)), linear(1)),
     "log softmax": lambda: (nn.Sequential(linear(2), nn.LogSoftmax(1)), linear(2)),
 }
 
@@ -72,24 +73,69 @@ def test_no_second_softmax(end):
     odds = found.logits(ROWS)
     both = [np.concatenate([-o, o], 1) if o.shape[1] == 1 else o for o in (odds, plain.logits(ROWS))]
     both = [o - o.max(axis=1, keepdims=True) for o in both]
-    if end != "half precision":
+    if end not in ("half precision", "two columns of a sigmoid"):
         np.testing.assert_allclose(*both, atol=1e-3)
     lime = [explanation_weights(LimeTabular(a).explain(ROWS[0], 1, num_samples=300)) for a in (found, plain)]
     for k, w in lime[1].items():
         assert lime[0][k] == pytest.approx(w, abs=2e-3)
 
 
+class Opaque(nn.Module):
+    """Probabilities whose making is hidden from torch."""
+
+    def __init__(self, net, columns):
+        super().__init__()
+        self.net, self.columns = net, columns
+
+    def forward(self, x):
+        p = 1 / (1 + np.exp(-self.net(x).numpy()))
+        return torch.from_numpy(np.concatenate([1 - p, p], axis=1) if self.columns == 2 else p)
+
+
 def test_a_guess_is_said():
-    adapter = TabularAdapter(Both(linear(1)), training_data=ROWS)
-    with pytest.warns(OutputsWarning, match="outputs='probabilities'"):
+    adapter = TabularAdapter(Opaque(linear(1), 2), training_data=ROWS)
+    with pytest.warns(OutputsWarning, match="read as probabilities.*outputs='probabilities'"):
         found = adapter.predict_proba(ROWS)
     np.testing.assert_allclose(found, TabularAdapter(linear(1)).predict_proba(ROWS), atol=1e-6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        said = TabularAdapter(Both(linear(1)), training_data=ROWS, outputs="probabilities")
+        said = TabularAdapter(Opaque(linear(1), 2), training_data=ROWS, outputs="probabilities")
         np.testing.assert_allclose(said.predict_proba(ROWS), found)
-        again = TabularAdapter(Both(linear(1)), training_data=ROWS, outputs="logits").predict_proba(ROWS)
+        again = TabularAdapter(Opaque(linear(1), 2), training_data=ROWS, outputs="logits").predict_proba(ROWS)
     assert np.abs(again - found).max() > 0.1
+    with pytest.warns(OutputsWarning, match="read as logits"):  # one column of these may be anything
+        TabularAdapter(Opaque(linear(1), 1), training_data=ROWS).predict_proba(ROWS)
+
+
+def test_an_ensemble_is_a_mixture_of_probabilities():
+    other = linear(2)
+    other.weight[:] = 0.3
+
+    class Ensemble(nn.Module):
+        def forward(self, x):
+            return (a(x).softmax(1) + other(x).softmax(1)) / 2
+
+    class OfOne(nn.Module):
+        def forward(self, x):
+            return torch.stack([b(x).sigmoid(), (0.5 * b(x)).sigmoid()]).mean(dim=0)
+
+    a, b = linear(2), linear(1)
+    adapter = TabularAdapter(Ensemble(), training_data=ROWS)
+    np.testing.assert_allclose(adapter.predict_proba(ROWS), adapter.outputs(ROWS))
+    one = TabularAdapter(OfOne(), training_data=ROWS)
+    with pytest.warns(OutputsWarning, match="read as probabilities"):
+        found = one.predict_proba(ROWS)
+    np.testing.assert_allclose(found[:, 1:], one.outputs(ROWS))
+
+
+def test_logits_that_sum_to_one_by_chance_are_logits():
+    class Padded(nn.Module):
+        def forward(self, x):
+            z = x.sum(dim=1, keepdim=True)
+            return torch.cat([torch.zeros_like(z), z], dim=1)
+
+    adapter = TabularAdapter(Padded(), training_data=ROWS)
+    np.testing.assert_allclose(adapter.predict_proba([0.5, 0.5])[0, 1], 1 / (1 + np.exp(-1.0)), atol=1e-6)
 
 
 def test_logits_between_0_and_1_are_logits():
