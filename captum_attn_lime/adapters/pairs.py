@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from captum_attn_lime.adapters.tokenize import PlainIds, Tokenizing
-from captum_attn_lime.adapters.words import WORD_PATTERN, Span, find_words
+from captum_attn_lime.adapters.words import Span, find_words
 from captum_attn_lime.errors import TextError, TokenizerError
 
 
@@ -178,7 +178,7 @@ def _part(tokenizing: Tokenizing, whole: PairTokens, segment: int, keep: int) ->
 
 def _whole_word(tokenizing: Tokenizing, text: str, start: int, ids: list[Any]) -> int:
     """Return where the first whole word from here on begins, or the space before it where that keeps the tokens."""
-    word = next((w for w in find_words(text, WORD_PATTERN) if w.start >= start), None)
+    word = next((w for w in find_words(text) if w.start >= start), None)
     if word is None:
         return start
     before = word.start - 1 if word.start and text[word.start - 1].isspace() else word.start

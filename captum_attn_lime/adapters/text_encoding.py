@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +13,7 @@ from captum_attn_lime.adapters.base import Encoding
 from captum_attn_lime.adapters.pairs import PairTokens
 from captum_attn_lime.adapters.raw import SEGMENTS, Raw, is_pair, texts_of
 from captum_attn_lime.adapters.tokenize import Tokens
-from captum_attn_lime.adapters.words import Word, find_words, word_of_tokens
+from captum_attn_lime.adapters.words import Word, find_phrase, find_words, word_of_tokens
 from captum_attn_lime.errors import InputError, TextError
 
 TokenSpan = tuple[int, int, int]
@@ -68,7 +67,8 @@ class TextEncoding(Encoding):
         Special tokens are no part of a text: ``x.tokens[0].index("[CLS]")`` finds those.
 
         Args:
-            text: What to look for, as it is written; only whole words match.
+            text: What to look for, as it is written; only whole words match, and whole characters in scripts without
+                spaces between words.
             example: Index of the example.
             segment: Which text of a pair to look in; by default the first one, then the second.
             occurrence: Which one of several, from 0.
@@ -97,11 +97,10 @@ class TextEncoding(Encoding):
                 f"segment must be 'first' or 'second', of a pair, but is {segment!r} and came for {raw!r}."
             )
         places = [
-            (k, *match.span())
+            (k, *span)
             for k, own in enumerate(texts_of(raw))
             if segment is None or SEGMENTS[k] == segment
-            for match in re.finditer(rf"(?<!\w){re.escape(text)}(?!\w)", own)
-            if match.end() > match.start()
+            for span in find_phrase(own, text)
         ]
         if not 0 <= occurrence < len(places):
             raise TextError(f"{text!r} is {len(places)} times in {raw!r}, so there is no occurrence {occurrence}.")
@@ -135,8 +134,8 @@ def features_of(
         own_segments: list[int] = []
         owner: list[int | None] = [None] * len(row.ids)
         for segment in explained:
-            found = find_words(row.texts[segment], pattern)
             spans = [s if of == segment else None for s, of in zip(row.spans, row.segments, strict=True)]
+            found = find_words(row.texts[segment], pattern, tokens=spans)
             word_of = word_of_tokens(spans, found)
             used = sorted({k for k in word_of if k is not None})
             number = {k: len(own_words) + n for n, k in enumerate(used)}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from captum_attn_lime.adapters.words import WORD_PATTERN, Span, find_words
+from captum_attn_lime.adapters.words import Span, find_words
 from captum_attn_lime.errors import TokenizerError
 
 # What tokenizers give as model_max_length when they know none.
@@ -112,7 +112,7 @@ class Tokenizing:
         The cut may fall inside a word. The rest of that word stands for something else by itself ("##tive" would be
         read as "tive" once the text begins there), so it goes too, and the tokens are those of the text that is left.
         """
-        for word in find_words(text, WORD_PATTERN):
+        for word in find_words(text):
             if word.start < len(cut.rest):
                 continue
             before = word.start - 1 if word.start and text[word.start - 1].isspace() else word.start
@@ -220,21 +220,23 @@ class Tokenizing:
 
     def spans_by_word(self, text: str, plain: list[int]) -> list[Span]:
         """Return the span of each token's word, found by tokenising each word with the space before it."""
-        ids: list[int] = []
-        spans: list[Span] = []
-        before = 0
-        for word in find_words(text, WORD_PATTERN):
-            piece = self.plain(text[before : word.end])
-            ids += piece
-            spans += [(word.start, word.end)] * len(piece)
-            before = word.end
-        if ids != list(plain):
-            raise TokenizerError(
-                f"{type(self.tokenizer).__name__} is a slow tokenizer without character offsets, and tokenising "
-                "word by word gives other tokens than the whole text, so tokens cannot be put on words; "
-                "use the fast tokenizer (AutoTokenizer.from_pretrained(..., use_fast=True))."
-            )
-        return spans
+        # In scripts without spaces words are single characters if the tokenizer allows, else runs of letters.
+        for words in (find_words(text), find_words(text, tokens=())):
+            ids: list[int] = []
+            spans: list[Span] = []
+            before = 0
+            for word in words:
+                piece = self.plain(text[before : word.end])
+                ids += piece
+                spans += [(word.start, word.end)] * len(piece)
+                before = word.end
+            if ids == list(plain):
+                return spans
+        raise TokenizerError(
+            f"{type(self.tokenizer).__name__} is a slow tokenizer without character offsets, and tokenising "
+            "word by word gives other tokens than the whole text, so tokens cannot be put on words; "
+            "use the fast tokenizer (AutoTokenizer.from_pretrained(..., use_fast=True))."
+        )
 
     def _keep(self, text: str, whole: Tokens) -> Tokens:
         if self.max_length is None or len(whole.ids) <= self.max_length:

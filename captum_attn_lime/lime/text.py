@@ -24,7 +24,7 @@ from captum_attn_lime.lime.index_text import Removal
 from captum_attn_lime.lime.masked import MaskedExample, Removable
 from captum_attn_lime.lime.replicates import MAX_SAMPLES, NumSamples, Plan
 from captum_attn_lime.lime.subject import Segment, Subject, subject_of
-from captum_attn_lime.lime.units import Units, UnitText, lime_string, split_spans, spoken_spans
+from captum_attn_lime.lime.units import Units, UnitText, lime_string, split_spans
 
 
 class LimeText(PerturbationAttribution):  # type: ignore[misc]
@@ -264,7 +264,7 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
                 return string, subject.as_lime_does(string)
             return string, subject.on_tokens(string, self.removal)
         if self.units == "tokenizer":
-            spans = subject.with_tokens(spoken_spans(subject.encoding.words[0], subject.token_spans))
+            spans = [(word.start, word.end) for word in subject.encoding.words[0]]
         else:
             spans = subject.with_tokens(split_spans(subject.text, self.units))
         string = UnitText(subject.text, spans, bow=self.bow)

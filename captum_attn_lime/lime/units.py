@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 
-from captum_attn_lime.adapters.words import Span, Word
+from captum_attn_lime.adapters.words import Span
 from captum_attn_lime.errors import InputError, TextError
 
 Splitter = Callable[[str], Iterable[Any]]
 Units = Literal["lime", "tokenizer"] | re.Pattern[str] | Splitter
 Occurrence = tuple[int, int, int]
-# How the names of their characters begin.
-_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "JAVANESE")
 
 
 class UnitText:
@@ -118,32 +114,6 @@ def lime_string(text: str, split_expression: Any, *, bow: bool, mask_string: str
             "another split_expression, or units='tokenizer', which takes the adapter's words."
         )
     return string
-
-
-def spoken_spans(words: Sequence[Word], tokens: Iterable[Span | None]) -> list[Span]:
-    """Return the spans of words, where those of scripts without spaces are cut where a token begins.
-
-    A sentence in Chinese or Thai is a single run of word characters, and as one unit it would explain nothing.
-
-    Args:
-        words: The words.
-        tokens: Character span of each token; None for tokens that stand for no text.
-
-    Example:
-        >>> from captum_attn_lime.adapters.words import find_words
-        >>> spoken_spans(find_words("a fine 电影"), [(0, 1), (2, 4), (4, 6), (7, 8), (8, 9)])
-        [(0, 1), (2, 6), (7, 8), (8, 9)]
-    """
-    spans = [span for span in tokens if span is not None and span[1] > span[0]]
-    out: list[Span] = []
-    for word in words:
-        cuts = {word.start, word.end}
-        if any(unicodedata.name(character, "").startswith(_WITHOUT_SPACES) for character in word.text):
-            inside = {start for start, _ in spans if word.start < start < word.end}
-            cuts |= {k for k in inside if not any(start < k < end for start, end in spans)}
-        places = sorted(cuts)
-        out += pairwise(places)
-    return out
 
 
 def split_spans(text: str, units: re.Pattern[str] | Splitter) -> list[Span]:

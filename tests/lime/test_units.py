@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from lime.lime_text import IndexedString, LimeTextExplainer
 
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
-from captum_attn_lime.adapters.words import find_words
 from captum_attn_lime.errors import InputError, TextError, TruncationWarning
 from captum_attn_lime.lime import LimeText, explanation_weights
 from captum_attn_lime.lime.explainer import Draws, distinct, explain_masks, masks_of, text_explainer
 from captum_attn_lime.lime.subject import Subject
-from captum_attn_lime.lime.units import UnitText, occurrences, split_spans, spoken_spans
+from captum_attn_lime.lime.units import UnitText, occurrences, split_spans
 from tests.adapters import heads, models
 from tests.adapters.heads import hugging_face
 
@@ -433,13 +432,6 @@ def test_a_unit_text_is_limes_indexed_string(text, bow):
         assert mine.string_position(k).tolist() == theirs.string_position(k).reshape(-1).astype(int).tolist()
         if bow:
             assert mine.inverse_removing([k]) == theirs.inverse_removing([k])
-
-
-def test_words_of_scripts_without_spaces_are_cut_at_tokens():
-    words = find_words("very 电影 फिल्म")
-    assert spoken_spans(words, [(0, 4), (5, 6), (6, 7), (8, 10), (10, 13)]) == [(0, 4), (5, 6), (6, 7), (8, 13)]
-    assert spoken_spans(words, [(0, 4), (5, 7)]) == [(0, 4), (5, 7), (8, 13)]
-    assert spoken_spans(find_words("电影院"), [(0, 2), (0, 2), (1, 3)]) == [(0, 3)]  # overlapping tokens
 
 
 def test_signs_emoji_and_chinese_characters_are_units():
