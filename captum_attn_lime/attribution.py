@@ -26,12 +26,11 @@ from captum_attn_lime.attention.fusion import check_head_fusion, select_heads
 from captum_attn_lime.capture import Keep
 from captum_attn_lime.errors import DropoutWarning, InputError, SelectionError, TargetError
 from captum_attn_lime.facts import ModelFacts, shortened
-from captum_attn_lime.features import pool, spread
 from captum_attn_lime.methods import Method, MethodFunction, get_method
 from captum_attn_lime.methods.checks import require_one_stack, require_tokens
 from captum_attn_lime.passes import ForwardPass, ForwardRunner, Wanted, positions_of
 from captum_attn_lime.query import Query, query_weights
-from captum_attn_lime.tokens import TokenMap, check_token_map, place
+from captum_attn_lime.tokens import by_feature, check_token_map, place
 
 # Inputs of more tokens than this are called long, and tried out on a beginning of so many.
 _LONG, _BEGINNING = 1024, 128
@@ -146,6 +145,33 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         Warns:
             DropoutWarning: The model's dropout is active.
         """
+        return self.attribute_with_total(
+            inputs, target, additional_forward_args, feature_mask, query=query, token_map=token_map
+        )[0]
+
+    def attribute_with_total(
+        self,
+        inputs: TensorOrTuple,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        feature_mask: TensorOrTuple | None = None,
+        *,
+        query: Query = "auto",
+        token_map: Tensor | Sequence[Tensor] | None = None,
+    ) -> tuple[TensorOrTuple, Tensor]:
+        """Return what :meth:`attribute` returns, and the sum of all tokens' magnitudes, (B,).
+
+        Tokens that no input cell belongs to (class tokens of pictures and tables, prefixes) are part of the sum, and so
+        is attention to places that hold no token.
+
+        Args:
+            inputs: This and the others as for :meth:`attribute`.
+            target: Output indices.
+            additional_forward_args: Further arguments of ``forward_func``.
+            feature_mask: Feature ids.
+            query: The output tokens to explain.
+            token_map: The token index of each cell.
+        """
         tensors = _checked(inputs)
         forward_args = format_forward_args(additional_forward_args)
         auto = isinstance(query, str) and query == "auto"
@@ -155,7 +181,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             warnings.warn(
                 "the model's dropout is active, so its outputs and states are random; call model.eval() first.",
                 DropoutWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         select_target(done.output, target)
         maps = self._select_layers(done)
@@ -174,8 +200,12 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         scores = self._scores(maps, weights, done, own_query=not auto)
         cells = place(scores, index, tensors)
         if feature_mask is not None:
-            cells = _by_feature(cells, index, feature_mask)
-        return format_output(isinstance(inputs, tuple), cells)
+            cells = by_feature(cells, index, feature_mask)
+        total = scores.abs().sum(dim=1)
+        if self._method.fused_heads and self.head_fusion == "mean" and weights is not None:
+            # Shares of the query's weight, less what went to places without a token.
+            total = torch.maximum(total, weights.sum(dim=1).to(total))
+        return format_output(isinstance(inputs, tuple), cells), total
 
     def matrix(
         self,
@@ -363,16 +393,3 @@ def _one_layer(maps: list[AttentionMap], layer: int | str, seen: list[AttentionM
             f"layer {layer!r} is out of range: the model made {len(maps)} self-attention calls (0 to {len(maps) - 1})."
         )
     return maps[layer]
-
-
-def _by_feature(cells: tuple[Tensor, ...], index: TokenMap, feature_mask: TensorOrTuple) -> tuple[Tensor, ...]:
-    """Return each feature's total on all its cells; a token's score is first shared out over the token's cells."""
-    counts = torch.zeros(max(int(i.max()) for i in index) + 2)
-    expanded = [i.expand(x.shape[1:]) for i, x in zip(index, cells, strict=True)]
-    for i in expanded:
-        counts.index_add_(0, i.flatten() + 1, torch.ones(i.numel()))
-    shares = tuple(x / counts[i + 1].to(x) for i, x in zip(expanded, cells, strict=True))
-    masks = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
-    totals = pool(shares, masks, "sum")
-    full = tuple(m.to(x.device).expand(x.shape) for m, x in zip(masks, cells, strict=True))
-    return spread(totals, full)

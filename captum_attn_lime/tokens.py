@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captum_attn_lime.capture.recorder import PatchConvolution
 from captum_attn_lime.errors import InputError, TokenMapError
+from captum_attn_lime.features import pool, spread
 from captum_attn_lime.token_grids import patch_numbers, patches_per_token
 
 TokenMap = tuple[Tensor, ...]
@@ -41,6 +42,21 @@ def place(scores: Tensor, token_map: TokenMap, inputs: tuple[Tensor, ...]) -> tu
         padded[:, index.to(scores.device).expand(x.shape[1:])].contiguous()
         for index, x in zip(token_map, inputs, strict=True)
     )
+
+
+def by_feature(
+    cells: tuple[Tensor, ...], index: TokenMap, feature_mask: Tensor | tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Return each feature's total on all its cells; a token's score is first shared out over the token's cells."""
+    counts = torch.zeros(max(int(i.max()) for i in index) + 2)
+    expanded = [i.expand(x.shape[1:]) for i, x in zip(index, cells, strict=True)]
+    for i in expanded:
+        counts.index_add_(0, i.flatten() + 1, torch.ones(i.numel()))
+    shares = tuple(x / counts[i + 1].to(x) for i, x in zip(expanded, cells, strict=True))
+    masks = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
+    totals = pool(shares, masks, "sum")
+    full = tuple(m.to(x.device).expand(x.shape) for m, x in zip(masks, cells, strict=True))
+    return spread(totals, full)
 
 
 def check_token_map(token_map: Tensor | Sequence[Tensor], inputs: tuple[Tensor, ...], n_tokens: int) -> TokenMap:
