@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
 
 GAP = 0.12  # between the tiles of the grid, in tiles
-LABEL_TOKENS = 10  # no token labels on the grid's tiles from here on
-LABEL_TILES = 6  # nor where there are more tiles in a row or column
+LABEL_TOKENS = 10  # of more tokens, the grid's tiles label special ones alone
+LABEL_TILES = 6  # and where there are more tiles in a row or column
+MAX_SPECIAL = 4  # no labels at all where more runs of special tokens than this would have one
 MAX_LABELS = 60  # on one axis of a single map; the rest are left out evenly
 TOKEN_LENGTH = 14  # letters of a token that are shown
 
@@ -89,8 +90,8 @@ def heads(
 
     Args:
         weights: ``(L, H, Q, K)``, or a sequence of ``(H, Q, K)``, one per layer, which may differ in shape.
-        tokens: The query tokens, shown where the maps and tokens are few; the key tokens too where ``key_tokens`` is
-            not given.
+        tokens: The query tokens, shown where the maps and tokens are few; of many the special ones alone, in brackets
+            like [CLS] or <s>, on which most weight may lie. The key tokens too where ``key_tokens`` is not given.
         key_tokens: The key tokens.
         layer_names: One per layer; ``layer 0`` and on by default.
         ax: Where to draw; a new figure by default.
@@ -192,24 +193,33 @@ def _label_grid(ax: Axes, names: Sequence[str], n_columns: int) -> None:
 def _label_tiles(
     ax: Axes, layers: Sequence[Floats], n_columns: int, queries: Sequence[str] | None, keys: Sequence[str] | None
 ) -> None:
-    """Write the tokens below the lowest and left of the first maps, where there is room for them."""
-    if max(len(layers), n_columns) > LABEL_TILES or queries is None or keys is None:
+    """Write the tokens below the lowest and left of the first maps: all where there is room, else special ones."""
+    if queries is None or keys is None:
         return
-    if max(len(queries), len(keys)) > LABEL_TOKENS:
-        return
+    many = max(len(layers), n_columns) > LABEL_TILES or max(len(queries), len(keys)) > LABEL_TOKENS
     bottom = len(layers) * (1 + GAP) - GAP
     for column in range(n_columns):
-        for i, token in enumerate(keys):
-            ax.text(column * (1 + GAP) + (i + 0.5) / len(keys), bottom + 0.05, shorten(token, TOKEN_LENGTH),
+        for i in _special(keys) if many else range(len(keys)):
+            ax.text(column * (1 + GAP) + (i + 0.5) / len(keys), bottom + 0.05, shorten(keys[i], TOKEN_LENGTH),
                     rotation=90, ha="center", va="top", fontsize=7, parse_math=False)  # fmt: skip
     longest = 0
     for row in range(len(layers)):
-        for i, token in enumerate(queries):
-            label = shorten(token, TOKEN_LENGTH)
+        for i in _special(queries) if many else range(len(queries)):
+            label = shorten(queries[i], TOKEN_LENGTH)
             longest = max(longest, len(label))
             ax.text(-0.05, row * (1 + GAP) + (i + 0.5) / len(queries), label,
                     ha="right", va="center", fontsize=7, parse_math=False)  # fmt: skip
     ax.tick_params(axis="y", pad=6 + 4.2 * longest)
+
+
+def _special(tokens: Sequence[str]) -> list[int]:
+    """Return the first position of each run of one special token; none where they are many."""
+    found = [
+        i
+        for i, token in enumerate(tokens)
+        if len(token) > 2 and token[0] + token[-1] in ("[]", "<>") and (i == 0 or tokens[i - 1] != token)
+    ]
+    return found if len(found) <= MAX_SPECIAL else []
 
 
 def _frameless(ax: Axes) -> None:
