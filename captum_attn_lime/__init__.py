@@ -5,7 +5,8 @@ from captum_attn_lime.adapters import ImageAdapter, SequenceAdapter, TabularAdap
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attribution import AttentionAttribution
 from captum_attn_lime.capture import Keep, capture, register_attention
-from captum_attn_lime.compare import Comparison, compare
+from captum_attn_lime.compare import compare
+from captum_attn_lime.comparison import Comparison
 from captum_attn_lime.describe import Description, describe
 from captum_attn_lime.explained import Explained
 from captum_attn_lime.explanation_func import as_explanation_func

@@ -1,169 +1,30 @@
-"""`compare`: attributions of one input brought to the same features, with a table of agreement, pictures and a page."""
+"""`compare`: attributions of one input brought to the same features, with a table of agreement."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from inspect import signature
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from captum_attn_lime import plot as plots
 from captum_attn_lime._number import Number, number_of
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters import Encoding, TextEncoding
 from captum_attn_lime.adapters.image import ImageEncoding
+from captum_attn_lime.attribution import AttentionAttribution
+from captum_attn_lime.comparison import Comparison
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.explained import Explained, Output
+from captum_attn_lime.explained import Output
 from captum_attn_lime.features import is_repeated, pool
 from captum_attn_lime.lime.captum_recipe import check_captum_lime
 from captum_attn_lime.metrics import agreement
 from captum_attn_lime.metrics.agreement import check_k
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from pandas import DataFrame
+from captum_attn_lime.outside import outside_of, separate_mask, share_table, with_special_tokens
 
 Reading = Literal["auto", "sum", "first"]
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Several attributions of one input, on the same features.
-
-    How far methods agree says nothing about which of them is right: two can agree and both be wrong about the model.
-
-    Attributes:
-        scores: One row per feature (word or column; words that repeat have rows of their own), one column per method;
-            NaN where a method has no value for a feature.
-        agreement: One row per pair of methods: Kendall's tau-b, Spearman's correlation and the overlap of the top k.
-        attributions: What each method gave, as it gave it.
-        encoding: The input.
-        explained: The number that all of them explain; None where only tensors or plain functions came.
-    """
-
-    scores: DataFrame
-    agreement: DataFrame
-    attributions: dict[str, Any]
-    encoding: Encoding
-    explained: Explained | None = None
-
-    @cached_property
-    def is_text(self) -> bool:
-        """Whether the features are words of a text, in its order."""
-        return isinstance(self.encoding, TextEncoding) or hasattr(self.encoding, "words")
-
-    def plot(self, *, title: str | None = None, width: float = 9.0, max_features: int = 15) -> Figure:
-        """Return a figure: each method's heat text, picture or bars, and the matrix of agreement under them.
-
-        Args:
-            title: Above everything; by default the number that is explained.
-            width: In inches.
-            max_features: How many columns of a table are shown.
-        """
-        from matplotlib.figure import Figure as NewFigure
-
-        names = [str(name) for name in self.scores.index]
-        title = self._said if title is None else title
-        if self.is_text:
-            top = plots.texts_height(names, self.scores.shape[1], width=width, title=title)
-        elif isinstance(self.encoding, ImageEncoding):
-            top = plots.images_height(self.encoding.segments.shape[1:], self.scores.shape[1], width=width, title=title)
-        else:
-            top = 1.6 + min(len(names), max_features) * (0.16 * self.scores.shape[1] + 0.14)
-        bottom = 1.7 + 0.42 * self.scores.shape[1] if len(self.agreement) else 0.0
-        figure = NewFigure(figsize=(width, top + bottom))
-        upper: Any = figure
-        lower: Any = None
-        if len(self.agreement):
-            parts: Any = figure.subfigures(2, 1, height_ratios=[top, bottom])
-            upper, lower = parts
-        if self.is_text:
-            plots.texts(names, self.scores, figure=upper, title=title)
-        elif isinstance(self.encoding, ImageEncoding):
-            segments, picture = self.encoding.segments[0], self.encoding.images[0]
-            plots.images(self.scores, segments, picture, figure=upper, title=title)
-        else:
-            axes = upper.add_axes((0.3, 0.6 / top, 0.66, 1 - 1.4 / top))
-            plots.bars(self.scores, ax=axes, title=title, max_features=max_features)
-        if lower is not None:
-            for place, measure in enumerate(("kendall_tau", "top_k_jaccard")):
-                axes = lower.add_axes((0.2 + 0.46 * place, 1.1 / bottom, 0.3, 1 - 1.5 / bottom))
-                plots.agreement(self.agreement, measure=measure, ax=axes)
-                if place:
-                    axes.set_yticklabels([])
-        return figure
-
-    def to_html(self, *, title: str = "Comparison of attributions", prediction: str | None = None) -> str:
-        """Return the comparison as one self-contained HTML page, everything in it escaped."""
-        return plots.html_page(
-            self.scores,
-            self.agreement,
-            title=title,
-            prediction=self._said if prediction is None else prediction,
-            as_text=self.is_text,
-            notes=_notes(self.agreement, self.explained),
-        )
-
-    def save_html(
-        self, path: str | Path, *, title: str = "Comparison of attributions", prediction: str | None = None
-    ) -> Path:
-        """Write the page and return its path.
-
-        Args:
-            path: Where to write.
-            title: The page's heading.
-            prediction: What the model said, shown under the heading; by default the number that is explained.
-        """
-        path = Path(path)
-        path.write_text(self.to_html(title=title, prediction=prediction), encoding="utf-8")
-        return path
-
-    @property
-    def _said(self) -> str | None:
-        """What is explained, in words."""
-        return None if self.explained is None else f"Explained: {self.explained}"
-
-    def __repr__(self) -> str:
-        of = "" if self.explained is None else f"; {self.explained}"
-        return f"Comparison of {', '.join(map(str, self.scores.columns))} over {len(self.scores)} features{of}"
-
-    def _repr_html_(self) -> str:
-        # A page of its own inside a notebook's page: its style must not leak into the notebook.
-        from html import escape
-
-        page = escape(self.to_html(), quote=True)
-        return f'<iframe srcdoc="{page}" style="width:100%;height:36em;border:0" title="comparison"></iframe>'
-
-
-def _notes(agreement: DataFrame, explained: Explained | None) -> list[str]:
-    """Return what a reader of the page has to know."""
-    notes = [
-        "Each method is coloured by its own largest magnitude: the methods' units differ.",
-        "Attention has one colour: it says what was read, not for or against which class.",
-        "A hatched feature has no value in that method.",
-    ]
-    if explained is not None:
-        against = "" if explained.opposite is None else f", and speak for class {explained.opposite!r}"
-        notes.insert(
-            0, f"Positive scores of signed methods raise the {explained.label}; negative ones lower it{against}."
-        )
-    if len(agreement):
-        compared = "the scores with their signs" if agreement.attrs["signed"] else "magnitudes"
-        notes.append(
-            f"Agreement compares {compared}. It is not quality: methods can agree and all be wrong about the model."
-        )
-        # NaN where a pair has no more features than the top holds.
-        levels = sorted({f"{c:.2f}" for c in agreement.attrs["jaccard_by_chance"].values() if c == c})
-        if levels:
-            by = levels[0] if len(levels) == 1 else f"between {levels[0]} and {levels[-1]}, depending on the pair,"
-            notes.append(f"Random scores would overlap in their top {agreement.attrs['k']} by {by} on average.")
-    return notes
 
 
 def compare(
@@ -234,26 +95,53 @@ def compare(
     number = number_of(attributions, encoding, target, output)
     given = {}
     known: dict[str, Reading] = {}
+    totals: dict[str, float] = {}
     with progress(len(attributions), show_progress, "compare") as tick:
         for name, value in attributions.items():
-            given[name], reading = _run(name, value, encoding, number, show_progress)
+            given[name], reading, total = _run(name, value, encoding, number, show_progress)
+            totals |= {} if total is None else {name: total}
             asked = readings.get(name, "auto")
             known[name] = reading if asked == "auto" else asked
             tick(1)
     columns = {name: _to_features(name, value, encoding, number, known[name]) for name, value in given.items()}
     index = pd.Index(encoding.feature_names[0], name="feature")
     scores = pd.DataFrame(columns, index=index)
-    return Comparison(scores, agreement(scores, k=k, signed=signed), given, encoding, number.explained)
+    outside = {name: outside_of(encoding, value, known[name], totals.get(name)) for name, value in given.items()}
+    return Comparison(
+        scores,
+        agreement(scores, k=k, signed=signed),
+        given,
+        encoding,
+        number.explained,
+        share_table(outside),
+        with_special_tokens(scores, outside, encoding),
+    )
 
 
-def _run(name: str, value: Any, encoding: Encoding, number: Number, show_progress: bool) -> tuple[Any, Reading]:
+class _WithTotal:
+    """An attention attribution that notes the sum over all tokens."""
+
+    def __init__(self, method: AttentionAttribution) -> None:
+        self.attribution_method = method
+        self.total: float | None = None
+
+    def attribute(self, **arguments: Any) -> Any:
+        cells, total = self.attribution_method.attribute_with_total(**arguments)
+        self.total = float(total)
+        return cells
+
+
+def _run(
+    name: str, value: Any, encoding: Encoding, number: Number, show_progress: bool
+) -> tuple[Any, Reading, float | None]:
     """Return the value, or what it attributes if it is an attribution method, and how its cells are to be read.
 
     A method that was told the features repeats each one's value in its cells; any other gives every cell its own,
-    also where these happen to be equal. Of values that came ready that is to be guessed.
+    also where these happen to be equal. Of values that came ready that is to be guessed. Of attention the third is the
+    sum over all tokens.
     """
     if not callable(getattr(value, "attribute", None)):
-        return value, "auto"
+        return value, "auto", None
     if isinstance(value, type):
         raise InputError(
             f"the attribution {name!r} is the class {value.__name__}; pass an instance, {value.__name__}(model)."
@@ -262,7 +150,12 @@ def _run(name: str, value: Any, encoding: Encoding, number: Number, show_progres
     arguments = encoding.arguments(value)
     if show_progress and "show_progress" in signature(value.attribute).parameters:
         arguments["show_progress"] = True
-    return number.attribute(name, value, encoding, arguments), "first" if "feature_mask" in arguments else "sum"
+    if isinstance(value, AttentionAttribution) and type(value).attribute is AttentionAttribution.attribute:
+        counted = _WithTotal(value)
+        cells = number.attribute(name, counted, encoding, arguments | {"feature_mask": separate_mask(encoding)})
+        return cells, "first", counted.total
+    found = number.attribute(name, value, encoding, arguments)
+    return found, "first" if "feature_mask" in arguments else "sum", None
 
 
 def _to_features(name: str, value: Any, encoding: Encoding, number: Number, reading: Reading) -> Any:

@@ -24,13 +24,14 @@ def global_view(scores: Any, names: Sequence[Sequence[str]]) -> DataFrame:
 
     Args:
         scores: For each example one score per feature: a tensor or an array (examples, features), or a sequence of
-            vectors. Scores behind an example's last name are not read (special and padding tokens), and NaN is no
-            score.
+            vectors. Scores behind an example's last name (special and padding tokens) are no feature's, and NaN is
+            no score.
         names: For each example the names of its features, as ``encoding.feature_names``.
 
     Returns:
         One row per feature, the strongest first: ``mean``, ``sd`` (over examples, with n - 1; NaN for a single one) and
-        ``count``, the number of examples that have it.
+        ``count``, the number of examples that have it. ``attrs["outside"]`` is the mean share of an example's
+        magnitudes that lies behind its last name.
 
     Raises:
         InputError: Scores and names do not fit each other, or a score is infinite.
@@ -57,17 +58,20 @@ def global_view(scores: Any, names: Sequence[Sequence[str]]) -> DataFrame:
             f"names must hold a sequence of names for each of the {len(vectors)} example(s), as encoding.feature_names "
             f"does, but came as {type(names).__name__} of {len(names)}."
         )
-    found = []
+    found, outside = [], []
     for i, (values, own) in enumerate(zip(vectors, names, strict=True)):
         if len(values) < len(own):
             raise InputError(f"example {i} has {len(own)} features, but {len(values)} scores came.")
         if np.isinf(values[: len(own)]).any():
             raise InputError(f"example {i} has an infinite score; look at the method's input and the model's output.")
+        magnitude = np.where(np.isfinite(values), np.abs(values), 0.0)
+        outside.append(float(magnitude[len(own) :].sum() / (magnitude.sum() or 1.0)))
         found += [(i, str(name), value) for name, value in zip(own, values, strict=False) if not np.isnan(value)]
     table = pd.DataFrame(found, columns=["example", "feature", "score"])
     magnitudes = table.groupby(["feature", "example"])["score"].sum().abs()
     view = magnitudes.groupby("feature").agg(["mean", "std", "count"]).rename(columns={"std": "sd"})
     ordered: DataFrame = view.sort_values("mean", ascending=False, kind="stable")
+    ordered.attrs["outside"] = float(np.mean(outside))
     return ordered
 
 

@@ -19,6 +19,8 @@ Color = tuple[float, float, float, float]
 
 NEUTRAL: Color = (0.88, 0.88, 0.88, 1.0)  # a feature that the method has no value for
 HATCH = "/////"
+NOTE_COLOR = "#5f5f66"
+_MOST_NAMED = 3  # tokens that a note on what lies outside names
 # Okabe and Ito's palette without its yellow: told apart in colour-blind eyes and in print.
 METHOD_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#666666")
 
@@ -90,6 +92,54 @@ def score_colors(values: Floats, cmap: str | Colormap | None) -> list[Color]:
     # The ends of the maps are too dark to write on: stay in the light three quarters.
     places = 0.5 + 0.375 * scaled(values) if signed else 0.75 * scaled(values)
     return [NEUTRAL if np.isnan(p) else _rgba(colors(float(p))) for p in places]
+
+
+def outside_note(outside: Any, called: str = "outside") -> str:
+    """Return in words how much lies on nothing that is drawn; nothing where that is nothing, or not known.
+
+    Args:
+        outside: The share, 0 to 1; or a mapping or Series from what it lies on, such as "[CLS]", to shares.
+        called: The argument's name, for messages.
+
+    Example:
+        >>> outside_note({"[CLS]": 0.43, "[SEP]": 0.55}), outside_note(0.004), outside_note(None)
+        ('98 % lies on [SEP] (55 %), [CLS] (43 %)', 'less than 1 % lies on what is not shown', '')
+    """
+    if outside is None:
+        return ""
+    named = hasattr(outside, "items")
+    names, shares = zip(*outside.items(), strict=True) if named and len(outside) else ((), [] if named else [outside])
+    values = np.nan_to_num(as_floats(list(shares), called, 1))
+    if (values < 0).any() or values.sum() > 1 + 1e-6:
+        raise InputError(f"{called} holds shares of a whole, from 0 to 1 together, but came as {outside!r:.80}.")
+    if not values.any():
+        return ""
+    total = f"{_percent(float(values.sum()))} lies on "
+    if not named:
+        return total + "what is not shown"
+    order = [int(i) for i in np.argsort(-values, kind="stable") if values[i] > 0]
+    if len(order) == 1:
+        return total + plain(names[order[0]])
+    first = ", ".join(f"{plain(names[i])} ({_percent(float(values[i]))})" for i in order[:_MOST_NAMED])
+    return total + first + (" and others" if len(order) > _MOST_NAMED else "")
+
+
+def outside_of_method(outside: DataFrame | None, method: Any) -> Any:
+    """Return one method's column of a table of shares; None where the table lacks it."""
+    if outside is None:
+        return None
+    if not hasattr(outside, "columns"):
+        raise InputError(
+            f"outside must be a table of shares, tokens by methods, as Comparison.outside is, but came as "
+            f"{type(outside).__name__}."
+        )
+    return outside[method] if method in outside.columns else None
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.005:
+        return "less than 1 %"
+    return "more than 99 %" if 0.995 <= share < 1 - 1e-6 else f"{100 * share:.0f} %"
 
 
 def text_color(background: Color) -> str:

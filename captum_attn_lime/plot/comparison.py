@@ -14,6 +14,8 @@ from captum_attn_lime.plot._common import (
     as_table,
     axes_or_new,
     is_signed,
+    outside_note,
+    outside_of_method,
     scaled,
     shorten,
     text_color,
@@ -35,6 +37,7 @@ def bars(
     title: str | None = None,
     max_features: int = 15,
     normalize: bool = True,
+    outside: DataFrame | None = None,
 ) -> Axes:
     """Draw the scores as horizontal bars, a group per feature with a bar per method.
 
@@ -48,6 +51,8 @@ def bars(
         max_features: The strongest features to show; the axis says how many there were.
         normalize: Whether to divide each method by its largest magnitude. The methods' units differ, so that bars of
             raw scores can be compared within a method only.
+        outside: Share of each method's magnitudes that lies on no feature, written under the bars: one row per token,
+            one column per method, as :attr:`Comparison.outside`.
 
     Returns:
         The axes. It holds one container of bars per method.
@@ -82,7 +87,10 @@ def bars(
     ax.set_yticks(range(n_features), names, parse_math=False)
     ax.set_ylim(n_features - 0.4, -0.6)
     ax.axvline(0, color="#666666", linewidth=0.8)
-    ax.set_xlabel("score / the method's largest magnitude" if normalize else "score")
+    notes = [(shorten(name, NAME_LENGTH), outside_note(outside_of_method(outside, name))) for name in table.columns]
+    under = [f"{name}: {note}" for name, note in notes if note]
+    ax.set_xlabel("\n".join(["score / the method's largest magnitude" if normalize else "score", *under]))
+    ax.xaxis.label.set_parse_math(False)
     if n_features < len(table):
         ax.set_ylabel(f"the strongest {n_features} of {len(table)} features")
     if normalize:

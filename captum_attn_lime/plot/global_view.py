@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.plot._common import METHOD_COLORS, Floats, as_table, axes_or_new, largest, shorten
+from captum_attn_lime.plot._common import (
+    METHOD_COLORS,
+    Floats,
+    as_table,
+    axes_or_new,
+    largest,
+    outside_note,
+    shorten,
+)
 from captum_attn_lime.plot.comparison import NAME_LENGTH, _finish_bars, _strongest_first
 
 if TYPE_CHECKING:
@@ -40,7 +48,7 @@ def global_view(
         min_count: Features of fewer examples are left out: one that occurs once is strong by chance.
 
     Returns:
-        The axes. It holds one container of bars per method.
+        The axes. It holds one container of bars per method. The mean share that lies on no feature stands below them.
 
     Raises:
         InputError: A table lacks its columns or is empty, or no feature has ``min_count`` examples.
@@ -76,7 +84,10 @@ def global_view(
     ax.set_yticks(range(len(order)), [shorten(names[i], NAME_LENGTH) for i in order], parse_math=False)
     ax.set_ylim(len(order) - 0.4, -0.6)
     unit = " / the method's largest" if len(tables) > 1 else ""
-    ax.set_xlabel(f"mean |score|{unit} ± standard deviation; small numbers: examples")
+    notes = [(name, outside_note({"no feature": view.attrs.get("outside", 0.0)})) for name, view in given.items()]
+    under = [f"{shorten(name, NAME_LENGTH)}: {note}" if len(given) > 1 else note for name, note in notes if note]
+    ax.set_xlabel("\n".join([f"mean |score|{unit} ± standard deviation; small numbers: examples", *under]))
+    ax.xaxis.label.set_parse_math(False)
     if len(order) < len(names):
         ax.set_ylabel(f"the strongest {len(order)} of {len(names)} features")
     named = isinstance(views, Mapping)

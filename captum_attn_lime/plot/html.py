@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from captum_attn_lime.plot._common import as_table, is_signed, largest, plain
+from captum_attn_lime.plot._common import as_table, is_signed, largest, outside_note, outside_of_method, plain
 from captum_attn_lime.plot.comparison import measure_title, square
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def html_page(
     prediction: str | None = None,
     as_text: bool = True,
     notes: Sequence[str] = (),
+    outside: DataFrame | None = None,
 ) -> str:
     """Return a page that shows the scores, as text or as bars, and the agreement of the methods.
 
@@ -33,6 +34,8 @@ def html_page(
         prediction: What the model said, under the heading.
         as_text: Whether the features are words to be read in a line; bars otherwise.
         notes: Sentences under the tables.
+        outside: Share of each method's magnitudes that lies on no feature, one row per token and one column per method,
+            as :attr:`Comparison.outside`; it stands beside the scores.
 
     Raises:
         InputError: The scores are not a table of numbers, or are empty.
@@ -53,7 +56,10 @@ def html_page(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    methods = [_method(str(name), table.iloc[:, i].to_list()) for i, name in enumerate(table.columns)]
+    methods = [
+        _method(str(name), table.iloc[:, i].to_list()) | {"outside": outside_note(outside_of_method(outside, name))}
+        for i, name in enumerate(table.columns)
+    ]
     return environment.get_template("comparison.html.jinja").render(
         title=title,
         prediction=prediction,

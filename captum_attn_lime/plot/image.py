@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.plot._common import as_floats, as_table, axes_or_new, color_map, limits, plain, scaled, shorten
+from captum_attn_lime.plot._common import (
+    NOTE_COLOR,
+    as_floats,
+    as_table,
+    axes_or_new,
+    color_map,
+    limits,
+    outside_note,
+    outside_of_method,
+    plain,
+    scaled,
+    shorten,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,8 +29,8 @@ if TYPE_CHECKING:
 
 _PALE = 0.45  # how much white is mixed into the picture, so that the colours stand out
 _MOST_IN_A_ROW = 5
-# Inches: around a panel, above it for its name, under it for its scale, and above all for the title.
-_GAP, _NAME, _SCALE, _TITLE = 0.12, 0.3, 0.42, 0.4
+# Inches: around a panel, above it for its name, under it for its scale and a note, and above all for the title.
+_GAP, _NAME, _SCALE, _TITLE = 0.12, 0.3, 0.58, 0.4
 
 
 def image(
@@ -30,6 +42,7 @@ def image(
     cmap: str | Colormap | None = None,
     opacity: float = 0.85,
     color_bar: bool = True,
+    outside: Any = None,
 ) -> Axes:
     """Draw an attribution over its picture: the picture pale and grey, the scores in colours that hide it as they grow.
 
@@ -41,6 +54,8 @@ def image(
         cmap: A Matplotlib colour map; by default two-sided for scores with signs and one-sided for others.
         opacity: Opacity of the largest score, 0 to 1; that of others is smaller with the root of their magnitude.
         color_bar: Whether to draw the scale beside it.
+        outside: Share of the attention that lies on no pixel (class tokens, registers), written under the picture: a
+            number from 0 to 1, or a mapping from tokens to shares.
 
     Returns:
         The axes. Its images are the grey picture and, over it, the scores.
@@ -76,6 +91,9 @@ def image(
         spine.set_visible(False)
     if title is not None:
         ax.set_title(title, fontsize=11, fontweight="bold", parse_math=False)
+    note = outside_note(outside)
+    if note:
+        ax.set_xlabel(note, fontsize=8.5, color=NOTE_COLOR, parse_math=False)
     if color_bar:
         ax.figure.colorbar(_scale_of(drawn), ax=ax, shrink=0.8).outline.set_visible(False)
     return ax
@@ -90,6 +108,7 @@ def images(
     title: str | None = None,
     cmap: str | Colormap | None = None,
     width: float = 11.0,
+    outside: DataFrame | None = None,
 ) -> Figure | SubFigure:
     """Draw the picture and beside it, over the picture, each method's scores of its segments.
 
@@ -105,6 +124,8 @@ def images(
         title: Above everything.
         cmap: A Matplotlib colour map.
         width: Of the new figure, in inches.
+        outside: Share of each method's magnitudes that lies on no segment, written under its picture: one row per kind
+            of token, one column per method, as :attr:`Comparison.outside`.
 
     Returns:
         The figure.
@@ -154,6 +175,9 @@ def images(
         low, high = ax.images[1].get_clim()
         scale.set_ticks([low, high], labels=[f"{low:.2g}", f"{high:.2g}"], fontsize=8)
         scale.outline.set_visible(False)
+        note = outside_note(outside_of_method(outside, name))
+        if note:
+            under.set_xlabel(note, fontsize=min(8.0, 100 * side / len(note)), color=NOTE_COLOR, parse_math=False)
     return figure
 
 

@@ -12,12 +12,15 @@ from captum_attn_lime.errors import InputError
 from captum_attn_lime.plot._common import (
     HATCH,
     NEUTRAL,
+    NOTE_COLOR,
     Color,
     Floats,
     as_floats,
     as_table,
     color_map,
     limits,
+    outside_note,
+    outside_of_method,
     plain,
     score_colors,
     shorten,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure, SubFigure
+    from pandas import DataFrame
 
 POINTS = 72.0  # per inch
 LINE = 1.75  # line height, in font sizes
@@ -55,6 +59,7 @@ def text(
     cmap: str | Colormap | None = None,
     fontsize: float = 11.0,
     width: float = 8.0,
+    outside: Any = None,
 ) -> Axes:
     """Draw the words as heat text: the stronger the colour, the larger the score.
 
@@ -69,12 +74,15 @@ def text(
         cmap: A Matplotlib colour map in place of the two.
         fontsize: In points.
         width: Of the new figure, in inches.
+        outside: Share of the attention that lies on no word, written above the words: a number from 0 to 1, or a
+            mapping from special tokens to shares. The colours do not show it: words may share 2 % of an attention, and
+            the strongest of them is painted at full strength.
 
     Returns:
         The axes.
 
     Raises:
-        InputError: No words, or not one score per word.
+        InputError: No words, not one score per word, or shares that are none.
 
     Example:
         >>> ax = text(["a", "fine", "film"], [0.1, 0.8, float("nan")], title="rollout")
@@ -84,8 +92,9 @@ def text(
     names = [plain(word) for word in words]
     values = as_floats(scores, "scores", 1)
     _check(names, values)
+    note = outside_note(outside)
     if ax is None:
-        ax = _new_axes(names, fontsize, width, title)
+        ax = _new_axes(names, fontsize, width, title or note or None)
     page_width, page_height = _page(ax)
     fontsize = _fitting_size(names, fontsize, page_width, page_height)
     _draw(ax, _flow(names, fontsize, page_width), score_colors(values, cmap), values, fontsize)
@@ -93,7 +102,11 @@ def text(
     ax.set_ylim(page_height, 0)
     ax.set_axis_off()
     if title is not None:
-        ax.set_title(plain(title), loc="left", fontsize=fontsize, fontweight="bold", parse_math=False)
+        room = page_width - (_word_width(note, 0.8 * fontsize) if note else 0.0)
+        shown = _fit(plain(title), 1.25 * fontsize, max(room, 8 * fontsize))[0]  # bold letters are wider
+        ax.set_title(shown, loc="left", fontsize=fontsize, fontweight="bold", parse_math=False)
+    if note:
+        ax.set_title(note, loc="right", fontsize=0.8 * fontsize, color=NOTE_COLOR, parse_math=False)
     return ax
 
 
@@ -106,6 +119,7 @@ def texts(
     cmap: str | Colormap | None = None,
     fontsize: float = 11.0,
     width: float = 9.0,
+    outside: DataFrame | None = None,
 ) -> Figure | SubFigure:
     """Draw one block of heat text per method, each with its own colour bar.
 
@@ -120,6 +134,8 @@ def texts(
         cmap: A Matplotlib colour map.
         fontsize: In points.
         width: Of the new figure, in inches.
+        outside: Share of each method's magnitudes that lies on no word, written above its words: one row per special
+            token, one column per method, as :attr:`Comparison.outside`.
 
     Returns:
         The figure.
@@ -145,7 +161,8 @@ def texts(
         values = table[name].to_numpy()
         top = full_height - head - i * block
         frame = _frame(top, block, full_width, full_height, fontsize)
-        ax = text(names, values, ax=figure.add_axes(frame), title=str(name), cmap=cmap, fontsize=fontsize)
+        ax = text(names, values, ax=figure.add_axes(frame), title=str(name), cmap=cmap, fontsize=fontsize,
+                  outside=outside_of_method(outside, name))  # fmt: skip
         _color_bar(ax, values, cmap, fontsize)
     return figure
 

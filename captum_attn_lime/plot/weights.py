@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.plot._common import Floats, as_floats, axes_or_new, shorten
+from captum_attn_lime.plot._common import Floats, as_floats, axes_or_new, outside_note, shorten
 from captum_attn_lime.plot.comparison import NAME_LENGTH
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def weights(
     top: int = 15,
     ax: Axes | None = None,
     title: str | None = None,
+    outside: Any = None,
 ) -> Axes:
     """Draw weights as horizontal bars, the strongest on top, with whiskers of 1.96 standard errors.
 
@@ -43,6 +44,8 @@ def weights(
         top: The strongest features to show; the axis says how many there were.
         ax: Where to draw; a new figure by default.
         title: Above the bars.
+        outside: Of attention, the share that lies on none of the features: a number from 0 to 1, or a mapping from
+            special tokens to shares.
 
     Returns:
         The axes. It holds one container of bars.
@@ -75,9 +78,17 @@ def weights(
     ax.set_xlabel(f"{unit} ± 1.96 standard errors{pale}" if known.any() else unit)
     if len(features) < len(found):
         ax.set_ylabel(f"the strongest {len(features)} of {len(found)} features")
+    note = ";  ".join(part for part in (note, outside_note(outside)) if part)
     if note:
         ax.annotate(
-            note, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=8.5, color="#555555"
+            note,
+            (0, 1),
+            (0, 4),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=8.5,
+            color="#555555",
+            parse_math=False,
         )
     if title is not None:
         ax.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=20 if note else 6, parse_math=False)

@@ -207,3 +207,51 @@ def test_pictures_side_by_side():
             plot.images(table, wrong, picture)
     with pytest.raises(InputError, match="came; needed are"):
         plot.images(table, segments[:, :3], picture)
+
+
+def test_shares_in_words():
+    note = plot._common.outside_note
+    assert note(None) == note(0.0) == note({}) == note(pd.Series([np.nan, 0.0], index=["[CLS]", "b"])) == ""
+    assert note(0.5) == "50 % lies on what is not shown"
+    assert note({"[CLS]": 0.001}) == "less than 1 % lies on [CLS]"
+    assert note({"[CLS]": 0.999, "[SEP]": 0.0}) == "more than 99 % lies on [CLS]"
+    many = dict.fromkeys("abcde", 0.2)
+    assert note(many) == "100 % lies on a (20 %), b (20 %), c (20 %) and others"
+    for bad in (1.5, -0.1, {"a": 0.9, "b": 0.9}):
+        with pytest.raises(InputError, match="shares of a whole"):
+            note(bad)
+    with pytest.raises(InputError, match="array of numbers"):
+        note("a lot")
+    with pytest.raises(InputError, match="table of shares"):
+        plot.bars(pd.DataFrame({"a": [1.0]}), outside={"[CLS]": 0.5})
+
+
+def test_pictures_say_what_lies_outside():
+    shares = {"[CLS]": 0.4, "<$s$>": 0.5}
+    words = "90 % lies on <$s$> (50 %), [CLS] (40 %)"
+    long = "a title that does not fit beside the note, however small the letters are"
+    ax = plot.text(["a", "film"], [0.1, 0.2], outside=shares, title=long, width=5)
+    assert ax.get_title(loc="right") == words
+    assert ax.get_title(loc="left").endswith("…")
+    assert plot.text(["a", "film"], [0.1, 0.2], outside=0.0).get_title(loc="right") == ""
+    assert plot.image(np.ones((2, 2)), np.ones((2, 2)), outside=shares).get_xlabel() == words
+    assert words in [t.get_text() for t in plot.weights({"a": 1.0}, outside=shares).texts]
+    table = pd.DataFrame({"rollout": [0.1, 0.9], "LIME": [1.0, -1.0]}, index=["a", "film"])
+    outside = pd.DataFrame({"rollout": shares})
+    assert plot.bars(table, outside=outside).get_xlabel().splitlines()[1:] == [f"rollout: {words}"]
+    figure = plot.texts(table.index, table, outside=outside)
+    assert [ax.get_title(loc="right") for ax in figure.axes if ax.texts] == [words, ""]
+    figure = plot.images(table, [[0, 1]], np.ones((1, 2)), outside=outside)
+    assert [ax.get_xlabel() for ax in figure.axes if ax.get_xlabel()] == [words]
+    assert words.replace("<", "&lt;").replace(">", "&gt;") in plot.html_page(table, outside=outside)
+    for drawn in (ax.figure, figure):
+        drawn.savefig(BytesIO())
+
+
+def test_special_tokens_are_labelled_where_there_is_no_room_for_all():
+    tokens = ["[CLS]", *["word"] * 20, "[SEP]", "[PAD]", "[PAD]"]
+    weights = np.full((2, 3, 24, 24), 1 / 24)
+    labels = [t.get_text() for t in plot.heads(weights, tokens=tokens).texts]
+    assert sorted(set(labels)) == ["[CLS]", "[PAD]", "[SEP]"]
+    assert len(labels) == 3 * (2 + 3)
+    assert not plot.heads(weights, tokens=["<a>", "b"] * 12).texts
