@@ -109,7 +109,7 @@ def with_special_tokens(scores: DataFrame, found: Mapping[str, Outside | None], 
     places = sorted({k for own in found.values() if own for k in own.scores if k is not None})
     elsewhere = any(None in own.scores for own in found.values() if own)
     rows = [*places, *[None] * elsewhere]
-    names = [*(_written(encoding, k) for k in places), *[ELSEWHERE] * elsewhere]
+    names = [_written(encoding, k) for k in rows]
     columns = {m: [own.scores.get(k, np.nan) if own else np.nan for k in rows] for m, own in found.items()}
     special = pd.DataFrame(columns, index=pd.Index(names, name=scores.index.name, dtype=object), dtype=float)
     table = pd.concat([scores, special])
@@ -138,9 +138,11 @@ def _names(encoding: Encoding, places: list[int]) -> list[str]:
     return out
 
 
-def _written(encoding: Encoding, place: int) -> str:
-    """Return a token in brackets, so that it is not taken for a word."""
-    token = encoding.tokens[0][place] if isinstance(encoding, TextEncoding) else str(place)
+def _written(encoding: Encoding, place: int | None) -> str:
+    """Return what stands for a token among features: in brackets, so that it is not taken for a word."""
+    if not isinstance(encoding, TextEncoding):
+        return ELSEWHERE
+    token = ELSEWHERE if place is None else encoding.tokens[0][place]
     return token if token[:1] + token[-1:] in ("[]", "<>") else f"[{token}]"
 
 

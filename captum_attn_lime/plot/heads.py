@@ -213,13 +213,14 @@ def _label_tiles(
 
 
 def _special(tokens: Sequence[str]) -> list[int]:
-    """Return the first position of each run of one special token; none where they are many."""
-    found = [
-        i
-        for i, token in enumerate(tokens)
-        if len(token) > 2 and token[0] + token[-1] in ("[]", "<>") and (i == 0 or tokens[i - 1] != token)
-    ]
-    return found if len(found) <= MAX_SPECIAL else []
+    """Return the first position of each run of one special token, as far as labels fit; none where they are many."""
+    special = [len(token) > 2 and token[0] + token[-1] in ("[]", "<>") for token in tokens]
+    runs = [i for i, found in enumerate(special) if found and (i == 0 or tokens[i - 1] != tokens[i])]
+    shown: list[int] = []
+    for i in runs:
+        if not shown or (i - shown[-1]) * LABEL_TOKENS >= len(tokens):
+            shown.append(i)
+    return shown if len(runs) <= MAX_SPECIAL else []
 
 
 def _frameless(ax: Axes) -> None:
