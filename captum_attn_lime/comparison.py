@@ -70,7 +70,8 @@ class Comparison:
         """
         from matplotlib.figure import Figure as NewFigure
 
-        title = self._said if title is None else title
+        if title is None and self.explained is not None:
+            title = f"Explained: {self.explained}"
         is_image = isinstance(self.encoding, ImageEncoding)
         scores = self.scores_with_special_tokens if special_tokens and not is_image else self.scores
         names = [str(name) for name in scores.index]
@@ -116,10 +117,11 @@ class Comparison:
             self.scores_with_special_tokens if special_tokens else self.scores,
             self.agreement,
             title=title,
-            prediction=self._said if prediction is None else prediction,
+            prediction=prediction,
+            explained=None if self.explained is None else str(self.explained),
             as_text=self.is_text,
             notes=_notes(
-                self.agreement, self.explained, outside=bool(self.outside.to_numpy().any()), shown=special_tokens
+                self.agreement, self.explained, outside=bool((self.outside > 0).any(axis=None)), shown=special_tokens
             ),
             outside=self.outside,
         )
@@ -137,18 +139,13 @@ class Comparison:
         Args:
             path: Where to write.
             title: The page's heading.
-            prediction: What the model said, shown under the heading; by default the number that is explained.
+            prediction: What the model said, shown under the heading with the number that is explained.
             special_tokens: Whether tokens that are no feature are shown too, on the same scale.
         """
         path = Path(path)
         page = self.to_html(title=title, prediction=prediction, special_tokens=special_tokens)
         path.write_text(page, encoding="utf-8")
         return path
-
-    @property
-    def _said(self) -> str | None:
-        """What is explained, in words."""
-        return None if self.explained is None else f"Explained: {self.explained}"
 
     def __repr__(self) -> str:
         of = "" if self.explained is None else f"; {self.explained}"

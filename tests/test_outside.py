@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -197,3 +198,10 @@ def test_a_global_view_knows_what_lies_on_no_feature(adapter):
     view = global_view(features.pool(cells, x.feature_mask, "first"), x.feature_names)
     assert view.attrs["outside"] == pytest.approx((0.95 + 95 / 97) / 2)
     assert plots.global_view(view).get_xlabel().splitlines()[1] == "96 % lies on no feature"
+
+
+def test_the_page_names_the_explained_number_once(review):
+    page = review.to_html(prediction="good")
+    assert page.count("Prediction: <b>good</b>") == 1
+    assert page.count(f"Explained: {escape(str(review.explained))}") == 1
+    assert "Prediction:" not in review.to_html()

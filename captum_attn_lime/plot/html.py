@@ -19,6 +19,7 @@ def html_page(
     *,
     title: str = "Comparison of attributions",
     prediction: str | None = None,
+    explained: str | None = None,
     as_text: bool = True,
     notes: Sequence[str] = (),
     outside: DataFrame | None = None,
@@ -32,6 +33,7 @@ def html_page(
         agreement: What :func:`captum_attn_lime.metrics.agreement` returns; left out where it has no pairs.
         title: The heading.
         prediction: What the model said, under the heading.
+        explained: The number that the scores explain, under the heading.
         as_text: Whether the features are words to be read in a line; bars otherwise.
         notes: Sentences under the tables.
         outside: Share of each method's magnitudes that lies on no feature, one row per token and one column per method,
@@ -63,6 +65,7 @@ def html_page(
     return environment.get_template("comparison.html.jinja").render(
         title=title,
         prediction=prediction,
+        explained=explained,
         as_text=as_text,
         features=[plain(name) for name in table.index],
         methods=methods,
