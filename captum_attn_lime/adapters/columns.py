@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,9 @@ def table_names(table: Any) -> tuple[str, ...] | None:
     return None if columns is None else tuple(str(c) for c in columns)
 
 
-def column_indices(chosen: Sequence[int | str], names: Sequence[str] | None) -> tuple[int, ...]:
+def column_indices(
+    chosen: Sequence[int | str], names: Sequence[str] | None, *, argument: str = "categorical_features"
+) -> tuple[int, ...]:
     """Return columns, given by index or name, as sorted indices.
 
     Raises:
@@ -61,14 +63,53 @@ def column_indices(chosen: Sequence[int | str], names: Sequence[str] | None) -> 
     for column in chosen:
         if isinstance(column, str):
             if not names or column not in names:
-                raise InputError(f"categorical_features names {column!r}, but the columns are {list(names or [])}.")
+                raise InputError(f"{argument} names {column!r}, but the columns are {list(names or [])}.")
             out.add(list(names).index(column))
         elif isinstance(column, (int, np.integer)) and column >= 0 and (names is None or column < len(names)):
             out.add(int(column))
         else:
             count = "" if names is None else f"; there are {len(names)} columns"
-            raise InputError(f"categorical_features must hold column indices from 0 or names, got {column!r}{count}.")
+            raise InputError(f"{argument} must hold column indices from 0 or names, got {column!r}{count}.")
     return tuple(sorted(out))
+
+
+def names_of_categories(
+    given: Mapping[int | str, Sequence[str]] | None,
+    categorical: Sequence[int],
+    names: Sequence[str],
+    table: Array,
+) -> dict[int, tuple[str, ...]]:
+    """Return the names of the categories of each column, given by its index or name; category k has the k-th name.
+
+    Args:
+        given: For each column the names.
+        categorical: Indices of the categorical columns.
+        names: Names of all columns.
+        table: Rows (n, columns) that hold the categories that occur.
+
+    Raises:
+        InputError: There is no such column, it is not categorical, is given twice, or has categories without a name.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"categorical_names gives names by column, as a dict, but is {type(given).__name__}.")
+    out: dict[int, tuple[str, ...]] = {}
+    for column, categories in (given or {}).items():
+        (index,) = column_indices([column], names, argument="categorical_names")
+        name = names[index]
+        if index not in categorical:
+            raise InputError(f"categorical_names names {name!r}, which is not one of categorical_features.")
+        if index in out:
+            raise InputError(f"categorical_names gives the column {name!r} twice, by its name and by its index.")
+        if isinstance(categories, (str, Mapping)) or not hasattr(categories, "__iter__"):
+            raise InputError(f"categorical_names must give {name!r} a list of names, but gives {categories!r}.")
+        out[index] = tuple(str(category) for category in categories)
+        most = int(table[:, index].max())
+        if most >= len(out[index]):
+            raise InputError(
+                f"categorical_names gives {len(out[index])} names for the categories of {name!r}, which go up to "
+                f"{most}; give one for each from 0 on, {most + 1} in all."
+            )
+    return out
 
 
 def check_categories(

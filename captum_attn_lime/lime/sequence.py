@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_output, log_usage
 from captum_attn_lime.adapters import SequenceAdapter
-from captum_attn_lime.adapters.columns import check_categories, column_indices
+from captum_attn_lime.adapters.columns import check_categories, column_indices, names_of_categories
 from captum_attn_lime.adapters.sequence import training_sequences
 from captum_attn_lime.adapters.series import (
     as_sequences,
@@ -102,10 +102,12 @@ class LimeSequence(LimeRows):
         if categorical_features is None:
             categorical_features = () if adapter is None else adapter.categorical_features
         self.categorical_features = column_indices(categorical_features, self.feature_names)
-        self.categorical_names = {
-            column_indices([series], self.feature_names)[0]: tuple(categories)
-            for series, categories in (categorical_names or {}).items()
-        }
+        self.categorical_names = names_of_categories(
+            categorical_names,
+            self.categorical_features,
+            self.feature_names,
+            sequences.reshape(-1, n_series),
+        )
         names_of_cells = {
             cell: list(categories)
             for series, categories in self.categorical_names.items()

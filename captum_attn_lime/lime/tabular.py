@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_output, log_usage
 from captum_attn_lime.adapters import TabularAdapter
-from captum_attn_lime.adapters.columns import as_table, column_indices, table_names
+from captum_attn_lime.adapters.columns import as_table, column_indices, names_of_categories, table_names
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.explained import Output
 from captum_attn_lime.lime.base import Array, check_count, result_dtype
@@ -43,7 +43,8 @@ class LimeTabular(LimeRows):
         categorical_features: Indices or names of the categorical columns; by default the adapter's. For a function of
             tensors the columns of integer tensors are always among them.
         feature_names: Names of the columns; by default the adapter's or the DataFrame's.
-        categorical_names: For each categorical column the names of its categories, for explanations.
+        categorical_names: For each categorical column, by index or name, the names of its categories from 0 on, for
+            explanations.
         class_names: Names of the classes in explanations; by default the adapter's.
         discretizer: ``"quartile"``, ``"decile"``, ``"entropy"`` (needs ``training_labels``) or lime's own
             ``BaseDiscretizer``; for ``"contrast"`` only.
@@ -70,7 +71,7 @@ class LimeTabular(LimeRows):
         semantics: Semantics = "contrast",
         categorical_features: Sequence[int | str] | None = None,
         feature_names: Sequence[str] | None = None,
-        categorical_names: Mapping[int, Sequence[str]] | None = None,
+        categorical_names: Mapping[int | str, Sequence[str]] | None = None,
         class_names: Sequence[str] | None = None,
         discretizer: Any = "quartile",
         training_labels: Any = None,
@@ -91,7 +92,9 @@ class LimeTabular(LimeRows):
             categorical_features = adapter.categorical_features if adapter is not None else ()
         self.feature_names = tuple(str(n) for n in (range(training.shape[1]) if names is None else names))
         self.categorical_features = column_indices(categorical_features, self.feature_names)
-        self.categorical_names = dict(categorical_names or {})
+        self.categorical_names = names_of_categories(
+            categorical_names, self.categorical_features, self.feature_names, training
+        )
         super().__init__(
             forward_func,
             training,

@@ -455,6 +455,7 @@ def test_noise_tunnel_runs_around_it():
         (dict(categorical_features=[9]), "got 9"),
         (dict(categorical_features=["u"]), "'u_t-3' has the value .* categories are integers"),
         (dict(categorical_names={"size": ["a"]}), "names 'size'"),
+        (dict(categorical_names={"u": ["a"]}), "'u', which is not one of categorical_features"),
         (dict(training_data=data()[0]), "several sequences"),
         (dict(training_data=data()[:, :2]), "expected 4 steps"),
     ],

@@ -333,3 +333,28 @@ def test_features_of_several_columns_are_refused():
     method = LimeTabular(lambda x: x, np.random.default_rng(0).normal(size=(20, 3)))
     with pytest.raises(InputError, match="joins several columns"):
         method.attribute(torch.zeros(1, 3), target=0, feature_mask=torch.tensor([[0, 0, 1]]), n_samples=10)
+
+
+@pytest.mark.parametrize("column", ["city", 3, np.int64(3)])
+def test_names_of_categories_by_the_columns_name_or_index(column):
+    method = lime(categorical_names={column: ["Bonn", "Köln"], "colour": np.array(["red", "green", "blue"])})
+    names = [name for name, _ in method.explain(ROW, num_samples=300).as_list()]
+    assert {"city=Bonn", "colour=green"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"town": ["Bonn", "Köln"]}, "categorical_names names 'town'"),
+        ({7: ["Bonn", "Köln"]}, "got 7"),
+        ({"age": ["young", "old"]}, "'age', which is not one of categorical_features"),
+        ({"city": ["Bonn"]}, "1 names for the categories of 'city', which go up to 1"),
+        ({"city": ["Bonn", "Köln"], 3: ["a", "b"]}, "'city' twice"),
+        ({"city": "Bonn"}, "a list of names"),
+        ({"city": {0: "Bonn", 1: "Köln"}}, "a list of names"),
+        ([["Bonn", "Köln"]], "as a dict"),
+    ],
+)
+def test_names_of_categories_that_do_not_fit(names, message):
+    with pytest.raises(InputError, match=message):
+        lime(categorical_names=names)
