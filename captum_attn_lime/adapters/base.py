@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from captum_attn_lime.adapters.layers import (
+    baselines_for,
+    check_has_gradients,
+    innermost_method,
+    layer_features,
+    parameters_of,
+)
 from captum_attn_lime.adapters.outputs import Kind, Outputs, in_unit, kind_of
 from captum_attn_lime.adapters.state import evaluating, fast_path_off
 from captum_attn_lime.errors import ForwardError, InputError
@@ -49,21 +55,33 @@ class Encoding:
         """Return the keyword arguments of ``method.attribute`` that this encoding can fill.
 
         These are ``inputs``, and of ``baselines``, ``additional_forward_args`` and ``feature_mask`` those that the
-        method takes, so that ``method.attribute(**x.arguments(method), target=1)`` is a full call.
+        method takes, so that ``method.attribute(**x.arguments(method), target=1)`` is a full call. A method over the
+        output of a layer that embeds ids or categories gets ``layer_mask`` and ``layer_baselines`` too: the features of
+        what was embedded, and the embedded baselines; the model runs for them. Other layers' are left to the user.
 
         Args:
-            method: A Captum attribution, or a ``NoiseTunnel`` around one.
+            method: A Captum attribution, or ``NoiseTunnel`` around one.
+
+        Raises:
+            InputError: The method follows gradients with respect to token ids or categories, or takes each of several
+                examples against the baselines of all.
         """
-        names = set(inspect.signature(method.attribute).parameters)
-        wrapped = getattr(method, "attribution_method", None)
-        if wrapped is not None:  # NoiseTunnel hands its keyword arguments on.
-            names |= set(inspect.signature(wrapped.attribute).parameters)
+        names = parameters_of(method)
+        inputs, baselines = (t if isinstance(t, tuple) else (t,) for t in (self.inputs, self.baselines))
+        check_has_gradients(method, inputs)
         have = {
             "inputs": self.inputs,
-            "baselines": self.baselines,
             "additional_forward_args": self.forward_args or None,
             "feature_mask": self.feature_mask,
         }
+        if "baselines" in names:
+            found = baselines_for(method, baselines)
+            have["baselines"] = found if isinstance(self.baselines, tuple) else found[0]
+        if "layer_mask" in names:
+            inner = innermost_method(method)
+            layer = layer_features(inner.forward_func, inner.layer, self)
+            if layer is not None:
+                have.update(layer_mask=layer.mask, layer_baselines=layer.baselines)
         return {name: value for name, value in have.items() if name in names}
 
 
