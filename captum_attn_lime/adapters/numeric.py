@@ -11,9 +11,14 @@ from torch import Tensor, nn
 
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters.base import Adapter, Array
+from captum_attn_lime.adapters.categories import another_category, check_whole, looked_up, with_no_value
 from captum_attn_lime.adapters.outputs import Outputs
-from captum_attn_lime.adapters.state import evaluating
-from captum_attn_lime.errors import ForwardError, InputError
+from captum_attn_lime.adapters.state import cudnn_off, evaluating
+from captum_attn_lime.adapters.trial import trial
+from captum_attn_lime.errors import ForwardError, InputError, SelectionError
+
+# Examples on which it is tried out whether a gradient reaches a column.
+_TRIED = 32
 
 Task = Literal["classification", "multi_label", "regression"]
 
@@ -27,13 +32,19 @@ class NumericAdapter(Adapter):
         model: The wrapped model.
         class_names: Names of the classes.
         task: What the outputs are: logits of classes that exclude each other (``"classification"``), of labels that do
-            not (``"multi_label"``: each has a probability of its own), or one number an example (``"regression"``).
+            not (``"multi_label"``: each has a probability of its own), or numbers to predict (``"regression"``), whose
+            names are then the ``class_names``.
         outputs: Whether a classifier puts out ``"logits"`` or ``"probabilities"``; found out by default.
         batch_rows: Greatest number of examples that run at once.
     """
 
     #: What one example is called.
     example = "row"
+
+    feature_names: tuple[str, ...] | None
+    categorical_features: tuple[int, ...]
+    _training: Array | None
+    _known: dict[int, Array]  # for each categorical column the categories that the training data has, sorted
 
     def __init__(
         self,
@@ -70,7 +81,7 @@ class NumericAdapter(Adapter):
             for start in range(0, len(array), self.batch_rows):
                 found.append(self._run(*self.tensors(array[start : start + self.batch_rows])))
                 tick(len(found[-1]))
-        return np.concatenate(found)
+        return without_nan(np.concatenate(found), type(self.model).__name__, self.example)
 
     def predict_proba(self, raw: Any, *, show_progress: bool = False) -> Array:
         """Return class probabilities, (n, classes) float64: lime's ``predict_fn`` for classification."""
@@ -79,18 +90,115 @@ class NumericAdapter(Adapter):
         return super().predict_proba(raw, show_progress=show_progress)
 
     def predict(self, raw: Any, *, show_progress: bool = False) -> Array:
-        """Return the prediction for each example, (n,) float64: lime's ``predict_fn`` for regression.
+        """Return the predictions, float64: (n,), lime's ``predict_fn`` for regression, or (n, outputs) for several.
 
         Raises:
             InputError: The adapter's task is not regression.
-            ForwardError: The model returns more than one number an example.
         """
         if self.task != "regression":
             raise InputError(f"predict is for regression and this adapter's task is {self.task}; use predict_proba.")
         out = self.logits(raw, show_progress=show_progress)
-        if out.shape[1] != 1:
-            raise ForwardError(f"regression needs one number a {self.example}, but the model returned {out.shape[1]}.")
-        return out[:, 0]
+        return out[:, 0] if out.shape[1] == 1 else out
+
+    @property
+    def embeddings(self) -> list[nn.Module]:
+        """The layers that embed categories, in the order in which they are called, for Captum's layer methods.
+
+        Gradients with respect to categories do not exist; with respect to what they are embedded as they do:
+        ``LayerIntegratedGradients(adapter, adapter.embeddings)``.
+
+        Raises:
+            SelectionError: No layer embeds categories, or one embeds several columns in calls of its own, which Captum
+                does not tell apart; or without training data the model cannot be run to find out.
+        """
+        array = self._examples()
+        found: list[nn.Module] = []
+        calls: list[nn.Module] = []
+
+        def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+            calls.append(module)
+            came = args[0] if args and isinstance(args[0], Tensor) and len(args[0]) else torch.zeros(1)
+            if module not in found and len(came) % 2 == 0 and not torch.equal(*came.chunk(2)):
+                found.append(module)
+
+        layers = [m for m in self.model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+        handles = [layer.register_forward_pre_hook(look) for layer in layers]
+        try:
+            with trial(self.model, self.device):
+                self(*self.tensors(np.concatenate([array, self._with_other_categories(array)])))
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not found:
+            raise SelectionError(
+                f"none of the {len(layers)} nn.Embedding of {type(self.model).__name__} embeds one of the "
+                f"{len(self.categorical_features)} categorical columns."
+            )
+        if any(calls.count(layer) > 1 for layer in found):
+            raise SelectionError(
+                f"an nn.Embedding of {type(self.model).__name__} is called several times in one run, for one column "
+                "after the other, and Captum's layer methods would take the calls for one; use FeatureAblation, "
+                "ShapleyValueSampling or LIME over the columns."
+            )
+        return found
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The layer that embeds the categories, where there is one for all.
+
+        Raises:
+            SelectionError: There is none, or there are several: :attr:`embeddings` are all of them.
+        """
+        found = self.embeddings
+        if len(found) > 1:
+            raise SelectionError(
+                f"{type(self.model).__name__} embeds its categories by {len(found)} layers; use adapter.embeddings, "
+                "which LayerIntegratedGradients takes as they are, or one of them."
+            )
+        return found[0]
+
+    def _examples(self) -> Array:
+        """Return one example to try the model on, (1, ...)."""
+        if self._training is not None:
+            return self._training[:1]
+        raise SelectionError(
+            f"the model must be run to find the layers that embed categories; pass training_data= to the "
+            f"{type(self).__name__}, or give the method the layer itself."
+        )
+
+    def _with_other_categories(self, array: Array) -> Array:
+        """Return examples (n, ..., columns) with another category in every categorical column."""
+        out = np.array(array, dtype=np.float64)
+        for column in self.categorical_features:
+            out[..., column] = another_category(out[..., column], self._known.get(column))
+        return out
+
+    def _other_inputs(self, encoding: Any) -> tuple[Tensor, ...]:
+        """Return an encoding's input tensors with another category in every categorical column."""
+        array = getattr(encoding, "sequences", None)
+        array = encoding.rows if array is None else array
+        return self.tensors(self._with_other_categories(array))
+
+    def _run_numbers(self, x: Tensor) -> Any:
+        """Run the model on one tensor, (n, ..., columns), that may hold categories.
+
+        A model that makes ids of them would give gradients of exactly 0. There are none: they become NaN, and a method
+        that asks for what lies between two categories raises.
+        """
+        if not (self.categorical_features and x.requires_grad and torch.is_grad_enabled()):
+            return self.model(x)
+        array = x.detach().to(device="cpu", dtype=torch.float64).numpy()
+        if self._training is not None:
+            array = self._training
+        array = array[:_TRIED].copy()
+        array[..., list(self.categorical_features)] = array[..., list(self.categorical_features)].round()
+        (examples,), (others,) = self.tensors(array), self.tensors(self._with_other_categories(array))
+        with trial(self.model, self.device), cudnn_off():  # recurrent layers
+            columns = looked_up(lambda t: self._read(self.model(t), (t,)), examples, others, self.categorical_features)
+        if not columns:
+            return self.model(x)
+        check_whole(x, columns, self.feature_names, type(self.model).__name__)
+        return self.model(with_no_value(x, columns))
 
     def _one(self, raw: Any) -> tuple[Tensor, ...]:
         return self.tensors(self.arrays(raw)[:1])
@@ -103,3 +211,15 @@ class NumericAdapter(Adapter):
     @property
     def _problem_type(self) -> Any:
         return "multi_label_classification" if self.task == "multi_label" else super()._problem_type
+
+
+def without_nan(outputs: Array, model: str, example: str) -> Array:
+    """Return a model's outputs (n, outputs), or raise where they are no numbers."""
+    bad = np.flatnonzero(np.isnan(outputs).any(axis=1))
+    if len(bad):
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ForwardError(
+            f"{model} gave NaN for {example} {bad[0]}{more}; nothing can be explained there. Look for a division by 0, "
+            f"a logarithm of 0, weights that are NaN, or values far outside what it was trained on."
+        )
+    return outputs

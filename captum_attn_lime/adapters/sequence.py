@@ -61,9 +61,9 @@ class SequenceAdapter(NumericAdapter):
             baselines; LIME draws from it.
         categorical_features: Indices or names of the series that hold categories, as integers from 0.
         feature_names: Names of the series; by default those of DataFrames, or "0", "1", ...
-        class_names: Names of the classes.
+        class_names: Names of the classes, or of several predicted numbers.
         task: ``"classification"``, ``"multi_label"`` for labels that do not exclude each other, or ``"regression"``
-            for a model with one number a sequence.
+            for a model whose outputs are the predicted numbers, named by ``class_names``.
         outputs: Whether a classifier puts out ``"logits"`` or ``"probabilities"`` (it ends in softmax or sigmoid); by
             default that is found out.
         baseline: What stands for "nothing known": ``"mean"``, the training data's mean in each cell (of categories
@@ -180,7 +180,7 @@ class SequenceAdapter(NumericAdapter):
             )
         needs_native = self._is_recurrent and torch.is_grad_enabled() and not self.model.training
         with cudnn_off() if needs_native else nullcontext():
-            return self.model(tensors[0])
+            return self._run_numbers(tensors[0])
 
     def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
         try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime.adapters.base import Array, Encoding
+from captum_attn_lime.adapters.categories import as_ids
 from captum_attn_lime.adapters.columns import as_table, check_categories, column_indices, table_names, typical_row
 from captum_attn_lime.adapters.numeric import NumericAdapter, Task
 from captum_attn_lime.adapters.outputs import Outputs
-from captum_attn_lime.errors import ForwardError, InputError
+from captum_attn_lime.adapters.table_forward import Place, TableForward, TrialRows, decide, table_forwards
+from captum_attn_lime.errors import InputError
+
+_TAKE = "take them from adapter.encode(rows).inputs"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +35,13 @@ class TabularEncoding(Encoding):
 class TabularAdapter(NumericAdapter):
     """A model over table rows, ready for Captum and for lime.
 
-    The model is called as ``model(x)`` with all columns as numbers, or as ``model(x_num, x_cat)``, with None in the
-    place of a kind of column that there is not, as FT-Transformer wants it. Which of the two is read off its forward:
-    a second parameter that has no default, or one of None and "cat" or "categories" in its name (``x_cat``), makes
-    the second form.
+    The model is called as ``model(x)`` with all columns as numbers, or with numeric and categorical columns apart, as
+    ``model(x_num, x_cat)`` or ``model(x_cat, x_num)``; None, or else (n, 0), stands for a kind of column that there is
+    not. Which of these is read off its forward: two parameters that have no default, or one of None and "cat" or
+    "categories" in its name, make the second form, and their names say which comes first. Where they do not, the model
+    is tried out on three rows: the categories are what it looks up. A forward of one dictionary gets one.
+
+    Whatever the order of the model, the adapter itself takes the numeric columns first.
 
     Args:
         model: The model. It returns (n, classes) or (n,), a tuple that begins with it, or ``.logits``.
@@ -44,12 +49,18 @@ class TabularAdapter(NumericAdapter):
             the baselines: means of numeric and most frequent values of categorical columns; without it they are 0.
         categorical_features: Indices or names of the columns that hold categories, as integers from 0.
         feature_names: Names of the columns; by default those of the DataFrame, or "0", "1", ...
-        class_names: Names of the classes.
+        class_names: Names of the classes, or of several predicted numbers.
         task: ``"classification"``, ``"multi_label"`` for labels that do not exclude each other, or ``"regression"``
-            for a model with one number a row.
+            for a model whose outputs are the predicted numbers, named by ``class_names``.
         outputs: Whether a classifier puts out ``"logits"`` or ``"probabilities"`` (it ends in softmax or sigmoid); by
             default that is found out.
         batch_rows: Greatest number of rows that :meth:`predict_proba` runs at once.
+        forward_names: Where the model's forward takes the "numeric" and the "categorical" columns, if that cannot be
+            found: the names of parameters, their positions from 0, or keys of the dictionary that it takes, as in
+            ``{"numeric": "b", "categorical": "a"}`` or ``{"categorical": 0, "numeric": 1}``.
+
+    Raises:
+        ForwardError: How the model takes its columns cannot be found, or it needs more than columns.
 
     Example:
         >>> adapter = TabularAdapter(nn.Linear(2, 3), feature_names=["age", "income"])
@@ -69,29 +80,28 @@ class TabularAdapter(NumericAdapter):
         task: Task = "classification",
         outputs: Outputs = "auto",
         batch_rows: int = 1024,
+        forward_names: Mapping[str, Place] | None = None,
     ) -> None:
         super().__init__(model, class_names=class_names, task=task, outputs=outputs, batch_rows=batch_rows)
         names = table_names(training_data) if feature_names is None else tuple(str(n) for n in feature_names)
         self._training = None if training_data is None else as_table(training_data, names, _count(names))
         if names is None and self._training is not None:
             names = tuple(str(i) for i in range(self._training.shape[1]))
-        self._names = names
+        self.feature_names = names
         self.categorical_features = column_indices(categorical_features, names)
         self._known: dict[int, Array] = {}
         if self._training is not None:
             check_categories(self._training, self.categorical_features, names, {})
             self._known = {c: np.unique(self._training[:, c]) for c in self.categorical_features}
-        self._takes_two = _takes_two(model)
+        self._ways = table_forwards(model, forward_names)
+        self._way: TableForward | None = None
+        if names is not None:
+            self._decided(len(names))
 
     @property
     def training_data(self) -> Array | None:
         """The training rows, (n, columns) float64, or None."""
         return self._training
-
-    @property
-    def feature_names(self) -> tuple[str, ...] | None:
-        """The names of the columns; None where neither names nor training data were given."""
-        return self._names
 
     def encode(self, rows: Any) -> TabularEncoding:
         """Return a row or rows as tensors with their columns as features.
@@ -103,7 +113,7 @@ class TabularAdapter(NumericAdapter):
             InputError: Wrong columns, a value that is not a finite number, or a category that cannot occur.
         """
         table = self.table(rows)
-        names = self._names or tuple(str(i) for i in range(table.shape[1]))
+        names = self.feature_names or tuple(str(i) for i in range(table.shape[1]))
         ids = np.broadcast_to(np.arange(table.shape[1], dtype=np.float64), table.shape)
         mask = tuple(t.to(torch.int64) for t in self._split(ids, torch.float64))
         return TabularEncoding(
@@ -121,13 +131,13 @@ class TabularAdapter(NumericAdapter):
 
     def table(self, rows: Any) -> Array:
         """Return rows as (n, columns) float64 in the user's order, checked."""
-        table = as_table(rows, self._names, _count(self._names))
+        table = as_table(rows, self.feature_names, _count(self.feature_names))
         if self.categorical_features and max(self.categorical_features) >= table.shape[1]:
             raise InputError(
                 f"categorical_features names column {max(self.categorical_features)}, "
                 f"but the rows have {table.shape[1]} columns."
             )
-        check_categories(table, self.categorical_features, self._names, self._known)
+        check_categories(table, self.categorical_features, self.feature_names, self._known)
         return table
 
     def tensors(self, table: Array) -> tuple[Tensor, ...]:
@@ -157,18 +167,36 @@ class TabularAdapter(NumericAdapter):
 
     def column_groups(self, n_columns: int) -> tuple[tuple[int, ...], ...]:
         """Return for each tensor of :meth:`tensors` the columns that it holds, in order."""
-        if not self._takes_two:
+        if not self._decided(n_columns).takes_two:
             return (tuple(range(n_columns)),)
         numeric = tuple(c for c in range(n_columns) if c not in self.categorical_features)
         return tuple(group for group in (numeric, self.categorical_features) if group)
 
     def _split(self, table: Array, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        takes_two = self._decided(table.shape[1]).takes_two
         out = []
         for group in self.column_groups(table.shape[1]):
-            is_categories = self._takes_two and group == self.categorical_features
+            is_categories = takes_two and group == self.categorical_features
             part = torch.from_numpy(np.ascontiguousarray(table[:, list(group)]))
             out.append(part.to(device=self.device, dtype=torch.int64 if is_categories else dtype))
         return tuple(out)
+
+    def _decided(self, n_columns: int) -> TableForward:
+        """Return how the model takes its columns, found out the first time."""
+        if self._way is None:
+            table = np.tile(np.zeros(n_columns) if self._training is None else self._training[0], (3, 1))
+            numeric = [c for c in range(n_columns) if c not in self.categorical_features]
+            categorical = list(self.categorical_features)
+            table[:2, numeric], table[2, numeric] = 0.0, 1.0
+            table[1] = self._with_other_categories(table[1])
+            whole = torch.from_numpy(table).to(device=self.device, dtype=self._dtype)
+            rows = TrialRows(
+                whole,
+                whole[:, numeric] if numeric else None,
+                whole[:, categorical].to(torch.int64) if categorical else None,
+            )
+            self._way = decide(self.model, self._ways, rows)
+        return self._way
 
     def _baseline(self, n_columns: int) -> Array:
         """Return one row that stands for "nothing known"."""
@@ -177,41 +205,28 @@ class TabularAdapter(NumericAdapter):
         return typical_row(self._training, self.categorical_features)
 
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
-        if not self._takes_two:
-            if len(tensors) != 1:
-                raise InputError(f"{type(self.model).__name__} takes one tensor of rows, but {len(tensors)} came.")
-            return self.model(tensors[0])
-        if len(tensors) == 2:
-            return self.model(*tensors)
-        if len(tensors) != 1 or (self.categorical_features and tensors[0].is_floating_point()):
+        name = type(self.model).__name__
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+        if any(t.dim() != 2 for t in tensors):
             raise InputError(
-                f"{type(self.model).__name__} takes the numeric and the categorical columns as two tensors, but "
-                f"{len(tensors)} came; take them from adapter.encode(rows).inputs."
+                f"a TabularAdapter runs on rows (n, columns), but tensors of shape {shapes} came; {_TAKE}."
             )
-        return self.model(None, tensors[0]) if self.categorical_features else self.model(tensors[0], None)
-
-
-def _takes_two(model: nn.Module) -> bool:
-    """Return whether the model's forward takes numeric and categorical columns apart."""
-    parameters = [
-        p
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    required = [p for p in parameters if p.default is p.empty]
-    if len(required) > 2:
-        raise ForwardError(
-            f"{type(model).__name__}.forward needs {', '.join(p.name for p in required)}; a TabularAdapter gives rows, "
-            "or numeric and categorical columns. Wrap the model in a module that takes those."
-        )
-    return len(required) == 2 or (len(parameters) > 1 and _takes_categories(parameters[1]))
-
-
-def _takes_categories(parameter: inspect.Parameter) -> bool:
-    """Return whether an optional parameter is for categories: a part of its name says so, and it is no switch."""
-    name = parameter.name.lower()
-    says_so = re.search(r"(^|_)(cat|cats|categ\w*)(_|$)", name) is not None and not name.startswith("return_")
-    return says_so and (parameter.default is None or parameter.default is parameter.empty)
+        n_columns = sum(t.shape[1] for t in tensors)
+        way = self._decided(n_columns if self.feature_names is None else len(self.feature_names))
+        if not way.takes_two:
+            if len(tensors) != 1:
+                raise InputError(f"{name} takes one tensor of rows, but {len(tensors)} came.")
+            return self._run_numbers(tensors[0])
+        wanted = [len(group) for group in self.column_groups(n_columns)]
+        if [t.shape[1] for t in tensors] != wanted:
+            raise InputError(
+                f"{name} takes the numeric and the categorical columns as two tensors, here of {wanted} columns, but "
+                f"{shapes} came; {_TAKE}."
+            )
+        numeric, categorical = tensors[0], tensors[-1]
+        if not self.categorical_features:
+            return way.call(self.model, numeric, None)
+        return way.call(self.model, numeric if len(tensors) == 2 else None, as_ids(categorical, name))
 
 
 def _count(names: Sequence[str] | None) -> int | None:

@@ -214,8 +214,11 @@ def test_regression():
         a.predict_proba(ROWS)
     with pytest.raises(InputError, match="use predict_proba"):
         adapter().predict(ROWS)
-    with pytest.raises(ForwardError, match="returned 2"):
-        TabularAdapter(nn.Linear(4, 2), task="regression").predict(ROWS)
+    two = TabularAdapter(nn.Linear(4, 2), task="regression", class_names=["height", "weight"])
+    np.testing.assert_array_equal(two.predict(ROWS), two.logits(ROWS))
+    assert two.predict(ROWS).shape == (4, 2)
+    with pytest.raises(InputError, match="3 class_names"):
+        TabularAdapter(nn.Linear(4, 2), task="regression", class_names=["a", "b", "c"]).predict(ROWS)
 
 
 def test_the_models_dtype_decides():
