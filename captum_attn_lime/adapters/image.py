@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters.base import Adapter, Array, Encoding
 from captum_attn_lime.adapters.limits import configured_class_names
+from captum_attn_lime.adapters.numeric import without_nan
 from captum_attn_lime.adapters.outputs import Outputs
 from captum_attn_lime.adapters.pixels import Pixels, pair, read_images
 from captum_attn_lime.adapters.preprocessing import Fit, Preprocessing, preprocessing_of
@@ -51,8 +52,9 @@ class ImageAdapter(Adapter):
         model: A model of normalised pixels (n, C, H, W) that returns (n, classes), a tuple that begins with it, or
             ``.logits``.
         processor: A HuggingFace image processor, a timm data configuration, or torchvision's ``weights.transforms()``.
-        mean: Mean of each channel, of values from 0 to 1; one channel, for models of grey pictures, as ``(0.5,)``.
-        std: Standard deviation of each channel.
+        mean: Mean of each channel (red, green, blue), of values from 0 to 1 and not 0 to 255; one channel, for models
+            of grey pictures, as ``(0.5,)``.
+        std: Standard deviation of each channel, of values from 0 to 1.
         size: Height and width of the model's pictures, or one number for both. Without it, and where nothing else
             tells it, pictures are taken at the size they have.
         fit: ``"squash"`` (where nothing is read, the default) resizes a picture to ``size``; ``"crop"`` keeps its
@@ -172,7 +174,7 @@ class ImageAdapter(Adapter):
                 batches = [np.stack(part)] if same else [image[None] for image in part]
                 found += [self._run(self.tensors(batch)) for batch in batches]
                 tick(len(part))
-        return np.concatenate(found)
+        return without_nan(np.concatenate(found), type(self.model).__name__, "picture")
 
     def images(self, raw: Any) -> list[Pixels]:
         """Return pictures in any form as arrays (H, W, 3) at the model's size, not normalised."""

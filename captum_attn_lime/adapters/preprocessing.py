@@ -16,6 +16,11 @@ from captum_attn_lime.errors import InputError
 
 Fit = Literal["squash", "crop"]
 _RESAMPLINGS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_FLIPPED = (
+    " Pictures go in as red, green, blue; for a model of blue, green, red give mean and std from red to blue, and wrap "
+    "the model in a module that calls it with x.flip(1)."
+)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL turns colours into grey
 _ROUNDING = 0.035  # another library's resampling of the smooth trial picture lies within this of PIL's
 
@@ -51,6 +56,7 @@ class Preprocessing:
             )
         if not all(math.isfinite(m) for m in self.mean) or not all(s > 0 for s in self.std):
             raise InputError(f"mean {self.mean} must be finite and std {self.std} above 0.")
+        _check_units(self.mean, self.std)
         if self.fit not in get_args(Fit):
             raise InputError(f"fit must be 'squash' or 'crop', but is {self.fit!r}.")
         if self.interpolation not in _RESAMPLINGS:
@@ -88,6 +94,26 @@ class Preprocessing:
         return np.ascontiguousarray(x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy())
 
 
+def _check_units(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raise unless mean and deviation can be those of values from 0 to 1, in the order red, green, blue."""
+    if not all(0 <= m <= 1 for m in mean) or any(s > 1 for s in std):
+        advice = "give both for values from 0 to 1"
+        if any(m > 1 for m in mean):
+            halves = [tuple(round(v / 255, 6) for v in values) for values in (mean, std)]
+            advice = f"for a model of values from 0 to 255 divide both by 255: mean={halves[0]}, std={halves[1]}"
+        raise InputError(
+            f"mean {mean} and std {std} are not those of values from 0 to 1, as pictures have them; {advice}."
+            f"{_FLIPPED if _is_flipped(tuple(m / 255 for m in mean)) else ''}"
+        )
+    if _is_flipped(mean):
+        raise InputError(f"mean {mean} and std {std} are ImageNet's from blue to red.{_FLIPPED}")
+
+
+def _is_flipped(mean: tuple[float, ...]) -> bool:
+    """Return whether a mean is ImageNet's in the order blue, green, red, as models in the manner of Caffe have it."""
+    return len(mean) == 3 and all(abs(m - i) < 3e-3 for m, i in zip(mean[::-1], _IMAGENET_MEAN, strict=True))
+
+
 def preprocessing_of(model: nn.Module, processor: Any, given: Mapping[str, Any]) -> Preprocessing:
     """Return what the model wants: the user's own settings over those of a processor or of the model.
 
@@ -114,7 +140,7 @@ def preprocessing_of(model: nn.Module, processor: Any, given: Mapping[str, Any])
                 f"it is not known how {type(model).__name__} wants its pictures; pass processor= (its HuggingFace "
                 "image processor, timm data configuration or torchvision weights.transforms()), or mean=, std= and "
                 "size=. "
-                "ImageNet's are (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225)."
+                f"ImageNet's are {_IMAGENET_MEAN} and (0.229, 0.224, 0.225)."
             )
         return Preprocessing(**own)
     if "size" in own and "resize_to" not in own and found.size and found.resize_to:

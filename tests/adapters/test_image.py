@@ -404,3 +404,44 @@ def test_rollout_through_the_adapter_is_per_pixel():
         product = (0.5 * attention[0].double().mean(dim=0) + 0.5 * torch.eye(17)) @ product
     expected = product[0, 1:].reshape(4, 4).repeat_interleave(8, 0).repeat_interleave(8, 1)
     torch.testing.assert_close(found[0].double(), expected.expand(3, -1, -1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), r"divide both by 255: mean=\(0.485, 0.456, 0.406\), std="),
+        ((0.485, 0.456, 0.406), (58.395, 57.12, 57.375), "give both for values from 0 to 1"),
+        ((123.675, 116.28, 103.53), (0.229, 0.224, 0.225), "divide both"),
+        ((103.939, 116.779, 123.68), (1, 1, 1), r"divide both.*blue, green, red.*flip\(1\)"),
+        ((0.406, 0.456, 0.485), (0.225, 0.224, 0.229), "from blue to red"),
+        (127.5, 127.5, "divide both"),
+        ((33.3,), (78.6,), "divide both"),
+        (0.0, 255.0, "give both"),
+        (-1.0, 0.5, "give both"),
+    ],
+)
+def test_means_and_deviations_in_other_units_are_refused(mean, std, message):
+    with pytest.raises(InputError, match=message):
+        ImageAdapter(Patches(len(mean) if isinstance(mean, tuple) else 3), mean=mean, std=std)
+    with pytest.raises(InputError, match=message):
+        ImageAdapter(Patches(), {"mean": mean, "std": std, "input_size": (3, 8, 12)})
+
+
+def test_values_from_0_to_255_are_understood_where_they_are_said_rightly():
+    model = nn.Flatten()
+    plain = ImageAdapter(model, mean=0, std=1 / 255)
+    np.testing.assert_allclose(plain.logits(picture())[0], picture().transpose(2, 0, 1).ravel(), atol=1e-3)
+    options = {"do_rescale": False, "image_mean": [123.675, 116.28, 103.53], "image_std": [58.395, 57.12, 57.375]}
+    found = ImageAdapter(model, ViTImageProcessor(do_resize=False, **options)).logits(picture())[0]
+    by_mean = (picture() - np.array(options["image_mean"])) / options["image_std"]
+    np.testing.assert_allclose(found, by_mean.transpose(2, 0, 1).ravel(), atol=1e-4)
+
+
+def test_an_output_that_is_no_number():
+    class Log(nn.Module):
+        def forward(self, x):
+            return (x.mean(dim=(2, 3)) - 0.5).log()
+
+    black, white = (np.full((8, 12, 3), value, dtype=np.uint8) for value in (0, 255))
+    with pytest.raises(ForwardError, match="Log gave NaN for picture 1"):
+        ImageAdapter(Log(), mean=0, std=1).logits([white, black])
