@@ -132,7 +132,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         Returns:
             Attributions of the inputs' shapes; a tuple where the inputs were one. Scores of ``"raw"`` and
             ``"rollout"`` are shares of attention: not negative, and with the mean over heads they sum to 1 over tokens
-            (special tokens such as CLS included).
+            (special tokens such as CLS included). Cells that belong to no token, such as columns that join behind the
+            attention, have no value: NaN, which ``torch.nansum`` leaves out and ``compare`` shows as such.
 
         Raises:
             TargetError: The output has no such target.

@@ -14,6 +14,7 @@ from captum_attn_lime._number import Number, number_of
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters import Encoding, TextEncoding
 from captum_attn_lime.adapters.image import ImageEncoding
+from captum_attn_lime.adapters.layers import layer_scores
 from captum_attn_lime.attribution import AttentionAttribution
 from captum_attn_lime.comparison import Comparison
 from captum_attn_lime.errors import InputError
@@ -96,14 +97,21 @@ def compare(
     given = {}
     known: dict[str, Reading] = {}
     totals: dict[str, float] = {}
+    over_layers: dict[str, Tensor] = {}
     with progress(len(attributions), show_progress, "compare") as tick:
         for name, value in attributions.items():
             given[name], reading, total = _run(name, value, encoding, number, show_progress)
             totals |= {} if total is None else {name: total}
             asked = readings.get(name, "auto")
             known[name] = reading if asked == "auto" else asked
+            if given[name] is not value:
+                found = layer_scores(value, given[name], encoding)
+                over_layers |= {} if found is None else {name: found}
             tick(1)
-    columns = {name: _to_features(name, value, encoding, number, known[name]) for name, value in given.items()}
+    columns = {
+        name: _to_features(name, over_layers.get(name, value), encoding, number, known[name])
+        for name, value in given.items()
+    }
     index = pd.Index(encoding.feature_names[0], name="feature")
     scores = pd.DataFrame(columns, index=index)
     outside = {name: outside_of(encoding, value, known[name], totals.get(name)) for name, value in given.items()}
@@ -155,7 +163,8 @@ def _run(
         cells = number.attribute(name, counted, encoding, arguments | {"feature_mask": separate_mask(encoding)})
         return cells, "first", counted.total
     found = number.attribute(name, value, encoding, arguments)
-    return found, "first" if "feature_mask" in arguments else "sum", None
+    knows_features = not {"feature_mask", "layer_mask"}.isdisjoint(arguments)
+    return found, "first" if knows_features else "sum", None
 
 
 def _to_features(name: str, value: Any, encoding: Encoding, number: Number, reading: Reading) -> Any:
@@ -165,14 +174,14 @@ def _to_features(name: str, value: Any, encoding: Encoding, number: Number, read
         return _from_explanation(name, value, encoding, number)
     tensors = tuple(_as_tensor(name, part) for part in (value if isinstance(value, tuple) else (value,)))
     is_vector = len(tensors) == 1 and tuple(tensors[0].shape) == (n,)
-    _check_values(name, tensors, may_lack=is_vector)
     if is_vector:
+        _check_values(name, tensors[0])
         return tensors[0].numpy()
     masks = encoding.feature_mask if isinstance(encoding.feature_mask, tuple) else (encoding.feature_mask,)
     if len(tensors) == len(masks):
         if reading == "auto" and any(t.dim() > m.dim() for t, m in zip(tensors, masks, strict=True)):
             reading = "sum"  # Methods that know features do not work on embeddings.
-        tensors = tuple(_without_further_dimensions(t, m) for t, m in zip(tensors, masks, strict=True))
+        tensors = tuple(_without_further_dimensions(t, m, reading) for t, m in zip(tensors, masks, strict=True))
     if tuple(t.shape for t in tensors) != tuple(m.shape for m in masks):
         came = ", ".join(str(tuple(t.shape)) for t in tensors)
         wanted = ", ".join(str(tuple(m.shape)) for m in masks)
@@ -182,14 +191,23 @@ def _to_features(name: str, value: Any, encoding: Encoding, number: Number, read
         )
     masks = tuple(m.cpu() for m in masks)
     if reading == "auto":
-        reading = "first" if is_repeated(tensors, masks) else "sum"
-    return pool(tensors, masks, reading)[0, :n].numpy()
+        reading = "first" if is_repeated(tuple(t.nan_to_num() for t in tensors), masks) else "sum"
+    lacking = pool(tuple(t.isnan().double() for t in tensors), masks, "mean")[0, :n]
+    scores = pool(tensors, masks, reading)[0, :n]
+    _check_values(name, scores.masked_fill((lacking > 0) & (lacking < 1), float("inf")))
+    return scores.numpy()
 
 
-def _without_further_dimensions(attribution: Tensor, mask: Tensor) -> Tensor:
-    """Return the attribution summed over what it has beyond the input's dimensions (an embedding's)."""
-    extra = attribution.dim() - mask.dim()
-    return attribution.sum(dim=tuple(range(mask.dim(), attribution.dim()))) if extra > 0 else attribution
+def _without_further_dimensions(attribution: Tensor, mask: Tensor, reading: Reading) -> Tensor:
+    """Return the attribution summed over what it has beyond the input's dimensions (an embedding's).
+
+    A layer method that knows the features repeats a feature's value there too: that is taken once.
+    """
+    if attribution.dim() <= mask.dim():
+        return attribution
+    flat = attribution.flatten(mask.dim())
+    is_repeated_there = reading == "first" and torch.equal(flat, flat[..., :1].expand_as(flat))
+    return flat[..., 0] if is_repeated_there else flat.sum(dim=-1)
 
 
 def _from_explanation(name: str, explanation: Any, encoding: Encoding, number: Number) -> Any:
@@ -267,15 +285,13 @@ def _as_tensor(name: str, value: Any) -> Tensor:
     return torch.from_numpy(array.astype(np.float64))
 
 
-def _check_values(name: str, tensors: tuple[Tensor, ...], *, may_lack: bool) -> None:
-    """Refuse numbers that cannot be ranked; a vector over features may lack some, but not all."""
-    for part in tensors:
-        lacking = part.isnan()
-        if bool(part.isinf().any()) or bool(lacking.all() if may_lack else lacking.any()):
-            raise InputError(
-                f"the attribution {name!r} holds NaN or infinite values; look at the method's input and the model's "
-                "output. Only a vector with one value per feature may hold NaN, where the method has no value."
-            )
+def _check_values(name: str, scores: Tensor) -> None:
+    """Refuse numbers that cannot be ranked; a method may have no value for some features, but not for all."""
+    if bool(scores.isinf().any() | scores.isnan().all()):
+        raise InputError(
+            f"the attribution {name!r} holds NaN or infinite values; look at the method's input and the model's "
+            "output. NaN may stand for a whole feature that the method has no value for, not for a part or for all."
+        )
 
 
 def _check_readings(readings: Mapping[str, Any], given: Mapping[str, Any]) -> None:

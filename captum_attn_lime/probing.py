@@ -55,6 +55,11 @@ class ValueProbe:
         value = recorder.values.get(self._call)
         return None if value is None else value[: len(altered[0])]
 
+    def outputs(self, altered: tuple[Tensor, ...]) -> Tensor:
+        """Return the model's outputs for the copies, (copies, ...)."""
+        with torch.inference_mode(False), torch.no_grad():
+            return run_forward(self._forward_func, altered, _repeated(*self._args, len(altered[0])))
+
 
 def mixed_layers(
     forward_func: Callable[..., Any],

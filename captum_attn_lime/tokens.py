@@ -6,7 +6,8 @@ each cell the index of its token, or -1 where the cell belongs to none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +18,17 @@ from captum_attn_lime.features import pool, spread
 from captum_attn_lime.token_grids import patch_numbers, patches_per_token
 
 TokenMap = tuple[Tensor, ...]
-Probe = Callable[[tuple[Tensor, ...]], "Tensor | None"]
+
+
+class Probe(Protocol):
+    """Runs a model on altered copies of an example."""
+
+    def __call__(self, altered: tuple[Tensor, ...], /) -> Tensor | None:
+        """Return the values of the stack's first attention call, (copies, H, N, ...), or None if there was no such."""
+
+    def outputs(self, altered: tuple[Tensor, ...], /) -> Tensor:
+        """Return the model's outputs, (copies, ...)."""
+
 
 _ASK = "Pass token_map=: for each input tensor the token index of each cell, -1 for none."
 # Integers as large as this are token ids; smaller ones may be categories, of which a column surely has 0 and 1.
@@ -31,17 +42,27 @@ class _MixedError(TokenMapError):
 
 
 def place(scores: Tensor, token_map: TokenMap, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return the tokens' scores (B, N) on the cells of each input; cells without a token get 0.
+    """Return the tokens' scores (B, N) on the cells of each input.
+
+    A cell without a token has no value, NaN: attention does not see it, whatever the output makes of it. Two kinds of
+    cells are not there to be seen, and get 0: the pixels of a picture beyond its last patch, which the model does not
+    read, and the mask or types of token ids, which say how these are read.
 
     Example:
         >>> place(torch.tensor([[0.2, 0.8]]), (torch.tensor([1, 0, -1]),), (torch.zeros(1, 3),))
-        (tensor([[0.8000, 0.2000, 0.0000]]),)
+        (tensor([[0.8000, 0.2000,    nan]]),)
     """
-    padded = torch.cat([scores, scores.new_zeros(len(scores), 1)], dim=1)  # index -1 is the zero
-    return tuple(
-        padded[:, index.to(scores.device).expand(x.shape[1:])].contiguous()
-        for index, x in zip(token_map, inputs, strict=True)
-    )
+    out = []
+    ids = [
+        x.shape for i, x in zip(token_map, inputs, strict=True) if not x.is_floating_point() and bool((i >= 0).all())
+    ]
+    for index, x in zip(token_map, inputs, strict=True):
+        is_cut = x.dim() == 4 and bool((index >= 0).any())
+        goes_with_ids = not x.is_floating_point() and x.shape in ids
+        none = scores.new_full((len(scores), 1), 0.0 if is_cut or goes_with_ids else float("nan"))
+        padded = torch.cat([scores, none], dim=1)  # what index -1 gets
+        out.append(padded[:, index.to(scores.device).expand(x.shape[1:])].contiguous())
+    return tuple(out)
 
 
 def by_feature(
@@ -54,7 +75,10 @@ def by_feature(
         counts.index_add_(0, i.flatten() + 1, torch.ones(i.numel()))
     shares = tuple(x / counts[i + 1].to(x) for i, x in zip(expanded, cells, strict=True))
     masks = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
-    totals = pool(shares, masks, "sum")
+    # A feature has no value where none of its cells has one.
+    totals = pool(tuple(x.nan_to_num() for x in shares), masks, "sum")
+    known = pool(tuple((~x.isnan()).to(x) for x in shares), masks, "sum")
+    totals = totals.masked_fill(known == 0, float("nan"))
     full = tuple(m.to(x.device).expand(x.shape) for m, x in zip(masks, cells, strict=True))
     return spread(totals, full)
 
@@ -127,8 +151,7 @@ def find_token_map(
         inputs: The input tensors, (B, ...).
         n_tokens: Number of tokens of the attention.
         convolutions: The convolutions seen in the forward pass; they tell an image's patches.
-        probe: Runs the model on altered copies ``(rows, ...)`` of the example and returns the value tensor of the
-            stack's first attention call, (rows, H, N, ...).
+        probe: Runs the model on altered copies ``(rows, ...)`` of the example.
         is_first_call: Whether that call is the first of the whole model.
 
     Raises:
@@ -160,7 +183,7 @@ def _found_token_map(
     token_of = _tokens_of_cells(inputs, numbers, start, n_tokens, probe)
     padded = torch.cat([token_of, torch.tensor([-1])])  # index -1: cells of no group
     found = tuple(padded[n] for n in numbers)
-    _check_found(inputs, groups, found, n_tokens)
+    _check_found(inputs, groups, found, n_tokens, probe)
     return tuple(_shrink(x, f) for x, f in zip(inputs, found, strict=True))
 
 
@@ -305,20 +328,42 @@ def _other_values(x: Tensor, step: float) -> Tensor:
     return torch.where(x == largest, distinct[-2] if len(distinct) > 1 else largest - 1, largest).to(x.dtype)
 
 
-def _check_found(inputs: tuple[Tensor, ...], groups: Sequence[Tensor], found: Sequence[Tensor], n_tokens: int) -> None:
-    """Check that an input is placed wholly or not at all, and that something is placed."""
-    placed = [bool((f >= 0).any()) for f in found]
-    for x, group, f in zip(inputs, groups, found, strict=True):
+def _check_found(
+    inputs: tuple[Tensor, ...], groups: Sequence[Tensor], found: Sequence[Tensor], n_tokens: int, probe: Probe
+) -> None:
+    """Check that something is placed, and that parts of an input that are not, beside others, pass attention by."""
+    for k, (x, group, f) in enumerate(zip(inputs, groups, found, strict=True)):
         missing = (f < 0) & (group >= 0)
         if bool((f >= 0).any()) and bool(missing.any()):
             lost = sorted(set(group[missing].tolist()))
-            raise TokenMapError(
-                f"of an input of shape {tuple(x.shape)} the positions, columns or patches {lost[:8]} change no token, "
-                f"while others do. {_ASK}"
-            )
-    if not any(placed):
+            lost = [number for number in lost if not _passes_by(inputs, k, group == number, probe)]
+            if lost:
+                raise TokenMapError(
+                    f"of an input of shape {tuple(x.shape)} the positions, columns or patches {lost[:8]} change no "
+                    f"token, while others do. {_ASK}"
+                )
+    if not any(bool((f >= 0).any()) for f in found):
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise TokenMapError(f"inputs of shape {shapes} change none of the {n_tokens} attended tokens. {_ASK}")
+
+
+def _passes_by(inputs: tuple[Tensor, ...], which: int, cells: Tensor, probe: Probe) -> bool:
+    """Return whether cells of an input, which change no token, change the output: it reads them by another way.
+
+    Ids and pictures are never read in part: what changes no token there was not seen to.
+    """
+    x = inputs[which][:1]
+    are_ids = not x.is_floating_point() and x.dtype != torch.bool and int(x.max()) >= _SURELY_IDS
+    if are_ids or x.dim() == 4:
+        return False
+    others = torch.cat([x, *(torch.where(cells.to(x.device), _other_values(x, step), x) for step in _STEPS)])
+    altered = [t[:1].expand(len(others), *t.shape[1:]) for t in inputs]
+    altered[which] = others
+    try:
+        outputs = probe.outputs(tuple(altered)).double()
+    except (IndexError, RuntimeError, ValueError):
+        return False
+    return not all(torch.allclose(out, outputs[0], rtol=1e-6, atol=1e-9) for out in outputs[1:])
 
 
 def _shrink(x: Tensor, found: Tensor) -> Tensor:
