@@ -14,7 +14,7 @@ from captum_attn_lime._number import Number, number_of
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters import Encoding, TextEncoding
 from captum_attn_lime.adapters.image import ImageEncoding
-from captum_attn_lime.adapters.layers import layer_scores
+from captum_attn_lime.adapters.layers import layer_scores, over_positions
 from captum_attn_lime.attribution import AttentionAttribution
 from captum_attn_lime.comparison import Comparison
 from captum_attn_lime.errors import InputError
@@ -181,7 +181,7 @@ def _to_features(name: str, value: Any, encoding: Encoding, number: Number, read
     if len(tensors) == len(masks):
         if reading == "auto" and any(t.dim() > m.dim() for t, m in zip(tensors, masks, strict=True)):
             reading = "sum"  # Methods that know features do not work on embeddings.
-        tensors = tuple(_without_further_dimensions(t, m, reading) for t, m in zip(tensors, masks, strict=True))
+        tensors = tuple(over_positions(t, m, reading == "first") for t, m in zip(tensors, masks, strict=True))
     if tuple(t.shape for t in tensors) != tuple(m.shape for m in masks):
         came = ", ".join(str(tuple(t.shape)) for t in tensors)
         wanted = ", ".join(str(tuple(m.shape)) for m in masks)
@@ -196,18 +196,6 @@ def _to_features(name: str, value: Any, encoding: Encoding, number: Number, read
     scores = pool(tensors, masks, reading)[0, :n]
     _check_values(name, scores.masked_fill((lacking > 0) & (lacking < 1), float("inf")))
     return scores.numpy()
-
-
-def _without_further_dimensions(attribution: Tensor, mask: Tensor, reading: Reading) -> Tensor:
-    """Return the attribution summed over what it has beyond the input's dimensions (an embedding's).
-
-    A layer method that knows the features repeats a feature's value there too: that is taken once.
-    """
-    if attribution.dim() <= mask.dim():
-        return attribution
-    flat = attribution.flatten(mask.dim())
-    is_repeated_there = reading == "first" and torch.equal(flat, flat[..., :1].expand_as(flat))
-    return flat[..., 0] if is_repeated_there else flat.sum(dim=-1)
 
 
 def _from_explanation(name: str, explanation: Any, encoding: Encoding, number: Number) -> Any:

@@ -45,21 +45,21 @@ def place(scores: Tensor, token_map: TokenMap, inputs: tuple[Tensor, ...]) -> tu
     """Return the tokens' scores (B, N) on the cells of each input.
 
     A cell without a token has no value, NaN: attention does not see it, whatever the output makes of it. Two kinds of
-    cells are not there to be seen, and get 0: the pixels of a picture beyond its last patch, which the model does not
-    read, and the mask or types of token ids, which say how these are read.
+    cells get 0: the pixels of a picture beyond its last patch, which the model does not read, and what goes with token
+    ids in another tensor of whole numbers, such as their mask and types, or the ids of another stack.
 
     Example:
         >>> place(torch.tensor([[0.2, 0.8]]), (torch.tensor([1, 0, -1]),), (torch.zeros(1, 3),))
         (tensor([[0.8000, 0.2000,    nan]]),)
     """
     out = []
-    ids = [
-        x.shape for i, x in zip(token_map, inputs, strict=True) if not x.is_floating_point() and bool((i >= 0).all())
-    ]
-    for index, x in zip(token_map, inputs, strict=True):
-        is_cut = x.dim() == 4 and bool((index >= 0).any())
-        goes_with_ids = not x.is_floating_point() and x.shape in ids
-        none = scores.new_full((len(scores), 1), 0.0 if is_cut or goes_with_ids else float("nan"))
+    whole = [not x.is_floating_point() for x in inputs]
+    has_ids = any(w and bool((index >= 0).all()) for w, index in zip(whole, token_map, strict=True))
+    for index, x, is_whole in zip(token_map, inputs, whole, strict=True):
+        is_placed = bool((index >= 0).any())
+        goes_with_ids = has_ids and is_whole and not is_placed
+        is_zero = goes_with_ids or (x.dim() == 4 and is_placed)
+        none = scores.new_full((len(scores), 1), 0.0 if is_zero else float("nan"))
         padded = torch.cat([scores, none], dim=1)  # what index -1 gets
         out.append(padded[:, index.to(scores.device).expand(x.shape[1:])].contiguous())
     return tuple(out)

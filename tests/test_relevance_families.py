@@ -12,7 +12,7 @@ import torch
 from captum_attn_lime import AttentionAttribution
 from captum_attn_lime.errors import ExplanationError
 from tests.families import FAMILIES, build
-from tests.families.checks import in_mode, token_of_cell, what_to_say
+from tests.families.checks import assert_on_cells, in_mode, token_of_cell, what_to_say
 from tests.families.hand_written import Exponentials, HandWritten
 from tests.families.tables import ft_transformer
 from tests.families.text_encoders import deberta_v2
@@ -121,11 +121,9 @@ def found_relevance(family, targets, **options):
     return cells if isinstance(cells, tuple) else (cells,)
 
 
-def assert_on_cells(family, cells, scores, tolerance):
-    padded = np.concatenate([scores, np.zeros((len(scores), 1))], axis=1)  # token -1 is none
+def assert_scores_on_cells(family, cells, scores, tolerance):
     for found, token in zip(cells, token_of_cell(family), strict=True):
-        wanted = padded[:, token.expand(found.shape[1:]).numpy()]
-        assert np.abs(found.double().numpy() - wanted).max() <= tolerance * max(1.0, np.abs(wanted).max())
+        assert_on_cells(found.double(), token, scores, tolerance * max(1.0, np.abs(scores).max()))
 
 
 def tolerance_of(family):
@@ -149,7 +147,7 @@ def test_relevance_is_a_row_of_the_dense_product(make, mode):
         if not bool(family.run().isfinite().all()):
             pytest.skip("the model's own eager code gives NaN in float64: rows without a key, cast to float32")
         cells, tolerance = found_relevance(family, [0, 1]), tolerance_of(family)
-    assert_on_cells(family, cells, scores, tolerance)
+    assert_scores_on_cells(family, cells, scores, tolerance)
     if len(layers) > 1:  # the comparison could fail: the layers add something to what is read
         assert np.abs(scores).sum(axis=1).min() > 1.05
 
@@ -163,7 +161,7 @@ def test_relevance_in_float32_is_near_that_in_float64(make):
     family.model.float()
     family.inputs = _cast(family.inputs)
     family.args = tuple(_cast(x) for x in family.args)
-    assert_on_cells(family, found_relevance(family, [0, 1]), scores, 1e-4)
+    assert_scores_on_cells(family, found_relevance(family, [0, 1]), scores, 1e-4)
 
 
 def _cast(x):
@@ -182,15 +180,15 @@ def test_heads_fusions_layers_and_queries_equal_the_dense_product(make, how):
     n = layers[-1].weights.shape[2]
     options = {"heads": [0, 2], "head_fusion": how, "layers": slice(1, None)}
     scores = expected_relevance(family, layers, how, [0, 2])
-    assert_on_cells(family, found_relevance(family, 1, **options), scores, tolerance)
+    assert_scores_on_cells(family, found_relevance(family, 1, **options), scores, tolerance)
     weights = np.random.default_rng(0).uniform(size=(2, n)) * (family.mask.numpy() if family.mask is not None else 1)
     scores = expected_relevance(family, layers, how, [0, 2], weights)
     cells = found_relevance(family, 1, query=torch.from_numpy(weights), **options)
-    assert_on_cells(family, cells, scores, tolerance)
+    assert_scores_on_cells(family, cells, scores, tolerance)
     last = [n - 1, n - 1] if family.mask is None else [int(row.nonzero().max()) for row in family.mask]
     scores = expected_relevance(family, layers, how, [0, 2], np.eye(n)[last])
-    assert_on_cells(family, found_relevance(family, 1, query="last", **options), scores, tolerance)
-    assert_on_cells(family, found_relevance(family, 1, query=last, **options), scores, tolerance)
+    assert_scores_on_cells(family, found_relevance(family, 1, query="last", **options), scores, tolerance)
+    assert_scores_on_cells(family, found_relevance(family, 1, query=last, **options), scores, tolerance)
 
 
 @pytest.mark.parametrize("make", [ft_transformer, siglip_vision, timm_siglip, deberta_v2, timm_sam, torch_decoder])
@@ -208,4 +206,4 @@ def test_as_many_examples_as_heads_get_what_each_gets_alone(make, copies):
     family.args = tuple(several(x) for x in family.args)
     cells = found_relevance(family, [0, 1, 1, 0][: 2 * copies])
     expected = np.concatenate([scores, scores[::-1]][:copies])
-    assert_on_cells(family, cells, expected, tolerance_of(family))
+    assert_scores_on_cells(family, cells, expected, tolerance_of(family))

@@ -159,6 +159,18 @@ def layer_scores(method: Any, attributions: Any, encoding: Encoding) -> Tensor |
     return out
 
 
+def over_positions(attribution: Tensor, mask: Tensor, knows_features: bool) -> Tensor:
+    """Return an attribution summed over what it has beyond the input's dimensions (an embedding's).
+
+    A layer method that knows the features repeats a feature's value there too: that is taken once.
+    """
+    if attribution.dim() <= mask.dim():
+        return attribution
+    flat = attribution.flatten(mask.dim())
+    is_repeated = knows_features and torch.equal(flat, flat[..., :1].expand_as(flat))
+    return flat[..., 0] if is_repeated else flat.sum(dim=-1)
+
+
 def _cells(forward_func: Any, layer: nn.Module, encoding: Encoding, ids: Tensor) -> Tensor | None:
     """Return the input cell that each position of the layer's input is, counted over all tensors; -1 for none."""
     others = getattr(forward_func, "_other_inputs", None)
