@@ -384,7 +384,7 @@ def test_side_by_side_with_rollout_and_integrated_gradients():
     a = adapter(Steps())
     x = a.encode(SEQUENCE)
     lime = LimeSequence(a, semantics="times_input")
-    explanation = LimeSequence(a).explain(SEQUENCE, 1, num_samples=100)
+    explanation = LimeSequence(a).explain(SEQUENCE, 1, num_samples=100, output="logits")
     methods = {
         "rollout": AttentionAttribution(a),
         "lime": lime,
