@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captum_attn_lime.errors import InputError, LimeWarning
+from captum_attn_lime.errors import InputError
 from captum_attn_lime.explained import Explained
 from captum_attn_lime.lime.base import Array
-from captum_attn_lime.lime.standard_errors import OrderErrors, order_errors, ridge_alpha, weight_covariance
+from captum_attn_lime.lime.standard_errors import OrderErrors, WeightErrors, ridge_alpha, varying, weight_errors
+from captum_attn_lime.lime.unseen import Features, Notice, few_samples, ridge_notices, unseen_notices
 
 if TYPE_CHECKING:
     from captum_attn_lime.lime.replicates import Replicates
@@ -22,9 +20,7 @@ FitResult = tuple[Any, Any, Any, Any]  # intercept, pairs of feature and weight,
 DEFAULT_TOP = 5
 LEAST_R2 = 0.5
 SATURATED = 0.99
-SAMPLES_PER_FEATURE, EFFECTIVE_PER_FEATURE = 10, 5
 _CONSTANT = 1e-6  # of the largest answer: what float32 models vary by from batch to batch
-_NOT_THE_USER = ("captum_attn_lime", "lime")  # lime's submodular pick calls an explainer
 
 
 @dataclass(frozen=True)
@@ -48,8 +44,10 @@ class Diagnostics:
         n_distinct: Number of different samples among them, as lime's linear model sees them.
         n_features: Number of features.
         weights: Weight of each feature that is shown, the strongest first, as in lime.
-        standard_errors: Standard error of each of them: how it would scatter over other seeds. NaN for a
-            ``model_regressor`` that is neither ridge nor ordinary least squares.
+        standard_errors: Standard error of each of them: how it would scatter over other seeds. NaN where the samples
+            say nothing of a feature, and for a ``model_regressor`` that is neither ridge nor ordinary least squares.
+        ridge_bias: What the ridge penalty adds to each of them, over all seeds alike: the weight minus what it would be
+            without a penalty. NaN where standard errors are, or where the samples do not determine the latter.
         full_weights: Weights of the linear model over all features, by id; those of ``weights`` if all are shown.
         full_standard_errors: Their standard errors.
         order_errors: Of the linear model over all features, what :meth:`top_k_probability` reads; None without
@@ -72,6 +70,7 @@ class Diagnostics:
     n_features: int
     weights: dict[int, float] = field(repr=False)
     standard_errors: dict[int, float] = field(repr=False)
+    ridge_bias: dict[int, float] = field(repr=False)
     full_weights: dict[int, float] = field(repr=False)
     full_standard_errors: dict[int, float] = field(repr=False)
     order_errors: OrderErrors | None = field(repr=False)
@@ -84,13 +83,14 @@ class Diagnostics:
         It speaks of the linear model over all features, and of chance in the samples only. Weights are taken as normal,
         and the chances of all pairs to change places are summed: where many features are close that is too much, and
         this number too low. Two features that are equally strong are never told apart, with however many samples.
+        Features that the samples say nothing of take no part.
 
         Args:
             k: Number of features.
             ordered: Whether their order has to be right, too.
 
         Returns:
-            The probability; NaN without standard errors.
+            The probability; NaN without standard errors, and beyond the 200 strongest features.
 
         Raises:
             InputError: There are not so many features.
@@ -135,13 +135,17 @@ class Diagnostics:
     def _ranking(self) -> list[str]:
         if self.order_errors is None:
             return ["errors      none for this model_regressor; pass replicates="]
-        k = min(DEFAULT_TOP, len(self.weights), self.n_features)
-        errors = np.array(list(self.standard_errors.values()))
+        errors = np.array([error for error in self.standard_errors.values() if not np.isnan(error)])
+        if not len(errors):
+            return ["errors      none: the samples say nothing of the features"]
+        k = min(DEFAULT_TOP, len(errors))
         largest = max(map(abs, self.weights.values()), default=0.0) or 1.0
+        moved = np.abs([bias for bias in self.ridge_bias.values() if not np.isnan(bias)])
         sure = [self.top_k_probability(k, ordered=ordered) for ordered in (False, True)]
         return [
             f"errors      median standard error {np.median(errors):.2g}, "
             f"{np.median(errors) / largest:.1%} of the largest weight",
+            *([f"penalty     moves weights by up to {moved.max():.2g}"] if len(moved) and moved.max() > 0 else []),
             f"ranking     top {k}: the right set with probability {sure[0]:.2f}, in the right order with {sure[1]:.2f}",
         ]
 
@@ -172,6 +176,7 @@ class FitData:
         originals: Indices of the samples that are the input itself, one a replicate.
         label: lime's label.
         regressor: lime's ``model_regressor``.
+        features: What is known of the features.
     """
 
     x: Array
@@ -180,6 +185,7 @@ class FitData:
     originals: tuple[int, ...]
     label: int
     regressor: Any
+    features: Features = field(default_factory=Features)
 
     def linear(self, result: FitResult) -> Linear:
         """Return the linear model that lime has fitted, with its standard errors."""
@@ -189,13 +195,14 @@ class FitData:
         x = self.x if len(ids) == self.x.shape[1] else self.x[:, ids]
         coefficients = np.array([weights[k] for k in ids])
         alpha = ridge_alpha(self.regressor)
-        covariance = None
+        errors = None
         if alpha is not None:
             drawn = np.ones(len(x), dtype=bool)
             drawn[list(self.originals)] = False
             residuals = self.y - _number(intercept) - x @ coefficients
-            covariance = weight_covariance(x, residuals, self.kernel, alpha, drawn)
-        return Linear(tuple(ids), coefficients, covariance, _number(score))
+            flat = [place for place, k in enumerate(ids) if k in self.features.flat]
+            errors = weight_errors(x, residuals, self.kernel, alpha, coefficients, drawn=drawn, unknown=flat)
+        return Linear(tuple(ids), coefficients, errors, _number(score))
 
     def full(self, result: FitResult) -> Linear:
         """Return the linear model over all features, which is fitted again where lime has selected some."""
@@ -212,11 +219,11 @@ class FitData:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear model: feature ids, their weights (features,), the weights' covariance if it is known, and R²."""
+    """A linear model: feature ids, their weights (features,), how far those may be off if it is known, and R²."""
 
     ids: tuple[int, ...]
     coefficients: Array
-    covariance: Array | None
+    errors: WeightErrors | None
     r2: float
 
     @property
@@ -227,13 +234,26 @@ class Linear:
     @property
     def standard_errors(self) -> dict[int, float]:
         """By feature id its standard error; NaN where it is not known."""
-        n = len(self.ids)
-        errors = np.full(n, np.nan) if self.covariance is None else np.sqrt(np.diag(self.covariance))
-        return dict(zip(self.ids, errors.tolist(), strict=True))
+        return self._by_id(None if self.errors is None else self.errors.standard_errors)
 
+    @property
+    def ridge_bias(self) -> dict[int, float]:
+        """By feature id what the penalty adds to its weight; NaN where it is not known."""
+        return self._by_id(None if self.errors is None else self.errors.ridge_bias)
+
+    @property
     def order_errors(self) -> OrderErrors | None:
-        """Return how sure the order of the features is; None where that is not known."""
-        return None if self.covariance is None else order_errors(self.coefficients, self.covariance)
+        """How sure the order of the features is; None where that is not known."""
+        return None if self.errors is None else self.errors.order
+
+    @property
+    def tied(self) -> list[list[int]]:
+        """Groups of ids of features that go together in every sample."""
+        return [] if self.errors is None else [[self.ids[k] for k in group] for group in self.errors.tied]
+
+    def _by_id(self, values: Array | None) -> dict[int, float]:
+        found = np.full(len(self.ids), np.nan) if values is None else values
+        return dict(zip(self.ids, found.tolist(), strict=True))
 
 
 def diagnose(
@@ -272,18 +292,29 @@ def diagnose(
         n_samples=len(data.y),
         n_features=len(full.ids),
     )
-    warned = _warnings(numbers, about, is_constant=is_constant)
+    unseen = np.flatnonzero(~varying(data.x)).tolist()
+    blind = unseen_notices(data.features, unseen, full.tied)
+    few = few_samples(
+        len(data.y),
+        numbers["effective_sample_size"],
+        len(full.ids),
+        is_determined=full.errors is None or full.errors.is_determined,
+    )
+    pulled = ridge_notices(data.features, weights, shown.ridge_bias, errors)
+    of_samples = few + [("", detail) for _, detail in pulled] if few else pulled
+    warned = [*blind, *_warnings(numbers, about, of_samples, is_constant=is_constant)]
     diagnostics = Diagnostics(
         label=data.label if about.label is None else about.label,
         explained=about.explained,
         local_prediction=_number(prediction),
         intercept=_number(intercept),
-        n_distinct=len({row.tobytes() for row in data.x}),
+        n_distinct=len({hash(row.tobytes()) for row in data.x}),
         weights=weights,
         standard_errors={k: errors[k] for k in weights},
+        ridge_bias={k: shown.ridge_bias[k] for k in weights},
         full_weights={k: weights[k] for k in full.ids} if everything else full.weights,
         full_standard_errors=full.standard_errors,
-        order_errors=full.order_errors(),
+        order_errors=full.order_errors,
         warnings=tuple(detail for _, detail in warned),
         replicates=replicates,
         **numbers,
@@ -291,21 +322,10 @@ def diagnose(
     return diagnostics, tuple(brief for brief, _ in warned if brief)
 
 
-def emit(briefs: Sequence[str]) -> None:
-    """Warn at the user's line. The words hold no numbers, so that Python shows each once over many explanations."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_USER:
-        level, frame = level + 1, frame.f_back
-    for brief in briefs:
-        warnings.warn(f"{brief}; see explanation.diagnostics.", LimeWarning, stacklevel=level)
-
-
-def _warnings(numbers: dict[str, Any], about: About, *, is_constant: bool) -> list[tuple[str, str]]:
-    """Return what there is to warn of, each in words without numbers and with them."""
-    fx, n, d, r2, r2_shown, effective = (
-        numbers[k] for k in ("fx", "n_samples", "n_features", "r2", "r2_shown", "effective_sample_size")
-    )
-    out = []
+def _warnings(numbers: dict[str, Any], about: About, of_samples: list[Notice], *, is_constant: bool) -> list[Notice]:
+    """Return what else there is to warn of; ``of_samples`` has no say where all answers are equal."""
+    fx, d, r2, r2_shown = (numbers[k] for k in ("fx", "n_features", "r2", "r2_shown"))
+    out: list[Notice] = []
     if about.truncated:  # of which the adapter has warned
         out.append(("", "the text is longer than the model takes, and what was cut is not explained"))
     if is_constant:
@@ -317,15 +337,7 @@ def _warnings(numbers: dict[str, Any], about: About, *, is_constant: bool) -> li
     if about.explained.unit == "probability" and not 1 - SATURATED <= fx <= SATURATED:
         brief = "LIME explains a saturated probability, which hardly moves; output='logits' stays informative"
         out.append((brief, f"the probability is saturated ({fx:.6f}); output='logits' stays informative"))
-    if n < SAMPLES_PER_FEATURE * d or effective < EFFECTIVE_PER_FEATURE * d:
-        brief = "LIME has few samples for its features, so that weights are unsteady; pass a larger num_samples="
-        out.append(
-            (
-                brief,
-                f"{n} samples, {effective:.0f} effective ones, for {d} features; a steady ranking takes at least "
-                f"{SAMPLES_PER_FEATURE} and {EFFECTIVE_PER_FEATURE} a feature: pass a larger num_samples=",
-            )
-        )
+    out += of_samples
     if r2 < LEAST_R2:
         brief = "LIME's linear model fits the model badly around this input (R² below 0.5)"
         out.append((brief, f"R² is {r2:.2f}: the linear model leaves most of what the model does here unexplained"))

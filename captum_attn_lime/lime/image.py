@@ -217,7 +217,8 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
             scores = plan.remembering(example.scores, tick)
             explainer, run = self._official(scores, n, shown, num_features, seed)
             about = {label: About(one) for label, one in zip(shown, numbers, strict=True)}
-            explanation = plan.explanation(explainer, run, features=n, seed=seed, about=about)
+            names = x.feature_names[0]
+            explanation = plan.explanation(explainer, run, features=n, seed=seed, about=about, names=names)
         explanation.image, explanation.segments = x.images[0], x.segments[0]
         explanation.top_labels = shown
         return explanation

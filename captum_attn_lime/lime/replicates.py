@@ -23,10 +23,11 @@ from captum_attn_lime.lime.diagnostics import (
     FitResult,
     Linear,
     diagnose,
-    emit,
 )
 from captum_attn_lime.lime.explainer import Masks, Remembered
+from captum_attn_lime.lime.notices import emit
 from captum_attn_lime.lime.standard_errors import ridge_alpha
+from captum_attn_lime.lime.unseen import Features
 from captum_attn_lime.metrics import spearman
 
 NumSamples = int | Literal["auto"]
@@ -178,7 +179,14 @@ class Plan:
         return scores if is_single else Remembered(scores, tick)  # alone, a run's masks are made distinct anyway
 
     def explanation(
-        self, explainer: Any, run: Callable[[int], Any], *, features: int, seed: int, about: Mapping[int, About]
+        self,
+        explainer: Any,
+        run: Callable[[int], Any],
+        *,
+        features: int,
+        seed: int,
+        about: Mapping[int, About],
+        names: Sequence[str] | None = None,
     ) -> Any:
         """Return lime's explanation, with its ``diagnostics``, of all runs' samples together.
 
@@ -188,15 +196,17 @@ class Plan:
             features: Number of features.
             seed: The first run's seed.
             about: What is explained, by the label that lime fits.
+            names: The features' names, where the explainer does not know them.
         """
+        known = Features.of(explainer, names)
         top = min(DEFAULT_TOP if self.num_features is None else self.num_features, features)
         if self.num_samples == "auto":
             size = min(max(_LEAST_REPLICATE, _PER_FEATURE * features), self.max_samples // 2)
             most = self.max_samples // size
-            fits = _Fits(explainer.base, most, top)
+            fits = _Fits(explainer.base, known, most, top)
         else:
             size, most = self.num_samples, self.replicates
-            fits = _Fits(explainer.base, most)
+            fits = _Fits(explainer.base, known, most)
         seeds = replicate_seeds(seed, most)
         explainer.base.explain_instance_with_data = fits
         try:
@@ -232,19 +242,21 @@ class _Run:
     result: FitResult
 
 
-def _fit_data(base: Any, runs: Sequence[_Run]) -> FitData:
+def _fit_data(base: Any, runs: Sequence[_Run], features: Features) -> FitData:
     """Return what was fitted in these runs, together."""
     first = runs[0].arguments
     kernels = [base.kernel_fn(run.arguments["distances"]) for run in runs]
     starts = np.cumsum([0, *(len(kernel) for kernel in kernels)])[:-1]
     label = first["label"]
+    samples = [np.asarray(run.arguments["neighborhood_data"], dtype=np.float64) for run in runs]
     return FitData(
-        np.concatenate([np.asarray(run.arguments["neighborhood_data"], dtype=np.float64) for run in runs]),
+        samples[0] if len(samples) == 1 else np.concatenate(samples),
         np.concatenate([np.asarray(run.arguments["neighborhood_labels"])[:, label] for run in runs]).astype(float),
         np.concatenate(kernels),
         tuple(starts.tolist()),
         int(label),
         first.get("model_regressor"),
+        features,
     )
 
 
@@ -273,10 +285,11 @@ def diagnosed(explainer: Any, *, output: Output = "probability") -> Iterator[dic
     unit: Unit = "prediction" if is_regression else "logit" if check_output(output) == "logits" else "probability"
     base, fit = explainer.base, explainer.base.explain_instance_with_data
     found: dict[int, Diagnostics] = {}
+    features = Features.of(explainer)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         result = fit(*args, **kwargs)
-        data = _fit_data(base, [_Run(dict(signature(fit).bind(*args, **kwargs).arguments), result)])
+        data = _fit_data(base, [_Run(dict(signature(fit).bind(*args, **kwargs).arguments), result)], features)
         about = About(_explained(explainer, data, unit), label=1 if is_regression else None)
         own, briefs = diagnose(data, result, about)
         found[own.label] = own
@@ -302,6 +315,7 @@ class _Fits:
 
     Args:
         base: The explainer's ``base``.
+        features: What is known of the features.
         most: Greatest number of runs.
         top: So many strongest features have to be separated for the runs to end; None to make all runs.
 
@@ -309,9 +323,9 @@ class _Fits:
         of: The fits of each label.
     """
 
-    def __init__(self, base: Any, most: int, top: int | None = None) -> None:
+    def __init__(self, base: Any, features: Features, most: int, top: int | None = None) -> None:
         self.of: dict[int, _LabelFits] = {}
-        self._make = partial(_LabelFits, base, base.explain_instance_with_data, most, top)
+        self._make = partial(_LabelFits, base, base.explain_instance_with_data, features, most, top)
         self._signature = signature(base.explain_instance_with_data)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -336,6 +350,7 @@ class _LabelFits:
     Args:
         base: The explainer's ``base``.
         fit: Its method that fits.
+        features: What is known of the features.
         most: Greatest number of runs.
         top: As for all labels.
 
@@ -346,9 +361,10 @@ class _LabelFits:
         is_done: Whether the last run was the last one.
     """
 
-    def __init__(self, base: Any, fit: Callable[..., Any], most: int, top: int | None) -> None:
-        self.base = base
-        self.fit = fit
+    def __init__(
+        self, base: Any, fit: Callable[..., Any], features: Features, most: int, top: int | None
+    ) -> None:
+        self.base, self.fit, self.features = base, fit, features
         self.most, self.top = most, top
         self.runs: list[_Run] = []
         self.result: Any = None
@@ -372,7 +388,7 @@ class _LabelFits:
             if not selects:
                 self.result = self.fit(*call.args, **call.kwargs)
             self.full = self.data.full(self.result)
-            error = self.full.order_errors()
+            error = self.full.order_errors
             is_apart = error is not None and error.of_order[self.top - 1] <= 1 - _CONFIDENCE
             self.stopped = "separated" if is_apart else "budget"
             self.is_done |= is_apart
@@ -383,7 +399,7 @@ class _LabelFits:
     @property
     def data(self) -> FitData:
         """The samples of all runs."""
-        return _fit_data(self.base, self.runs)
+        return _fit_data(self.base, self.runs, self.features)
 
     def diagnose(self, about: About, seeds: tuple[int, ...], samples: int, k: int) -> tuple[Diagnostics, Sequence[str]]:
         """Return the diagnostics of all runs' samples together, and their warnings in words without numbers."""
@@ -402,13 +418,14 @@ class _LabelFits:
         tops, intervals = [], []
         full: list[Linear] = []
         for run in self.runs:
-            data = _fit_data(self.base, [run])
+            data = _fit_data(self.base, [run], self.features)
             full.append(data.full(run.result))
             shown = full[-1] if len(run.result[1]) == len(full[-1].ids) else data.linear(run.result)
             weights, errors = shown.weights, shown.standard_errors
             top = [int(feature) for feature, _ in run.result[1][:k]]
             tops.append(top)
-            intervals.append({f: (weights[f] - _Z * errors[f], weights[f] + _Z * errors[f]) for f in top})
+            sure = [f for f in top if not np.isnan(errors[f])]
+            intervals.append({f: (weights[f] - _Z * errors[f], weights[f] + _Z * errors[f]) for f in sure})
         pairs = list(combinations(range(len(full)), 2))
         sets = [set(top) for top in tops]
         return Replicates(

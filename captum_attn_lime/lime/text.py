@@ -253,7 +253,8 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         is_regression = subject.unit == "prediction"
         about = {subject.label(one): About(one, is_cut, label=1 if is_regression else None) for one in numbers}
         seed = self.seed if seed is None else seed
-        explanation = plan.explanation(explainer, run, features=string.num_words(), seed=seed, about=about)
+        names = [string.word(k) for k in range(string.num_words())]
+        explanation = plan.explanation(explainer, run, features=len(names), seed=seed, about=about, names=names)
         return subject.mark(shown(explanation, string))
 
     def _in_units(self, subject: Subject) -> tuple[Any, Subject]:
