@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -33,24 +35,39 @@ def without_doubt(model: nn.Module, ids: Tensor, mask: Tensor | None, ending: in
         InputError: Every id of the vocabulary is a real token of this batch.
     """
     own = padding_token(model)
-    padded = _padded(ids, mask, ending)
+    padded = padded_cells(ids, mask, ending)
     if own is None and not bool(padded.any()):
         return ids, _NO_TOKEN
     used = set(ids[~padded].tolist())
     if own is not None and own not in used:
         return ids, own
-    size = getattr(text_config(model), "vocab_size", None)
-    size = size if isinstance(size, int) else max(used) + 1
-    free = next((k for k in range(size) if k not in used), None)
-    if free is None:
-        raise InputError(
-            f"this batch of {len(ids)} uses all {size} ids of the vocabulary, so none can stand for padding; run fewer "
-            "texts at once (encode them one at a time, or a lower perturbations_per_eval or batch_tokens)."
-        )
+    free = unused_id(model, used)
     return ids.masked_fill(padded, free), free
 
 
-def _padded(ids: Tensor, mask: Tensor | None, ending: int) -> Tensor:
+def unused_id(model: nn.Module, used: Collection[int | None], first: int = 0) -> int:
+    """Return a token id that none of these is, to stand for padding.
+
+    Args:
+        model: A model whose configuration may say how many ids there are.
+        used: The ids that real tokens have.
+        first: The id to return if it is not used.
+
+    Raises:
+        InputError: Every id of the vocabulary is used.
+    """
+    known = getattr(text_config(model), "vocab_size", None)
+    size: int = known if isinstance(known, int) else max(k for k in used if k is not None) + 1
+    free: int | None = next((k for k in (first, *range(size)) if k not in used), None)
+    if free is None:
+        raise InputError(
+            f"all {size} ids of the vocabulary are used, so none can stand for padding; run fewer or shorter texts at "
+            "once (encode them one at a time, or a lower perturbations_per_eval or batch_tokens)."
+        )
+    return free
+
+
+def padded_cells(ids: Tensor, mask: Tensor | None, ending: int) -> Tensor:
     """Return which cells are padding or one of the last ``ending`` real cells, (n, N) bool."""
     real = torch.ones_like(ids) if mask is None else (mask != 0).to(ids.dtype)
     from_end = real.flip(1).cumsum(1).flip(1)  # counts the real cells from a cell to its row's end

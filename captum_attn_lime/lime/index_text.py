@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,11 +15,14 @@ from torch import Tensor
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters.batches import batches
 from captum_attn_lime.adapters.limits import padding_token
+from captum_attn_lime.adapters.padding import padded_cells, unused_id
 from captum_attn_lime.adapters.state import evaluating, padding_id
+from captum_attn_lime.adapters.text import TextAdapter
 from captum_attn_lime.adapters.words import Word, word_of_tokens
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.lime.base import Array
+from captum_attn_lime.lime.base import Array, TargetScalar
 from captum_attn_lime.lime.explainer import Masks, distinct
+from captum_attn_lime.lime.masked import Removable
 from captum_attn_lime.lime.units import Occurrence
 
 Removal = Literal["delete", "mask", "pad", "attention"]
@@ -253,36 +256,71 @@ def _rounded(lengths: Ints, longest: int) -> Ints:
     return lengths if longest < _LONG else np.minimum(-(-lengths // _MULTIPLE) * _MULTIPLE, longest)
 
 
-def hidden_as_padding(adapter: Any, hidden: int, run: Callable[..., Array]) -> Callable[..., Array]:
+def hidden_as_padding(adapter: Any, cells: Cells, run: Callable[..., Array]) -> Callable[..., Array]:
     """Return ``run`` with hidden tokens as padding to models that tell padding by its id.
 
     Causal classifiers read the last token that is not padding. Of a hidden token they would read what it is itself.
+    All copies have the same id in the place of hidden tokens, whichever of them share a batch: models may look at it.
 
     Args:
         adapter: The ``TextAdapter``.
-        hidden: Which of the further arguments is the attention mask.
+        cells: The cells of the text, of which some are hidden.
         run: From the tensors of a batch to its numbers.
     """
     own = padding_token(adapter.model)
-    if own is None or adapter.task != "classification":  # the adapter itself lends a padding id, or reads by the mask
-        return run
+    if adapter.task != "classification" or (own is None and not adapter._lacks_padding()):
+        return run  # the adapter reads by the mask, or the model knows no padding id
+    # Not the model's own: RoBERTa counts positions without it.
+    free = unused_id(adapter.model, {own, *cells.ids.tolist()}, first=adapter._baseline)
 
     def with_padding(ids: Tensor, *further: Tensor) -> Array:
-        gone = further[hidden] == 0
-        # Not the model's own: RoBERTa counts positions without it.
-        used = {own, *ids[~gone].tolist()}
-        free = next(k for k in range(len(used) + 1) if k not in used)
         with padding_id(adapter.model, free):
-            return run(ids.masked_fill(gone, free), *further)
+            return run(ids.masked_fill(further[cells.hidden or 0] == 0, free), *further)
 
     return with_padding
+
+
+def with_steady_padding(
+    forward_func: Any, example: Removable, scalar: TargetScalar
+) -> tuple[Removable, Callable[[tuple[Tensor, ...]], Array]]:
+    """Return an example and what is asked about its copies, with one padding id for all of them.
+
+    An adapter whose padding could be taken for a token chooses another id by what a batch holds. In models that look at
+    padding the answer would depend on which copies share a batch.
+
+    Args:
+        forward_func: The forward function; only an adapter of texts chooses padding ids.
+        example: The example.
+        scalar: What is asked about its copies.
+    """
+    if not isinstance(forward_func, TextAdapter) or not forward_func._doubtful_padding():
+        return example, scalar
+    adapter, ids, base = forward_func, example.inputs[0], example.baselines[0]
+    mask = scalar.args[0] if adapter._binding.mask is not None and scalar.args else None
+    if ids.dim() != 2 or ids.is_floating_point():
+        return example, scalar  # the adapter says what is wrong
+    padded = padded_cells(ids, mask, adapter._ending)
+    if not bool(padded.any()):
+        return example, scalar
+    used = {padding_token(adapter.model), *ids[~padded].tolist(), *base[~padded].tolist()}
+    free = unused_id(adapter.model, used)
+
+    def asked(tensors: tuple[Tensor, ...]) -> Array:
+        with padding_id(adapter.model, free):
+            return scalar(tensors)
+
+    inputs, bases = ((x.masked_fill(padded, free), *more) for x, *more in (example.inputs, example.baselines))
+    return replace(example, inputs=inputs, baselines=bases), asked
 
 
 def _distinct_copies(cells: Cells, kept: Masks) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the indices of the distinct copies, and for each copy which of these it equals."""
     first, where = distinct(kept)
-    own = [cells.ids[cells._feature_of == k].tobytes() for k in range(kept.shape[1])]
-    if cells.in_place or len(set(own)) == len(own):
+    by_feature = np.argsort(cells._feature_of, kind="stable")
+    ends = np.searchsorted(cells._feature_of[by_feature], np.arange(1, kept.shape[1]))
+    of_units = cells.ids[by_feature][: int((cells._feature_of < cells.n_features).sum())]
+    own = {ids.tobytes() for ids in np.split(of_units, ends)}
+    if cells.in_place or len(own) == kept.shape[1]:
         return first, where
     # Different units with equal tokens: "so so good" without its first and without its second word is one text.
     table = np.concatenate([cells.ids[None], cells.further]).T.copy()  # (M, 1 + k)

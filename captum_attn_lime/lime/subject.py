@@ -139,7 +139,7 @@ class Subject:
         if self.token is not None:
             of_token = partial(adapter._run_target, target=self.token, probability=is_probability)
             return self._of_token(scores_of(adapter, cells, kept, of_token, show_progress=show_progress))
-        run = adapter._run if cells.hidden is None else hidden_as_padding(adapter, cells.hidden, adapter._run)
+        run = adapter._run if cells.hidden is None else hidden_as_padding(adapter, cells, adapter._run)
         found = scores_of(adapter, cells, kept, run, show_progress=show_progress)
         return np.asarray(adapter._as_unit(found, self.unit, adapter._kind(found, self.seen)))
 
@@ -181,7 +181,8 @@ class Subject:
 
         def tokenize(removed: Sequence[Sequence[int]]) -> Any:
             texts = (
-                "".join(replacement or "" if k in gone else p for k, p in enumerate(string.as_list)) for gone in removed
+                "".join(replacement or "" if k in gone else p for k, p in enumerate(string.as_list))
+                for gone in map(frozenset, removed)
             )
             return self.adapter._rows([self._item(text) for text in texts])
 

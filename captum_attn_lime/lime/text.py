@@ -20,7 +20,7 @@ from captum_attn_lime.lime.base import Array, check_count, chosen, result_dtype,
 from captum_attn_lime.lime.diagnostics import About
 from captum_attn_lime.lime.explainer import explain_masks, text_explainer
 from captum_attn_lime.lime.explanations import explanation_weights, shown
-from captum_attn_lime.lime.index_text import Removal
+from captum_attn_lime.lime.index_text import Removal, with_steady_padding
 from captum_attn_lime.lime.masked import MaskedExample, Removable
 from captum_attn_lime.lime.replicates import MAX_SAMPLES, NumSamples, Plan
 from captum_attn_lime.lime.subject import Segment, Subject, subject_of
@@ -155,7 +155,8 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         scalars = target_scalars(self.forward_func, tensors, target, additional_forward_args)
         with settled(self.forward_func), progress(len(scalars) * n_samples, show_progress, "LimeText") as tick:
             for i, scalar in enumerate(scalars):
-                example = MaskedExample(problem.example(i), scalar, perturbations_per_eval, tick)
+                own, asked = with_steady_padding(self.forward_func, problem.example(i), scalar)
+                example = MaskedExample(own, asked, perturbations_per_eval, tick)
                 weights[i] = self._fit(example, n_samples)
         out = weights.to(tensors[0].device, result_dtype(tensors))
         return format_output(isinstance(inputs, tuple), spread(out, problem.ids)) if return_input_shape else out
