@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -89,31 +90,56 @@ def occurrences(string: Any) -> list[Occurrence]:
     Args:
         string: lime's ``IndexedString`` or ``IndexedCharacters``, or a :class:`UnitText`.
     """
-    found = []
-    for feature in range(string.num_words()):
-        for place in string.positions[feature] if string.bow else [string.positions[feature]]:
-            start = int(string.string_start[place])
-            found.append((feature, start, start + len(string.as_list[place])))
-    return sorted(found, key=lambda unit: unit[1])
+    starts = _starts(string.as_list)
+    return sorted(
+        (
+            (feature, starts[place], starts[place + 1])
+            for feature in range(string.num_words())
+            for place in (string.positions[feature] if string.bow else [string.positions[feature]])
+        ),
+        key=lambda unit: unit[1],
+    )
+
+
+def _starts(pieces: Sequence[str]) -> list[int]:
+    """Return where each piece of a text begins, and where the last one ends.
+
+    lime measures its pieces as numpy strings, which end before a NUL character.
+    """
+    return list(accumulate(map(len, pieces), initial=0))
 
 
 def lime_string(text: str, split_expression: Any, *, bow: bool, mask_string: str | None) -> Any:
     """Return lime's own ``IndexedString`` of a text.
 
     Raises:
-        TextError: It has no word.
+        TextError: It has no word, or one that ends in a NUL character.
     """
     from lime.lime_text import IndexedString
 
     string = IndexedString(text, split_expression=split_expression, bow=bow, mask_string=mask_string)
-    # Of a single word lime makes floats, and would show its position as 0.0.
-    string.string_start = string.string_start.astype(np.int64)
+    if _loses_nul(string, split_expression):
+        raise TextError(
+            f"a word of the text {text[:40]!r} ends in a NUL character, which lime's strings lose; take it out of the "
+            "text, or pass units=, which keeps it."
+        )
+    # lime's own are wrong behind a NUL, and of a single word they are floats: 0.0 would be shown.
+    string.string_start = np.array(_starts(string.as_list)[:-1], dtype=np.int64)
     if not string.num_words():
         raise TextError(
             f"the text {text[:40]!r} has no word between matches of split_expression {split_expression!r}; pass "
             "another split_expression, or units='tokenizer', which takes the adapter's words."
         )
     return string
+
+
+def _loses_nul(string: Any, split_expression: Any) -> bool:
+    """Return whether lime took a word without the NUL at its end, for another word or for none."""
+    ends = [piece for piece in string.as_list if piece.endswith("\0")]
+    if callable(split_expression):
+        return bool(ends) and not set(ends).isdisjoint(split_expression(string.raw))
+    is_no_word = re.compile(f"({split_expression})|$").match  # as lime asks
+    return not all(map(is_no_word, ends))
 
 
 def split_spans(text: str, units: re.Pattern[str] | Splitter) -> list[Span]:
