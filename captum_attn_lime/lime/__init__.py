@@ -13,6 +13,7 @@ from captum_attn_lime.lime.explanations import (
     word_weights,
 )
 from captum_attn_lime.lime.image import LimeImage
+from captum_attn_lime.lime.notices import collected_warnings
 from captum_attn_lime.lime.pick import SubmodularPicks, submodular_pick
 from captum_attn_lime.lime.replicates import Replicates, coefficients_stability, diagnosed, variables_stability
 from captum_attn_lime.lime.sequence import LimeSequence
@@ -30,6 +31,7 @@ __all__ = [
     "captum_lime",
     "check_captum_lime",
     "coefficients_stability",
+    "collected_warnings",
     "diagnosed",
     "explanation_numbers",
     "explanation_prediction",

@@ -15,6 +15,7 @@ from captum_attn_lime.explained import Output
 from captum_attn_lime.global_view import global_view
 from captum_attn_lime.lime.base import check_count
 from captum_attn_lime.lime.explanations import explanation_weights
+from captum_attn_lime.lime.notices import collected_warnings
 from captum_attn_lime.lime.rows import LimeRows
 from captum_attn_lime.lime.subject import Segment
 from captum_attn_lime.lime.text import LimeText
@@ -110,6 +111,9 @@ def submodular_pick(
     Raises:
         InputError: Not one of these explainers, fewer examples than picks, or an example that cannot be explained.
 
+    Warns:
+        LimeWarning: Explanations say less than they seem to; once a kind, with the number of explanations.
+
     Reference:
         Ribeiro, Singh and Guestrin, "Why Should I Trust You?", KDD 2016, Algorithm 2; ``lime.submodular_pick``.
 
@@ -138,7 +142,7 @@ def submodular_pick(
     options: dict[str, Any] = dict(target=target, num_samples=num_samples, num_features=num_features, output=output)
     if segment is not None:
         options["segment"] = segment
-    with progress(len(drawn), show_progress, "submodular_pick") as tick:
+    with progress(len(drawn), show_progress, "submodular_pick") as tick, collected_warnings():
         explainer = _Explainer(lime, found, options | {"seed": seed}, tick)
         official = _official(explainer, list(drawn), picks)
     explanations = dict(zip(drawn, official.explanations, strict=True))
