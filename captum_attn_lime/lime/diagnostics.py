@@ -278,7 +278,7 @@ def diagnose(
     full = data.full(result) if full is None else full
     everything = len(weights) == len(full.ids)
     shown = full if everything else data.linear(result)
-    errors = shown.standard_errors
+    errors, bias = shown.standard_errors, shown.ridge_bias
     total = float(data.kernel.sum())
     mean = float(data.kernel @ data.y) / total
     sd = float(np.sqrt(data.kernel @ (data.y - mean) ** 2 / total))
@@ -300,7 +300,7 @@ def diagnose(
         len(full.ids),
         is_determined=full.errors is None or full.errors.is_determined,
     )
-    pulled = ridge_notices(data.features, weights, shown.ridge_bias, errors)
+    pulled = ridge_notices(data.features, weights, bias, errors)
     of_samples = few + [("", detail) for _, detail in pulled] if few else pulled
     warned = [*blind, *_warnings(numbers, about, of_samples, is_constant=is_constant)]
     diagnostics = Diagnostics(
@@ -311,7 +311,7 @@ def diagnose(
         n_distinct=len({hash(row.tobytes()) for row in data.x}),
         weights=weights,
         standard_errors={k: errors[k] for k in weights},
-        ridge_bias={k: shown.ridge_bias[k] for k in weights},
+        ridge_bias={k: bias[k] for k in weights},
         full_weights={k: weights[k] for k in full.ids} if everything else full.weights,
         full_standard_errors=full.standard_errors,
         order_errors=full.order_errors,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -222,19 +224,29 @@ def _shared(
     units = explanation_spans(explanation, label)
     weights = explanation_weights(explanation, label)
     whole = {start: weights.get(unit, 0.0) for unit, start, _ in occurrences(explanation.domain_mapper.indexed_string)}
-    out = torch.full((len(spans),), float("nan"), dtype=torch.float64)
-    for start, end, weight in units:
-        overlaps = [max(0, min(end, s[1]) - max(start, s[0])) if s is not None else 0 for s in spans]
-        covered = [k for k, n in enumerate(overlaps) if n]
-        total = end - start if by_characters else sum(overlaps)
-        for k in covered:
+    out = np.full(len(spans), np.nan)
+    for (start, end, weight), overlaps in zip(units, _overlaps(units, spans), strict=True):
+        total = end - start if by_characters else sum(overlaps.values())
+        for k, n in overlaps.items():
             part = {
-                "split": weight * overlaps[k] / total,
-                "first": weight if k == covered[0] else 0.0,
+                "split": weight * n / total,
+                "first": weight if k == min(overlaps) else 0.0,
                 "broadcast": whole[start],
             }[share]
-            out[k] = part if torch.isnan(out[k]) else out[k] + part
-    return out
+            out[k] = part if np.isnan(out[k]) else out[k] + part
+    return torch.from_numpy(out)
+
+
+def _overlaps(units: Sequence[tuple[int, int, float]], spans: Sequence[Span | None]) -> Iterator[dict[int, int]]:
+    """Give for each unit how many characters it shares with each span that it meets, by the span's index."""
+    order = sorted((s[0], s[1], k) for k, s in enumerate(spans) if s is not None and s[1] > s[0])
+    ends = list(accumulate((end for _, end, _ in order), max))  # no span up to here ends later
+    for start, end, _ in units:
+        found = {}
+        for a, b, k in order[bisect_right(ends, start) : bisect_left(order, (end,))]:
+            if b > start:
+                found[k] = min(end, b) - max(start, a)
+        yield found
 
 
 def _number(explanation: Any, value: Any, label: int | str | None) -> float:
