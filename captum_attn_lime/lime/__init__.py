@@ -15,10 +15,11 @@ from captum_attn_lime.lime.explanations import (
 from captum_attn_lime.lime.image import LimeImage
 from captum_attn_lime.lime.notices import collected_warnings
 from captum_attn_lime.lime.pick import SubmodularPicks, submodular_pick
-from captum_attn_lime.lime.replicates import Replicates, coefficients_stability, diagnosed, variables_stability
+from captum_attn_lime.lime.replicates import Replicates, coefficients_stability, variables_stability
 from captum_attn_lime.lime.sequence import LimeSequence
 from captum_attn_lime.lime.tabular import LimeTabular
 from captum_attn_lime.lime.text import LimeText
+from captum_attn_lime.lime.watched import diagnosed
 
 __all__ = [
     "Diagnostics",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -13,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.explained import Explained, Output, Unit, check_output
 from captum_attn_lime.lime.base import Array, check_count
 from captum_attn_lime.lime.diagnostics import (
     DEFAULT_TOP,
@@ -235,14 +233,14 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """One run's samples as lime fitted them, and what the fit gave."""
 
     arguments: dict[str, Any]
     result: FitResult
 
 
-def _fit_data(base: Any, runs: Sequence[_Run], features: Features) -> FitData:
+def fit_data(base: Any, runs: Sequence[Run], features: Features) -> FitData:
     """Return what was fitted in these runs, together."""
     first = runs[0].arguments
     kernels = [base.kernel_fn(run.arguments["distances"]) for run in runs]
@@ -258,56 +256,6 @@ def _fit_data(base: Any, runs: Sequence[_Run], features: Features) -> FitData:
         first.get("model_regressor"),
         features,
     )
-
-
-@contextmanager
-def diagnosed(explainer: Any, *, output: Output = "probability") -> Iterator[dict[int, Diagnostics]]:
-    """Give the diagnostics, by label, of what an official explainer explains within the block.
-
-    The explainer's draws and results stay what they are: only the samples are looked at on their way to lime's fit.
-
-    Args:
-        explainer: A ``LimeTextExplainer``, ``LimeTabularExplainer`` (rows must be dense) or ``LimeImageExplainer``.
-        output: What its classifier function gives; of a regression the prediction.
-
-    Warns:
-        LimeWarning: An explanation says less than it seems to.
-
-    Example:
-        >>> from lime.lime_text import LimeTextExplainer
-        >>> explainer = LimeTextExplainer(random_state=0)
-        >>> with diagnosed(explainer) as found:
-        ...     explanation = explainer.explain_instance("a fine film", lambda t: np.array([[0.2, 0.8]] * len(t)))
-        >>> found[1].warnings
-        ("the model's answer is 0.8 for every perturbed copy: weights and R² say nothing",)
-    """
-    is_regression = getattr(explainer, "mode", None) == "regression"
-    unit: Unit = "prediction" if is_regression else "logit" if check_output(output) == "logits" else "probability"
-    base, fit = explainer.base, explainer.base.explain_instance_with_data
-    found: dict[int, Diagnostics] = {}
-    features = Features.of(explainer)
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        result = fit(*args, **kwargs)
-        data = _fit_data(base, [_Run(dict(signature(fit).bind(*args, **kwargs).arguments), result)], features)
-        about = About(_explained(explainer, data, unit), label=1 if is_regression else None)
-        own, briefs = diagnose(data, result, about)
-        found[own.label] = own
-        emit(briefs)
-        return result
-
-    base.explain_instance_with_data = watched
-    try:
-        yield found
-    finally:
-        del base.explain_instance_with_data
-
-
-def _explained(explainer: Any, data: FitData, unit: Unit) -> Explained:
-    """Return what an official explainer explains."""
-    names = getattr(explainer, "class_names", None)
-    name = None if unit == "prediction" or names is None else str(names[data.label])
-    return Explained(data.label, unit, name, float(data.y[0]))
 
 
 class _Fits:
@@ -361,12 +309,10 @@ class _LabelFits:
         is_done: Whether the last run was the last one.
     """
 
-    def __init__(
-        self, base: Any, fit: Callable[..., Any], features: Features, most: int, top: int | None
-    ) -> None:
+    def __init__(self, base: Any, fit: Callable[..., Any], features: Features, most: int, top: int | None) -> None:
         self.base, self.fit, self.features = base, fit, features
         self.most, self.top = most, top
-        self.runs: list[_Run] = []
+        self.runs: list[Run] = []
         self.result: Any = None
         self.full: Linear | None = None
         self.stopped: Literal["separated", "budget"] | None = None
@@ -376,7 +322,7 @@ class _LabelFits:
         """Return what lime's method returns, in the last run for the samples of all runs."""
         call = signature(self.fit).bind(*args, **kwargs)
         self.result = self.fit(*args, **kwargs)
-        self.runs.append(_Run(dict(call.arguments), self.result))
+        self.runs.append(Run(dict(call.arguments), self.result))
         self.is_done = len(self.runs) == self.most
         if len(self.runs) == 1:
             return self.result
@@ -399,7 +345,7 @@ class _LabelFits:
     @property
     def data(self) -> FitData:
         """The samples of all runs."""
-        return _fit_data(self.base, self.runs, self.features)
+        return fit_data(self.base, self.runs, self.features)
 
     def diagnose(self, about: About, seeds: tuple[int, ...], samples: int, k: int) -> tuple[Diagnostics, Sequence[str]]:
         """Return the diagnostics of all runs' samples together, and their warnings in words without numbers."""
@@ -418,7 +364,7 @@ class _LabelFits:
         tops, intervals = [], []
         full: list[Linear] = []
         for run in self.runs:
-            data = _fit_data(self.base, [run], self.features)
+            data = fit_data(self.base, [run], self.features)
             full.append(data.full(run.result))
             shown = full[-1] if len(run.result[1]) == len(full[-1].ids) else data.linear(run.result)
             weights, errors = shown.weights, shown.standard_errors

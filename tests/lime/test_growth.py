@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from captum_attn_lime.explained import Explained
 from captum_attn_lime.lime import explanations
 from captum_attn_lime.lime.diagnostics import About, FitData, diagnose
 
@@ -20,10 +21,10 @@ def test_diagnostics_take_two_copies_of_the_samples(n, d):
     model = Ridge().fit(x, y, sample_weight=kernel)
     result = (model.intercept_, list(enumerate(model.coef_)), 0.9, model.predict(x[:1]))
     data = FitData(x, y, kernel, (0,), 1, None)
-    diagnose(data, result, About(1, "logits"))  # imports
+    diagnose(data, result, About(Explained(1, "logit")))  # imports
     tracemalloc.start()
     try:
-        found = diagnose(data, result, About(1, "logits"))[0]
+        found = diagnose(data, result, About(Explained(1, "logit")))[0]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

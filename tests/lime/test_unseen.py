@@ -13,6 +13,7 @@ from torch import nn
 
 from captum_attn_lime import LimeSequence, LimeTabular, LimeText, SequenceAdapter, TabularAdapter, TextAdapter
 from captum_attn_lime.adapters import ImageAdapter, WordTokenizer
+from captum_attn_lime.explained import Explained
 from captum_attn_lime.lime import LimeImage, diagnosed
 from captum_attn_lime.lime.diagnostics import About, Diagnostics, FitData, diagnose
 from captum_attn_lime.lime.standard_errors import order_errors, weight_errors
@@ -188,7 +189,7 @@ def fitted(x, y, kernel, regressor=None, features=None):
     model = (regressor or Ridge(alpha=1)).fit(x, y, sample_weight=kernel)
     result = (model.intercept_, list(enumerate(model.coef_)), model.score(x, y, kernel), model.predict(x[:1]))
     data = FitData(x, y, kernel, (0,), 1, regressor, features or Features())
-    return diagnose(data, result, About(1, "logits"))[0]
+    return diagnose(data, result, About(Explained(1, "logit")))[0]
 
 
 @pytest.mark.parametrize("copy", [lambda c: c, lambda c: 1 - c, lambda c: 2 * c + 3])
