@@ -247,7 +247,7 @@ def subject_of(
     adapter: Any = forward_func
     unit = unit_of(adapter, output)
     if isinstance(raw, list):
-        raise InputError(f"explain takes one text, but a list of {len(raw)} came; call it for each.")
+        raise InputError(f"explain takes one text, but a list came, of {len(raw)}; call it for each.")
     is_pair = isinstance(raw, tuple)
     if segment is not None and segment not in get_args(Segment):
         raise InputError(f"segment must be 'first' or 'second', but is {segment!r}.")
