@@ -497,3 +497,13 @@ def test_explanations_can_be_pickled():
     assert again.as_list(1) == found.as_list(1)
     assert again.as_list(1, positions=True) == found.as_list(1, positions=True)
     assert "it" in again.as_html()
+
+
+@pytest.mark.parametrize("text", ["good\0 film it is", "good\0film a", "\0good film\0 bad", " good\0\0 film \0 it"])
+def test_a_nul_moves_no_spans(text):
+    from captum_attn_lime.lime.units import lime_string
+
+    string = lime_string(text, r"\W+", bow=True, mask_string=None)
+    for k in range(string.num_words()):
+        word = string.word(k)
+        assert all(text[p : p + len(word)] == word for p in string.string_position(k).tolist())
