@@ -63,6 +63,10 @@ class TruncationWarning(UserWarning):
     """A text was longer than the model takes; the rest was not seen and is not explained."""
 
 
+class PaddingWarning(UserWarning):
+    """A model whose answer to a text depends on padding or on its batch: texts then run without, which is slower."""
+
+
 class DropoutWarning(UserWarning):
     """A model is explained while its dropout is active: each run gives other scores."""
 

@@ -21,7 +21,8 @@ from captum_attn_lime.adapters.layers import (
     parameters_of,
 )
 from captum_attn_lime.adapters.outputs import Kind, Outputs, in_unit, kind_of
-from captum_attn_lime.adapters.state import evaluating, fast_path_off
+from captum_attn_lime.adapters.state import asked, evaluating, fast_path_off, modes_kept
+from captum_attn_lime.adapters.wrappers import configuration
 from captum_attn_lime.errors import ForwardError, InputError
 from captum_attn_lime.explained import Explained, Unit, choose
 
@@ -142,7 +143,7 @@ class Adapter(nn.Module):
         if not tensors or not all(isinstance(t, Tensor) for t in tensors):
             came = ", ".join(type(t).__name__ for t in tensors) or "nothing"
             raise InputError(f"an adapter runs on tensors, but got {came}; call adapter.encode(...) for them.")
-        with fast_path_off():
+        with fast_path_off(), modes_kept(self._asked):
             outputs = self._read(self._call(tensors), tensors)
         self._columns = outputs.shape[-1]
         reading = _reading.get()
@@ -266,7 +267,12 @@ class Adapter(nn.Module):
 
     @property
     def _problem_type(self) -> Any:
-        return getattr(getattr(self.model, "config", None), "problem_type", None)
+        return configuration(self.model, "problem_type")
+
+    @property
+    def _asked(self) -> nn.Module:
+        """What runs: the model, or in a block that asks it in another mode, its stand-in."""
+        return asked(self.model)
 
     @property
     def classes_exclude(self) -> bool:

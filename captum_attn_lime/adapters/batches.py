@@ -1,8 +1,11 @@
-"""How many examples run at once: batches of similar length under a token budget."""
+"""What runs at once: batches of similar length under a token budget, and their tables of ids."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 
 def batches(lengths: Sequence[int], budget: int, *, exact: bool) -> list[list[int]]:
@@ -28,3 +31,17 @@ def batches(lengths: Sequence[int], budget: int, *, exact: bool) -> list[list[in
         else:
             out.append([i])
     return out
+
+
+def padded(cells: Sequence[Sequence[int]], length: int, fill: int, *, left: bool) -> Tensor:
+    """Return rows of numbers as a table (n, length), filled up at their end or beginning.
+
+    Example:
+        >>> padded([[1, 2], [3]], 2, 0, left=True).tolist()
+        [[1, 2], [0, 3]]
+    """
+    rows = []
+    for row in cells:
+        padding = [fill] * (length - len(row))
+        rows.append([*padding, *row] if left else [*row, *padding])
+    return torch.tensor(rows, dtype=torch.int64)

@@ -219,7 +219,7 @@ class ImageAdapter(Adapter):
                 f"{type(self.model).__name__} takes one tensor (n, C, H, W), but {shapes} came; take it from "
                 "adapter.encode(images).inputs."
             )
-        return self.model(tensors[0])
+        return self._asked(tensors[0])
 
 
 def _of_example(given: Any, i: int, n: int, dimensions: int) -> Any:

@@ -212,8 +212,8 @@ def _seen(
     handle = layer.register_forward_hook(look, with_kwargs=True)
     model = forward_func if isinstance(forward_func, nn.Module) else layer
     try:
-        with trial(model, inputs[0].device):
-            forward_func(*inputs, *forward_args)
+        with trial(model) as own:
+            (own if model is forward_func else forward_func)(*inputs, *forward_args)
     finally:
         handle.remove()
     if len(calls) != 1:

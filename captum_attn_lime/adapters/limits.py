@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from captum_attn_lime.adapters.state import text_config
+from captum_attn_lime.adapters.wrappers import inside, text_config
 
 
 def position_limit(model: nn.Module) -> int | None:
@@ -36,9 +36,14 @@ def lacks_padding_token(model: nn.Module) -> bool:
 
 
 def configured_class_names(model: nn.Module) -> tuple[str, ...] | None:
-    """Return the class names of a HuggingFace classifier, or None."""
-    labels = getattr(getattr(model, "config", None), "id2label", None)
+    """Return the class names of a HuggingFace classifier, or of the only one in a module; None where there are none."""
     # num_labels tells a classifier from a module that merely keeps an encoder's configuration.
-    if not isinstance(labels, dict) or len(labels) < 2 or getattr(model, "num_labels", None) != len(labels):
+    own = inside(model)
+    modules = [own] if hasattr(own, "config") else model.modules()
+    classifiers = [m for m in modules if hasattr(m, "num_labels") and hasattr(m, "config")]
+    if len(classifiers) != 1:
+        return None
+    labels = getattr(classifiers[0].config, "id2label", None)
+    if not isinstance(labels, dict) or len(labels) < 2 or classifiers[0].num_labels != len(labels):
         return None
     return tuple(str(labels[i]) for i in sorted(labels))

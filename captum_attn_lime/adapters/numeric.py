@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -115,16 +116,16 @@ class NumericAdapter(Adapter):
         found: list[nn.Module] = []
         calls: list[nn.Module] = []
 
-        def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-            calls.append(module)
+        def look(layer: nn.Module, module: nn.Module, args: tuple[Any, ...]) -> None:
+            calls.append(layer)
             came = args[0] if args and isinstance(args[0], Tensor) and len(args[0]) else torch.zeros(1)
-            if module not in found and len(came) % 2 == 0 and not torch.equal(*came.chunk(2)):
-                found.append(module)
+            if layer not in found and len(came) % 2 == 0 and not torch.equal(*came.chunk(2)):
+                found.append(layer)
 
         layers = [m for m in self.model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
-        handles = [layer.register_forward_pre_hook(look) for layer in layers]
+        handles = [layer.register_forward_pre_hook(partial(look, layer)) for layer in layers]
         try:
-            with trial(self.model, self.device):
+            with trial(self.model):
                 self(*self.tensors(np.concatenate([array, self._with_other_categories(array)])))
         finally:
             for handle in handles:
@@ -186,19 +187,19 @@ class NumericAdapter(Adapter):
         that asks for what lies between two categories raises.
         """
         if not (self.categorical_features and x.requires_grad and torch.is_grad_enabled()):
-            return self.model(x)
+            return self._asked(x)
         array = x.detach().to(device="cpu", dtype=torch.float64).numpy()
         if self._training is not None:
             array = self._training
         array = array[:_TRIED].copy()
         array[..., list(self.categorical_features)] = array[..., list(self.categorical_features)].round()
         (examples,), (others,) = self.tensors(array), self.tensors(self._with_other_categories(array))
-        with trial(self.model, self.device), cudnn_off():  # recurrent layers
-            columns = looked_up(lambda t: self._read(self.model(t), (t,)), examples, others, self.categorical_features)
+        with trial(self.model), cudnn_off():  # recurrent layers
+            columns = looked_up(lambda t: self._read(self._asked(t), (t,)), examples, others, self.categorical_features)
         if not columns:
-            return self.model(x)
+            return self._asked(x)
         check_whole(x, columns, self.feature_names, type(self.model).__name__)
-        return self.model(with_no_value(x, columns))
+        return self._asked(with_no_value(x, columns))
 
     def _one(self, raw: Any) -> tuple[Tensor, ...]:
         return self.tensors(self.arrays(raw)[:1])

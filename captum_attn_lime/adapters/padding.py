@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import copy
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters.limits import padding_token
-from captum_attn_lime.adapters.state import text_config
+from captum_attn_lime.adapters.limits import lacks_padding_token, padding_token
+from captum_attn_lime.adapters.state import asked, standing_in
+from captum_attn_lime.adapters.twins import Twin
+from captum_attn_lime.adapters.wrappers import configured, text_config
 from captum_attn_lime.errors import InputError
 
 # No token has it: with it as the padding id, no cell is padding.
 _NO_TOKEN = -1
+
+
+def is_doubtful(model: nn.Module, baseline: int) -> bool:
+    """Return whether a model could take a real token for padding: it has no padding id, or that of the baseline."""
+    return lacks_padding_token(model) or padding_token(model) == baseline
 
 
 def without_doubt(model: nn.Module, ids: Tensor, mask: Tensor | None, ending: int) -> tuple[Tensor, int]:
@@ -65,6 +75,36 @@ def unused_id(model: nn.Module, used: Collection[int | None], first: int = 0) ->
             "once (encode them one at a time, or a lower perturbations_per_eval or batch_tokens)."
         )
     return free
+
+
+@contextmanager
+def padding_id(model: nn.Module, value: int) -> Iterator[None]:
+    """Run a block in which the model is asked with this padding id in its configuration.
+
+    Causal HuggingFace classifiers look for the last token that is not padding and refuse batches without that id. A
+    twin of the model's outermost modules has the id; the model and its configuration stay as they are.
+    """
+    own = asked(model)
+    holder: Any = configured(own)
+    text = text_config(model)
+    if holder is None or getattr(text, "pad_token_id", value) == value:
+        yield
+        return
+    config = copy.copy(holder.config)
+    if text is holder.config:
+        config.pad_token_id = value
+    else:
+        part = copy.copy(text)
+        part.pad_token_id = value
+        vars(config).update({name: part for name, held in vars(config).items() if held is text})
+    readers = [m for m in own.modules() if getattr(m, "config", None) is holder.config]
+    # Layers keep the configuration too, but only whole models read the padding id.
+    twin = Twin(own, [holder, *(m for m in readers if hasattr(m, "get_input_embeddings"))])
+    for module in twin.copies:
+        if vars(module).get("config") is holder.config:
+            vars(module)["config"] = config
+    with standing_in(model, twin.root):
+        yield
 
 
 def padded_cells(ids: Tensor, mask: Tensor | None, ending: int) -> Tensor:

@@ -1,10 +1,12 @@
-"""Raw input of a text model: one text or one pair, or a list of them; and what is said about what was cut off."""
+"""What comes to a text model: a text, a pair or a list of them, or tensors; and what is said of what was cut off."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeGuard, get_args
+
+from torch import Tensor
 
 from captum_attn_lime.adapters.pairs import PairTokens
 from captum_attn_lime.adapters.tokenize import PlainIds, Tokens
@@ -115,4 +117,35 @@ def warn_cut_many(rows: Sequence[PlainIds], max_length: int | None) -> None:
             "and not seen. Explain the part that is seen: adapter.encode(text).texts.",
             TruncationWarning,
             stacklevel=4,
+        )
+
+
+def check_by_position(tensors: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Raise if a dictionary or named arguments came where tensors go by position.
+
+    Raises:
+        InputError: They did.
+    """
+    if named or any(hasattr(x, "keys") for x in tensors):
+        raise InputError(
+            "an adapter runs on tensors by position, but a dictionary or named arguments came; pass ids, mask and "
+            "types as adapter(x.inputs, *x.forward_args), with x = adapter.encode(text)."
+        )
+
+
+def check_ids_tensor(ids: Tensor) -> None:
+    """Raise if a tensor is neither token ids (n, N) nor embeddings (n, N, D).
+
+    Raises:
+        InputError: It is not.
+    """
+    if ids.dim() not in (2, 3):
+        raise InputError(
+            f"the token ids came with shape {tuple(ids.shape)}, but an adapter takes (n, N), or embeddings (n, N, D); "
+            "add the batch with ids.unsqueeze(0), and likewise for the mask."
+        )
+    if ids.dim() == 2 and ids.is_floating_point():
+        raise InputError(
+            f"the token ids came as {ids.dtype}: this method moves along its inputs, which ids do not allow. "
+            "Use its layer form: LayerIntegratedGradients(adapter, adapter.embedding) and the like."
         )

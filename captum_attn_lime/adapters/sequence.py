@@ -178,7 +178,7 @@ class SequenceAdapter(NumericAdapter):
                 f"a SequenceAdapter runs on one tensor (n, steps, series), but got {shapes}; take it from "
                 "adapter.encode(sequences).inputs."
             )
-        needs_native = self._is_recurrent and torch.is_grad_enabled() and not self.model.training
+        needs_native = self._is_recurrent and torch.is_grad_enabled() and not self._asked.training
         with cudnn_off() if needs_native else nullcontext():
             return self._run_numbers(tensors[0])
 

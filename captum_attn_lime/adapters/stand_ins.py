@@ -8,8 +8,8 @@ from torch import nn
 
 from captum_attn_lime.adapters.limits import padding_token
 from captum_attn_lime.adapters.pairs import PairTokens
-from captum_attn_lime.adapters.state import text_config
 from captum_attn_lime.adapters.tokenize import PlainIds, Tokenizing, Tokens
+from captum_attn_lime.adapters.wrappers import text_config
 from captum_attn_lime.errors import InputError, TokenizerError
 
 AnyRow = Tokens | PairTokens | PlainIds

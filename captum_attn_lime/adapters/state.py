@@ -1,24 +1,32 @@
-"""Shared state changed for the length of a block and put back after it: the encoder fast path, cuDNN, training flags.
+"""How a model is asked otherwise than it is, and left as it was: eval mode, its own changes of mode, process flags.
 
-Both belong to the process or to a model, not to one call, so calls in several threads share one change: the first
-one in makes it, the last one out undoes it.
+A model is not altered for the length of a block: a stand-in that only this thread's block sees is asked in its place.
+The encoder fast path and cuDNN belong to the process, so calls in several threads share one change: the first one in
+makes it, the last one out undoes it.
 """
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from captum_attn_lime.adapters.twins import eval_twin, modules_of
+
+_MODES = (bool, str)  # what a mode is made of
 _lock = threading.RLock()
 _fast_path: dict[str, Any] = {"users": 0, "was": True}
 _cudnn: dict[str, Any] = {"users": 0, "was": True}
-_evaluating: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
+_writing_nothing: WeakSet[nn.Module] = WeakSet()  # models that write into no buffer of theirs
+_stand_ins: ContextVar[tuple[tuple[nn.Module, nn.Module], ...]] = ContextVar("stand_ins", default=())
 
 
 @contextmanager
@@ -50,53 +58,94 @@ def cudnn_off() -> Iterator[None]:
         yield
 
 
+def asked(model: nn.Module) -> nn.Module:
+    """Return what is to run in the place of a model: in a block that wants it otherwise than it is, its stand-in."""
+    return next((stand_in for own, stand_in in reversed(_stand_ins.get()) if own is model), model)
+
+
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run a block with the model in eval mode, then give every submodule the training flag it had.
+def standing_in(model: nn.Module, stand_in: nn.Module) -> Iterator[nn.Module]:
+    """Run a block in which :func:`asked` gives a stand-in for a model; to other threads the model stays as it is."""
+    token = _stand_ins.set((*_stand_ins.get(), (model, stand_in)))
+    try:
+        yield stand_in
+    finally:
+        _stand_ins.reset(token)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Run a block in which the model is asked in eval mode, and return what :func:`asked` gives for it there.
+
+    The model itself keeps its training flags, which whoever else runs it at the same time relies on: where a part of it
+    is in training mode, a twin answers, with the same weights and hooks. A compiled model in training mode is then
+    asked as it was before it was compiled.
+
+    Raises:
+        InputError: A part in training mode can have no twin (TorchScript, a ``forward`` replaced by a function).
 
     Example:
         >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-        >>> with evaluating(model):
-        ...     [m.training for m in model]
-        [False, False]
-        >>> [m.training for m in model]
-        [True, False]
+        >>> with evaluating(model) as asked_model:
+        ...     [m.training for m in asked_model], [m.training for m in model]
+        ([False, False], [True, False])
     """
-    with _lock:
-        state = _evaluating.setdefault(model, {"users": 0, "training": []})
-        if state["users"] == 0:
-            state["training"] = [m for m in model.modules() if m.training]
-            for module in state["training"]:
-                module.training = False
-        state["users"] += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            state["users"] -= 1
-            if state["users"] == 0:
-                for module in state["training"]:
-                    module.training = True
-                _evaluating.pop(model, None)
+    with standing_in(model, eval_twin(asked(model))) as stand_in:
+        yield stand_in
 
 
 @contextmanager
-def padding_id(model: nn.Module, value: int) -> Iterator[None]:
-    """Lend a model's configuration a padding id for a block.
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Run a block, then undo what the model changed of itself in it: a flag, a mode, a part, what its buffers hold.
 
-    Causal HuggingFace classifiers look for the last token that is not padding and refuse batches without that id.
+    BigBird turns to full attention at the first short input, and stays so. Numbers and tensors that a model keeps for
+    others to read (how often it ran, its last weights) are left, unless they belong to a part that changed its mode.
+    A model that was once seen to write into no buffer is taken to write into none.
     """
-    config = text_config(model)
-    if not hasattr(config, "pad_token_id"):
+    modules = [m for m in modules_of(model) if not isinstance(m, torch.jit.ScriptModule)]
+    before = [(m, dict(vars(m)), dict(m._modules), dict(m._buffers)) for m in modules]
+    held = [] if model in _writing_nothing else _buffers_of(modules)
+    try:
         yield
-        return
-    with _lock:  # Held for the whole block: two calls may lend different ids.
-        own = config.pad_token_id
-        config.pad_token_id = value
-        try:
+    finally:
+        written = [(m, name, x, copy) for m, name, x, version, copy in held if x._version != version]
+        if held and not written:
+            _writing_nothing.add(model)
+        for module, attributes, parts, buffers in before:
+            own = vars(module)
+            if (
+                any(value.__class__ in _MODES and own.get(name) is not value for name, value in attributes.items())
+                or _differ(module._modules, parts)
+                or _differ(module._buffers, buffers)
+            ):
+                own.update(attributes)
+                module._modules.update(parts)
+                module._buffers.update(buffers)
+        for module, name, buffer, copy in written:
+            if module._buffers[name] is buffer:  # what was written may still be wanted for a backward pass
+                module._buffers[name] = copy
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Run a block and put the random state of Python, NumPy and torch back after it.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with random_state_kept():
+        ...     _ = torch.rand(2)
+        >>> torch.equal(torch.get_rng_state(), before)
+        True
+    """
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    # CUDA's state is read only where there is one: looking for it would start CUDA.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda._initialized else []
+    try:
+        with torch.random.fork_rng(devices):
             yield
-        finally:
-            config.pad_token_id = own
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager
@@ -120,8 +169,11 @@ def _set_cudnn(enabled: bool) -> None:
     torch.backends.cudnn.enabled = enabled
 
 
-def text_config(model: nn.Module) -> Any:
-    """Return the model's HuggingFace configuration (its text part), or None."""
-    config = getattr(model, "config", None)
-    find = getattr(config, "get_text_config", None)
-    return find() if callable(find) else config
+def _buffers_of(modules: list[nn.Module]) -> list[tuple[nn.Module, str, Tensor, int, Tensor]]:
+    """Return the buffers of modules, each with its version and a copy."""
+    named = [(m, name, x) for m in modules for name, x in m._buffers.items() if x is not None and not x.is_inference()]
+    return [(m, name, x, x._version, x.detach().clone()) for m, name, x in named]
+
+
+def _differ(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    return any(now.get(name) is not value for name, value in before.items())

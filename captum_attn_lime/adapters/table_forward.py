@@ -278,13 +278,13 @@ def _tried(way: TableForward, model: nn.Module, rows: TrialRows) -> tuple[TableF
     asked = _Asked(rows)
     lookups = _Lookups()
     try:
-        with trial(model, rows.whole.device), lookups:
+        with trial(model) as own, lookups:
             if way.in_dictionary:
-                model(asked)
+                own(asked)
             elif way.takes_two:
-                way.call(model, rows.numeric, rows.categorical)
+                way.call(own, rows.numeric, rows.categorical)
             else:
-                model(rows.whole)
+                own(rows.whole)
     except Exception as error:
         return way, f"{type(error).__name__} {str(error).strip().splitlines()[0][:120] if str(error) else ''}"
     if way.in_dictionary:

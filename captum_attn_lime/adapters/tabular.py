@@ -225,8 +225,8 @@ class TabularAdapter(NumericAdapter):
             )
         numeric, categorical = tensors[0], tensors[-1]
         if not self.categorical_features:
-            return way.call(self.model, numeric, None)
-        return way.call(self.model, numeric if len(tensors) == 2 else None, as_ids(categorical, name))
+            return way.call(self._asked, numeric, None)
+        return way.call(self._asked, numeric if len(tensors) == 2 else None, as_ids(categorical, name))
 
 
 def _count(names: Sequence[str] | None) -> int | None:

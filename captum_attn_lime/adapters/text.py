@@ -6,46 +6,39 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters import raw as raws
 from captum_attn_lime.adapters.base import Adapter, Array
-from captum_attn_lime.adapters.batches import batches
-from captum_attn_lime.adapters.binding import bind
-from captum_attn_lime.adapters.embedding import find_embedding
-from captum_attn_lime.adapters.limits import (
-    lacks_padding_token,
-    padding_token,
-    position_limit,
-)
+from captum_attn_lime.adapters.binding import Binding, bindings, check_kind
+from captum_attn_lime.adapters.company import Side
+from captum_attn_lime.adapters.known import KnownModel, check_together
+from captum_attn_lime.adapters.limits import padding_token, position_limit
 from captum_attn_lime.adapters.outputs import Outputs
-from captum_attn_lime.adapters.padding import without_doubt
-from captum_attn_lime.adapters.pairs import PairTokens, pair_ids, pair_tokens
+from captum_attn_lime.adapters.padding import is_doubtful, padding_id, without_doubt
+from captum_attn_lime.adapters.pairs import PairTokens, pair_tokens
 from captum_attn_lime.adapters.raw import Explain, Raw, is_pair
-from captum_attn_lime.adapters.stand_ins import baseline_token, check_ids, filled, padding_fill
-from captum_attn_lime.adapters.state import evaluating, padding_id
+from captum_attn_lime.adapters.stand_ins import baseline_token, padding_fill
 from captum_attn_lime.adapters.tasks import Head, Task
+from captum_attn_lime.adapters.tasks.next_token import of_target
+from captum_attn_lime.adapters.text_batches import check_rows, rows_of, scores_of_texts, tensors_of
 from captum_attn_lime.adapters.text_encoding import TextEncoding, features_of, spans_of
 from captum_attn_lime.adapters.tokenize import PlainIds, Tokenizing, Tokens
 from captum_attn_lime.adapters.words import WORD_PATTERN
-from captum_attn_lime.errors import InputError, SelectionError, TargetError
+from captum_attn_lime.errors import InputError, TargetError
 from captum_attn_lime.explained import class_index
-
-# Texts tokenised at once by predict_proba.
-_CHUNK = 1024
-# Rows of a vocabulary that are float64 at once where one column is wanted.
-_ROWS = 64
 
 
 class TextAdapter(Adapter):
     """A model over texts, ready for Captum and for lime.
 
-    It wraps HuggingFace models and any module over token ids. Arguments are bound by name; sequences are padded on the
-    right; a module that takes no mask never sees padding. A text that has no token at all, as lime makes them, stands
-    as one bos, eos, unknown or padding token, the first of these that the tokenizer has.
+    It wraps HuggingFace models and any module over token ids, also in a wrapper (compiled, data-parallel, averaged,
+    LoRA, ``forward(**kwargs)``, ``forward(batch)`` of a dictionary). Arguments are bound by name. Padding goes to the
+    tokenizer's ``padding_side``. Whether it changes the model's answers is tried out on the first texts of several
+    lengths; where it does so on that side it goes to the other, and where it does so on both, or the module takes no
+    mask, texts run without padding. A text that has no token at all, as lime makes them, stands as one bos, eos,
+    unknown or padding token, the first of these that the tokenizer has.
 
     What a call returns, and what Captum's ``target`` is, depends on the task:
 
@@ -78,7 +71,8 @@ class TextAdapter(Adapter):
             keep their own ids.
         batch_tokens: Greatest number of tokens that :meth:`predict_proba` runs at once.
         forward_names: Role to parameter name, where the model's parameter names do not tell: ``"input_ids"``,
-            ``"attention_mask"`` (1 at real tokens), ``"padding_mask"`` (True at padding), ``"token_type_ids"``.
+            ``"attention_mask"`` (1 at real tokens), ``"padding_mask"`` (True at padding), ``"token_type_ids"``. None
+            for a role that is not to be given.
         outputs: What the model puts out: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid) or
             ``"predictions"`` (a regression); by default that is found out.
 
@@ -112,11 +106,13 @@ class TextAdapter(Adapter):
         word_pattern: str = WORD_PATTERN,
         baseline: str | int = "mask",
         batch_tokens: int = 4096,
-        forward_names: Mapping[str, str] | None = None,
+        forward_names: Mapping[str, str | None] | None = None,
         outputs: Outputs = "auto",
     ) -> None:
+        check_kind(model)
         super().__init__(model, class_names=class_names, outputs=outputs)
         self._head = Head(model, task)
+        self._names_are_found = class_names is None
         if class_names is None:
             self.class_names = self._head.class_names(model)
         for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
@@ -124,15 +120,16 @@ class TextAdapter(Adapter):
                 raise InputError(f"{name} must be a positive number of tokens, but is {value!r}.")
         self.word_pattern = word_pattern
         self.batch_tokens = batch_tokens
-        self._binding = bind(model, forward_names)
+        ways = bindings(model, forward_names)
+        self._declines_types = "token_type_ids" in (forward_names or {})
         self._tokenizing = Tokenizing(
             tokenizer,
             min((n for n in (max_length, position_limit(model)) if n is not None), default=None),
-            types=self._binding.types is not None,
+            types=any(way.types is not None for way in ways),
             open_ended=self.task == "next_token",
         )
         self._pad = padding_fill(model, self._tokenizing)
-        self._found_embedding: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule of the adapter
+        self._known = KnownModel(ways, "left" if getattr(tokenizer, "padding_side", "right") == "left" else "right")
         self._baseline = baseline_token(self._tokenizing, baseline, self._pad)
         self._ending = self._tokenizing.ending(self._pad) if padding_token(model) is not None else 0
 
@@ -161,9 +158,7 @@ class TextAdapter(Adapter):
         Raises:
             SelectionError: It is not to be found.
         """
-        if not any(m is self._found_embedding[0] for m in self.model.modules() if self._found_embedding):
-            self._found_embedding = (find_embedding(self.model, self._binding, self.device),)
-        return self._found_embedding[0]
+        return self._known.embedding(self)
 
     def class_name(self, index: int) -> str:
         """Return the name of a class: its token where the classes are the vocabulary, its number if it has none."""
@@ -200,7 +195,8 @@ class TextAdapter(Adapter):
         Raises:
             TextError: A text is blank or has no word; or a pair has so little room that one of its texts would vanish.
             TokenizerError: The tokenizer gives ids that the model has no embedding for, or takes no pairs.
-            InputError: Not a text; or texts of several lengths for a model that takes no mask.
+            InputError: Not a text; or texts of several lengths for a model whose answers padding changes.
+            ForwardError: The model does not run on tokens in any way that is known, or loses token types.
 
         Warns:
             TruncationWarning: A text is longer than the model takes.
@@ -212,16 +208,13 @@ class TextAdapter(Adapter):
             raws.check_not_blank(item, i)
             rows.append(pair_tokens(self._tokenizing, item) if is_pair(item) else self._tokenizing.tokens(str(item)))
             raws.warn_cut(rows[-1], i, self.max_length, self.word_pattern)
-        self._check_ids(rows)
+        check_rows(self, rows)
         longest = max(len(row.ids) for row in rows)
-        if self._binding.mask is None and any(len(row.ids) != longest for row in rows):
-            raise InputError(
-                f"the texts have {', '.join(str(len(row.ids)) for row in rows)} tokens and {type(self.model).__name__} "
-                "takes no mask, so they cannot share a batch; encode them one at a time, or give the model's forward "
-                "an attention_mask parameter."
-            )
-        ids, forward_args = self._tensors(rows, longest)
-        words, segments, feature_mask = features_of(rows, ids, self.word_pattern, explained)
+        batching = self._known.batching(self, rows)
+        check_together(self.model, self._binding, rows, batching)
+        side = batching.side or "right"
+        ids, forward_args = self._tensors(rows, longest, side)
+        words, segments, feature_mask = features_of(rows, ids, self.word_pattern, explained, left=side == "left")
         is_word = feature_mask < max(len(w) for w in words)
         return TextEncoding(
             inputs=ids,
@@ -233,7 +226,7 @@ class TextAdapter(Adapter):
             tokens=tuple(self._tokenizing.names(row) for row in ids.tolist()),
             words=words,
             segments=segments,
-            token_spans=tuple(spans_of(row, longest) for row in rows),
+            token_spans=tuple(spans_of(row, longest, left=side == "left") for row in rows),
         )
 
     def logits(self, raw: Raw | Sequence[Raw], *, target: int | None = None, show_progress: bool = False) -> Array:
@@ -296,30 +289,11 @@ class TextAdapter(Adapter):
         return found if target is None else found[:, [class_index(target, found.shape[1], self.class_names)]]
 
     def _scores(self, raw: Any, run: Callable[..., Array], show_progress: bool) -> Array:
-        """Return what ``run`` gives for each text, (n, columns), from batches of distinct ones."""
-        self._head.check_one_row(type(self.model).__name__)
-        items = self._items(raw)
-        distinct = list(dict.fromkeys(items))
-        rows = self._rows(distinct)
-        self._check_ids(rows)
-        raws.warn_cut_many(rows, self.max_length)
-        keys = [(row.ids, row.types) for row in rows]
-        place = {key: k for k, key in enumerate(dict.fromkeys(keys))}
-        unique = list(dict(zip(keys, rows, strict=True)).values())
-        exact = self._binding.mask is None or self._lacks_padding()
-        found: list[Array] = [np.empty(0)] * len(unique)
-        with evaluating(self.model), torch.no_grad(), progress(len(unique), show_progress, "texts") as tick:
-            for batch in batches([len(row.ids) for row in unique], self.batch_tokens, exact=exact):
-                ids, forward_args = self._tensors([unique[k] for k in batch], max(len(unique[k].ids) for k in batch))
-                for k, values in zip(batch, run(ids, *forward_args), strict=True):
-                    found[k] = values
-                tick(len(batch))
-        of_item = {item: place[key] for item, key in zip(distinct, keys, strict=True)}
-        return np.stack([found[of_item[item]] for item in items])
+        return scores_of_texts(self, raw, run, show_progress=show_progress)
 
     def _one(self, raw: Any) -> tuple[Tensor, ...]:
         rows = self._rows(self._items(raw)[:1])
-        ids, forward_args = self._tensors(rows, len(rows[0].ids))
+        ids, forward_args = self._tensors(rows, len(rows[0].ids), "right")
         return (ids, *forward_args)
 
     @property
@@ -330,13 +304,7 @@ class TextAdapter(Adapter):
         return None if self._head.is_over_vocabulary(self.model) else super()._names_of(n)
 
     def _rows(self, items: Sequence[Raw]) -> list[PlainIds]:
-        """Return the ids that texts or pairs run with, cut to the greatest length and not padded."""
-        rows: list[PlainIds] = []
-        for start in range(0, len(items), _CHUNK):
-            chunk: Any = items[start : start + _CHUNK]
-            found = pair_ids(self._tokenizing, chunk) if is_pair(items[0]) else self._tokenizing.ids(chunk)
-            rows += [filled(self._tokenizing, row) for row in found]
-        return rows
+        return rows_of(self._tokenizing, items)
 
     def _run(self, *tensors: Tensor) -> Array:
         found = super()._run(*tensors)
@@ -347,12 +315,8 @@ class TextAdapter(Adapter):
         """Return one class's logits, or its softmax, of one batch, (n, 1)."""
         logits = self(*tensors).detach()
         self._head.check_one_row(type(self.model).__name__)
-        target = class_index(target, logits.shape[1])
-        values = []
-        for part in logits.split(_ROWS):
-            row = part.to(torch.float64)
-            values.append((row[:, target] - row.logsumexp(dim=1)).exp() if probability else row[:, target])
-        return np.asarray(torch.cat(values)[:, None].cpu().numpy(), dtype=np.float64)
+        found: Array = of_target(logits, target, probability=probability)
+        return found
 
     def _items(self, raw: Any) -> list[Raw]:
         """Return the texts or pairs as a list, if the model takes them."""
@@ -364,6 +328,17 @@ class TextAdapter(Adapter):
             )
         return items
 
+    def forward(self, *tensors: Tensor, **named: Any) -> Tensor:
+        """Return the logits of encoded texts; what comes out depends on the task."""
+        raws.check_by_position(tensors, named)
+        if not self._known.is_alone or not tensors or len(tensors[0]) < 2:
+            return super().forward(*tensors)
+        return torch.cat([self(*(x[k : k + 1] for x in tensors)) for k in range(len(tensors[0]))])
+
+    @property
+    def _binding(self) -> Binding:
+        return self._known.binding
+
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
         ids, further = tensors[0], list(tensors[1:])
         takes = self._further()
@@ -372,20 +347,16 @@ class TextAdapter(Adapter):
                 f"{type(self.model).__name__} takes token ids{''.join(f', {name}' for name in takes)}, but "
                 f"{len(tensors)} tensors came."
             )
-        if ids.dim() == 2 and ids.is_floating_point():
-            raise InputError(
-                f"the token ids came as {ids.dtype}: this method moves along its inputs, which ids do not allow. "
-                "Use its layer form: LayerIntegratedGradients(adapter, adapter.embedding) and the like."
-            )
+        raws.check_ids_tensor(ids)
         named = dict(zip(takes, further, strict=False))
         mask = named.get("attention_mask")
         types = named.get("token_type_ids")
         options = self._head.options(self.model, ids, mask)
         if ids.dim() != 2 or not self._doubtful_padding():
-            return self._binding.call(self.model, ids, mask, types, **options)
+            return self._binding.call(self._asked, ids, mask, types, **options)
         ids, lent = without_doubt(self.model, ids, mask, self._ending)
         with padding_id(self.model, lent):
-            return self._binding.call(self.model, ids, mask, types, **options)
+            return self._binding.call(self._asked, ids, mask, types, **options)
 
     def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
         mask = tensors[1] if self._binding.mask is not None and len(tensors) > 1 else None
@@ -393,43 +364,23 @@ class TextAdapter(Adapter):
         found = self._head.read(output, tensors[0], mask, type(self.model).__name__)
         if self.task != was and self.class_names is None:
             self.class_names = self._head.class_names(self.model)
+        if self._names_are_found and self.class_names is not None and found.shape[-1] not in (1, len(self.class_names)):
+            self.class_names = None  # those of a part of the model
         return found
 
-    def _lacks_padding(self) -> bool:
-        """Return whether the model looks for padding by an id, and has none."""
-        return self.task == "classification" and lacks_padding_token(self.model)
-
     def _doubtful_padding(self) -> bool:
-        """Return whether the model could take a real token for padding: its padding id is lent, or the baseline's."""
-        is_baseline = self.task == "classification" and padding_token(self.model) == self._baseline
-        return self._lacks_padding() or is_baseline
+        return self.task == "classification" and is_doubtful(self.model, self._baseline)
 
     def _further(self) -> list[str]:
         """Return what goes to forward after the ids, in order."""
         takes = ["attention_mask"] if self._binding.mask is not None else []
-        return [*takes, "token_type_ids"] if self._tokenizing.types else takes
+        return [*takes, "token_type_ids"] if self._takes_types else takes
 
     def _tensors(
-        self, rows: Sequence[Tokens | PairTokens | PlainIds], length: int
+        self, rows: Sequence[Tokens | PairTokens | PlainIds], length: int, side: Side
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the ids (n, length), padded on the right, and what goes with them."""
+        return tensors_of(self, rows, length, side)
 
-        def table(cells: Sequence[Sequence[int]], fill: int) -> Tensor:
-            padded = [[*row, *[fill] * (length - len(row))] for row in cells]
-            return torch.tensor(padded, dtype=torch.int64, device=self.device)
-
-        ids = table([row.ids for row in rows], self._pad)
-        further = []
-        if self._binding.mask is not None:
-            further.append(table([[1] * len(row.ids) for row in rows], 0))
-        if self._tokenizing.types:
-            further.append(table([row.types or [0] * len(row.ids) for row in rows], 0))
-        return ids, tuple(further)
-
-    def _check_ids(self, rows: Sequence[Tokens | PairTokens | PlainIds]) -> None:
-        """Raise if an id has no embedding; an embedding that cannot be found is no reason not to run the model."""
-        try:
-            size = getattr(self.embedding, "num_embeddings", None)
-        except SelectionError:
-            size = None
-        check_ids(self.model, size if isinstance(size, int) else None, self._tokenizing, rows)
+    @property
+    def _takes_types(self) -> bool:
+        return self._tokenizing.types and self._binding.types is not None

@@ -115,7 +115,7 @@ class TextEncoding(Encoding):
 
 
 def features_of(
-    rows: Sequence[Tokens | PairTokens], ids: Tensor, pattern: str, explained: Sequence[int]
+    rows: Sequence[Tokens | PairTokens], ids: Tensor, pattern: str, explained: Sequence[int], *, left: bool
 ) -> tuple[tuple[tuple[Word, ...], ...], tuple[tuple[int, ...], ...], Tensor]:
     """Return the explained words that have a token, the text that each is of, and the feature mask (B, N).
 
@@ -124,6 +124,7 @@ def features_of(
         ids: Their padded ids, (B, N).
         pattern: Regular expression of one word.
         explained: Indices of the texts whose words are features. All other tokens share the last id.
+        left: Whether the padding is on the left.
 
     Raises:
         TextError: An example has no word to explain.
@@ -155,12 +156,14 @@ def features_of(
     last = max(len(row) for row in words)
     mask = torch.full_like(ids, last)
     for i, owner in enumerate(owners):
-        mask[i, : len(owner)] = torch.tensor([last if n is None else n for n in owner], device=ids.device)
+        cells = slice(ids.shape[1] - len(owner), None) if left else slice(len(owner))
+        mask[i, cells] = torch.tensor([last if n is None else n for n in owner], device=ids.device)
     return tuple(words), tuple(segments), mask
 
 
-def spans_of(row: Tokens | PairTokens, length: int) -> tuple[TokenSpan | None, ...]:
+def spans_of(row: Tokens | PairTokens, length: int, *, left: bool) -> tuple[TokenSpan | None, ...]:
     """Return each token's text, start and end, filled up with None to the padded length."""
     cells = zip(row.spans, row.segments, strict=True)
     spans = [None if span is None or of is None else (of, *span) for span, of in cells]
-    return (*spans, *[None] * (length - len(spans)))
+    padding = [None] * (length - len(spans))
+    return (*padding, *spans) if left else (*spans, *padding)

@@ -75,7 +75,8 @@ class Tokenizing:
 
     Attributes:
         max_length: The lesser of that length and the tokenizer's own.
-        types: Whether token type ids are given: where the tokenizer has them and the model takes them.
+        gives_types: Whether the tokenizer has token type ids.
+        types: Whether they are given: where the tokenizer has them and the model takes them.
     """
 
     def __init__(self, tokenizer: Any, max_length: int | None, *, types: bool, open_ended: bool = False) -> None:
@@ -89,7 +90,8 @@ class Tokenizing:
         own = getattr(tokenizer, "model_max_length", None)
         limits = [n for n in (max_length, own) if isinstance(n, int) and 0 < n < _NO_LIMIT]
         self.max_length = min(limits) if limits else None
-        self.types = types and "token_type_ids" in getattr(tokenizer, "model_input_names", ())
+        self.gives_types = "token_type_ids" in getattr(tokenizer, "model_input_names", ())
+        self.types = types and self.gives_types
         self._closing = self._closing_tokens() if open_ended and self.is_huggingface else 0
 
     def tokens(self, text: str) -> Tokens:

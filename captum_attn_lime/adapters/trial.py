@@ -1,4 +1,4 @@
-"""Trying a model out: in eval mode, without gradients, and its random numbers put back."""
+"""Trying a model out: in eval mode, without gradients, and it and the random numbers left as they were."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from captum_attn_lime.adapters.state import evaluating
+from captum_attn_lime.adapters.state import evaluating, modes_kept, random_state_kept
 
 
 @contextmanager
-def trial(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Run a block that tries a model out and leaves no trace: training flags and random state are put back.
+def trial(model: nn.Module) -> Iterator[nn.Module]:
+    """Run a block that tries a model out and leaves no trace, and return what is to be run in it.
 
     Example:
         >>> before = torch.get_rng_state()
-        >>> with trial(nn.Dropout(), torch.device("cpu")):
+        >>> with trial(nn.Dropout()) as own:
         ...     drawn = torch.rand(3)
-        >>> torch.equal(before, torch.get_rng_state())
-        True
+        >>> own.training, torch.equal(before, torch.get_rng_state())
+        (False, True)
     """
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
+    with evaluating(model) as own, random_state_kept(), torch.no_grad(), modes_kept(own):
+        yield own

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_attn_lime._captum import Target, expand_forward_args, format_forward_args, run_forward, select_target
 from captum_attn_lime.adapters import Adapter
-from captum_attn_lime.adapters.state import evaluating
+from captum_attn_lime.adapters.state import evaluating, random_state_kept
 from captum_attn_lime.adapters.targets import plain_target
 from captum_attn_lime.errors import ForwardError, InputError, TargetError
 from captum_attn_lime.explained import Explained, Output, Unit, check_output, choose
@@ -46,7 +46,8 @@ class TargetScalar:
             ForwardError: The output is not one finite number per copy.
         """
         n = len(inputs[0])
-        output = run_forward(self.forward_func, inputs, expand_forward_args(self.args, n) or None)
+        with random_state_kept():
+            output = run_forward(self.forward_func, inputs, expand_forward_args(self.args, n) or None)
         values = select_target(output, self.target).reshape(-1)
         if len(values) != n:
             raise ForwardError(
@@ -80,7 +81,8 @@ def target_scalars(
         raise InputError(f"all inputs need the same batch size, but they have {[len(x) for x in inputs]}.")
     args = format_forward_args(additional_forward_args)
     target = plain_target(target, forward_func, inputs, args)
-    output = run_forward(forward_func, inputs, args or None)
+    with random_state_kept():
+        output = run_forward(forward_func, inputs, args or None)
     if select_target(output, target).numel() != n:
         raise TargetError(
             f"target {target!r} does not pick one number for each of {n} example(s) from an output of shape "
@@ -89,12 +91,21 @@ def target_scalars(
     return [TargetScalar(forward_func, _row_args(args, i, n), _row_target(target, i)) for i in range(n)]
 
 
-def settled(forward_func: Callable[..., Any]) -> AbstractContextManager[None]:
-    """Return the block in which an adapter's model is in eval mode: LIME would fit the noise of dropout.
+@contextmanager
+def settled(forward_func: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Run a block in which a model is asked in eval mode, and return the function to ask there.
 
-    Any other function keeps the mode that its owner gave it.
+    LIME would fit the noise of dropout. That goes for an adapter's model and for a module; any other function keeps the
+    mode that its owner gave it.
     """
-    return evaluating(forward_func.model) if isinstance(forward_func, Adapter) else nullcontext()
+    if isinstance(forward_func, Adapter):
+        with evaluating(forward_func.model):
+            yield forward_func
+    elif isinstance(forward_func, nn.Module):
+        with evaluating(forward_func) as model:
+            yield model
+    else:
+        yield forward_func
 
 
 def unit_of(adapter: Adapter, output: Output) -> Unit:

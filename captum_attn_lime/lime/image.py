@@ -122,8 +122,9 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
         mask = self._default_mask(tensors) if feature_mask is None else feature_mask
         problem = Removable.of(tensors, baselines, mask)
         weights = torch.zeros(problem.active.shape, dtype=torch.float64)
-        scalars = target_scalars(self.forward_func, tensors, target, additional_forward_args)
-        with settled(self.forward_func), progress(len(scalars) * n_samples, show_progress, "LimeImage") as tick:
+        total = len(weights) * n_samples
+        with settled(self.forward_func) as function, progress(total, show_progress, "LimeImage") as tick:
+            scalars = target_scalars(function, tensors, target, additional_forward_args)
             for i, scalar in enumerate(scalars):
                 own = problem.example(i)
                 example = masked_example(self.forward_func, own, scalar, perturbations_per_eval, tick)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -14,15 +14,13 @@ from torch import Tensor
 
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters.batches import batches
-from captum_attn_lime.adapters.limits import padding_token
-from captum_attn_lime.adapters.padding import padded_cells, unused_id
-from captum_attn_lime.adapters.state import evaluating, padding_id
-from captum_attn_lime.adapters.text import TextAdapter
+from captum_attn_lime.adapters.company import Batching
+from captum_attn_lime.adapters.state import evaluating, random_state_kept
+from captum_attn_lime.adapters.tokenize import PlainIds
 from captum_attn_lime.adapters.words import Word, word_of_tokens
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.lime.base import Array, TargetScalar
+from captum_attn_lime.lime.base import Array
 from captum_attn_lime.lime.explainer import Masks, distinct
-from captum_attn_lime.lime.masked import Removable
 from captum_attn_lime.lime.units import Occurrence
 
 Removal = Literal["delete", "mask", "pad", "attention"]
@@ -104,13 +102,14 @@ class Cells:
         other = np.bincount(self.owner[(self.owner >= 0) & ~self.stays], minlength=len(self.features))
         return int((self.owner == _NOBODY).sum() + np.maximum(own, other).sum())
 
-    def batch(self, there: Masks, pad: int, width: int = 0) -> tuple[Ints, list[Ints]]:
-        """Return ids and what goes with them, each (n, N), of some copies, padded on the right.
+    def batch(self, there: Masks, pad: int, width: int = 0, *, left: bool = False) -> tuple[Ints, list[Ints]]:
+        """Return ids and what goes with them, each (n, N), of some copies, padded.
 
         Args:
             there: Which cells belong to each copy (n, M).
             pad: Token id at padding.
             width: The least N, where cells are left out.
+            left: Whether the padding is on the left.
         """
         if self.in_place:
             ids = np.broadcast_to(self.ids, there.shape).copy()
@@ -123,6 +122,7 @@ class Cells:
         lengths = there.sum(axis=1)
         cells = there.nonzero()[1]  # row by row, as the filled part of the batch is
         filled = np.arange(lengths.max(initial=width)) < lengths[:, None]
+        filled = filled[:, ::-1] if left else filled
 
         def table(values: Ints, fill: int) -> Ints:
             out: Ints = np.full(filled.shape, fill, dtype=np.int64)
@@ -228,23 +228,42 @@ def scores_of(
     first, where = _distinct_copies(cells, kept)
     unique = kept[first]
     lengths = _lengths(cells, unique)
-    exact = adapter._binding.mask is None or adapter._lacks_padding()
+    batching = _batching(adapter, cells, unique, lengths)
+    exact = batching.side is None
     device = adapter.device
-    budget = adapter.batch_tokens
+    budget = 1 if batching.alone else adapter.batch_tokens
     if device.type == "cpu":
         budget = min(budget, max(_CPU_TOKENS, _CPU_ROWS * int(lengths.max(initial=1))))
     widths = lengths if exact or cells.in_place else _rounded(lengths, cells.longest())
     found: Array = np.empty((0, 0))
     with evaluating(adapter.model), torch.no_grad(), progress(len(unique), show_progress, "texts") as tick:
         for batch in batches(widths.tolist(), budget, exact=exact):
-            ids, further = cells.batch(cells.there(unique[batch]), adapter._pad, int(widths[batch].max()))
+            width, left = int(widths[batch].max()), batching.side == "left"
+            ids, further = cells.batch(cells.there(unique[batch]), adapter._pad, width, left=left)
             tensors: list[Tensor] = [torch.from_numpy(x).to(device) for x in (ids, *further)]
-            values = run(*tensors)
+            with random_state_kept():
+                values = run(*tensors)
             if not found.size:
                 found = np.empty((len(unique), values.shape[1]))
             found[batch] = values
             tick(len(batch))
     return found[where]
+
+
+def _batching(adapter: Any, cells: Cells, kept: Masks, lengths: Ints) -> Batching:
+    """Return how the copies may run together: tried out on the shortest, the longest and one between."""
+    if cells.in_place:
+        chosen = np.zeros(1, dtype=np.intp)
+    else:
+        chosen = np.unique(np.argsort(lengths, kind="stable")[[0, len(lengths) // 2, -1]])
+    types = list(adapter._further()).index("token_type_ids") if "token_type_ids" in adapter._further() else None
+    there = cells.there(kept[chosen])
+    rows = [
+        PlainIds(tuple(cells.ids[mine].tolist()), None if types is None else tuple(cells.further[types][mine].tolist()))
+        for mine in (np.ones_like(there) if cells.in_place else there)
+    ]
+    found: Batching = adapter._known.batching(adapter, rows, len(rows[0].ids) if cells.in_place else cells.longest())
+    return found
 
 
 def _rounded(lengths: Ints, longest: int) -> Ints:
@@ -254,63 +273,6 @@ def _rounded(lengths: Ints, longest: int) -> Ints:
     makes their shapes few.
     """
     return lengths if longest < _LONG else np.minimum(-(-lengths // _MULTIPLE) * _MULTIPLE, longest)
-
-
-def hidden_as_padding(adapter: Any, cells: Cells, run: Callable[..., Array]) -> Callable[..., Array]:
-    """Return ``run`` with hidden tokens as padding to models that tell padding by its id.
-
-    Causal classifiers read the last token that is not padding. Of a hidden token they would read what it is itself.
-    All copies have the same id in the place of hidden tokens, whichever of them share a batch: models may look at it.
-
-    Args:
-        adapter: The ``TextAdapter``.
-        cells: The cells of the text, of which some are hidden.
-        run: From the tensors of a batch to its numbers.
-    """
-    own = padding_token(adapter.model)
-    if adapter.task != "classification" or (own is None and not adapter._lacks_padding()):
-        return run  # the adapter reads by the mask, or the model knows no padding id
-    # Not the model's own: RoBERTa counts positions without it.
-    free = unused_id(adapter.model, {own, *cells.ids.tolist()}, first=adapter._baseline)
-
-    def with_padding(ids: Tensor, *further: Tensor) -> Array:
-        with padding_id(adapter.model, free):
-            return run(ids.masked_fill(further[cells.hidden or 0] == 0, free), *further)
-
-    return with_padding
-
-
-def with_steady_padding(
-    forward_func: Any, example: Removable, scalar: TargetScalar
-) -> tuple[Removable, Callable[[tuple[Tensor, ...]], Array]]:
-    """Return an example and what is asked about its copies, with one padding id for all of them.
-
-    An adapter whose padding could be taken for a token chooses another id by what a batch holds. In models that look at
-    padding the answer would depend on which copies share a batch.
-
-    Args:
-        forward_func: The forward function; only an adapter of texts chooses padding ids.
-        example: The example.
-        scalar: What is asked about its copies.
-    """
-    if not isinstance(forward_func, TextAdapter) or not forward_func._doubtful_padding():
-        return example, scalar
-    adapter, ids, base = forward_func, example.inputs[0], example.baselines[0]
-    mask = scalar.args[0] if adapter._binding.mask is not None and scalar.args else None
-    if ids.dim() != 2 or ids.is_floating_point():
-        return example, scalar  # the adapter says what is wrong
-    padded = padded_cells(ids, mask, adapter._ending)
-    if not bool(padded.any()):
-        return example, scalar
-    used = {padding_token(adapter.model), *ids[~padded].tolist(), *base[~padded].tolist()}
-    free = unused_id(adapter.model, used)
-
-    def asked(tensors: tuple[Tensor, ...]) -> Array:
-        with padding_id(adapter.model, free):
-            return scalar(tensors)
-
-    inputs, bases = ((x.masked_fill(padded, free), *more) for x, *more in (example.inputs, example.baselines))
-    return replace(example, inputs=inputs, baselines=bases), asked
 
 
 def _distinct_copies(cells: Cells, kept: Masks) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

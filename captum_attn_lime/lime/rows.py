@@ -112,12 +112,13 @@ class LimeRows(PerturbationAttribution):  # type: ignore[misc]
             batch: Number of them in one forward pass.
             show_progress: Whether to show a progress bar.
         """
-        scalars = target_scalars(self.forward_func, tensors, target, additional_forward_args)
         integer = [c for x, group in zip(tensors, groups, strict=True) if not x.is_floating_point() for c in group]
         training = _rounded_like(self._training, tensors, groups)
         explainer = self._explainer("regression", self.seed, "none", integer, training=training)
         weights = np.zeros_like(rows)
-        with settled(self.forward_func), progress(len(rows) * n_samples, show_progress, type(self).__name__) as tick:
+        total = len(rows) * n_samples
+        with settled(self.forward_func) as function, progress(total, show_progress, type(self).__name__) as tick:
+            scalars = target_scalars(function, tensors, target, additional_forward_args)
             for i, scalar in enumerate(scalars):
                 explainer.random_state.seed(self.seed)  # The explainer's parts share this generator.
                 predict = _predictor(scalar, to_tensors, batch, tick)

@@ -16,7 +16,8 @@ from captum_attn_lime.errors import InputError, TextError
 from captum_attn_lime.explained import Explained, Output, Unit
 from captum_attn_lime.lime.base import Array, unit_of
 from captum_attn_lime.lime.explainer import Masks
-from captum_attn_lime.lime.index_text import Cells, Removal, cells_of, hidden_as_padding, is_exact, scores_of
+from captum_attn_lime.lime.index_text import Cells, Removal, cells_of, is_exact, scores_of
+from captum_attn_lime.lime.steady_padding import hidden_as_padding
 from captum_attn_lime.lime.units import occurrences
 
 Segment = Literal["first", "second"]

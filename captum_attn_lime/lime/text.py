@@ -20,9 +20,10 @@ from captum_attn_lime.lime.base import Array, check_count, chosen, result_dtype,
 from captum_attn_lime.lime.diagnostics import About
 from captum_attn_lime.lime.explainer import explain_masks, text_explainer
 from captum_attn_lime.lime.explanations import explanation_weights, shown
-from captum_attn_lime.lime.index_text import Removal, with_steady_padding
+from captum_attn_lime.lime.index_text import Removal
 from captum_attn_lime.lime.masked import MaskedExample, Removable
 from captum_attn_lime.lime.replicates import MAX_SAMPLES, NumSamples, Plan
+from captum_attn_lime.lime.steady_padding import with_steady_padding
 from captum_attn_lime.lime.subject import Segment, Subject, subject_of
 from captum_attn_lime.lime.units import Units, UnitText, lime_string, split_spans
 
@@ -152,8 +153,9 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         tensors = as_tuple(inputs)
         problem = Removable.of(tensors, baselines, feature_mask)
         weights = torch.zeros(problem.active.shape, dtype=torch.float64)
-        scalars = target_scalars(self.forward_func, tensors, target, additional_forward_args)
-        with settled(self.forward_func), progress(len(scalars) * n_samples, show_progress, "LimeText") as tick:
+        total = len(weights) * n_samples
+        with settled(self.forward_func) as function, progress(total, show_progress, "LimeText") as tick:
+            scalars = target_scalars(function, tensors, target, additional_forward_args)
             for i, scalar in enumerate(scalars):
                 own, asked = with_steady_padding(self.forward_func, problem.example(i), scalar)
                 example = MaskedExample(own, asked, perturbations_per_eval, tick)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from captum_attn_lime.adapters.state import evaluating, fast_path_off, padding_id
+from captum_attn_lime.adapters.limits import padding_token
+from captum_attn_lime.adapters.padding import padding_id
+from captum_attn_lime.adapters.state import asked, evaluating, fast_path_off
 
 
 def _fail_if_not(holds: bool) -> None:
@@ -46,29 +48,30 @@ def test_the_last_thread_out_switches_the_fast_path_on_again():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_training_flags_come_back_module_by_module():
+def test_a_twin_is_asked_in_eval_mode_and_the_model_keeps_its_flags():
     model = nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.Dropout(), nn.Dropout())).train()
     model[1][0].eval()
     before = [m.training for m in model.modules()]
-    with evaluating(model):
-        with pytest.raises(KeyError), evaluating(model):
-            _fail_if_not(not any(m.training for m in model.modules()))
-        assert not any(m.training for m in model.modules())
-    assert [m.training for m in model.modules()] == before
+    with evaluating(model) as outer:
+        assert asked(model) is outer
+        with pytest.raises(KeyError), evaluating(model) as inner:
+            _fail_if_not(inner is outer and not any(m.training for m in inner.modules()))
+        assert [m.training for m in model.modules()] == before
+        assert outer[0].weight is model[0].weight  # its weights, not copies of them
+    assert asked(model) is model
 
 
-def test_a_padding_id_is_lent_and_the_models_own_comes_back():
+def test_a_padding_id_is_another_configuration_of_a_twin():
     class Config:
         pad_token_id = None
 
     model = nn.Linear(1, 1)
-    model.config = Config()
+    model.config = own = Config()
     with pytest.raises(KeyError), padding_id(model, 7):
-        _fail_if_not(model.config.pad_token_id == 7)
-    assert model.config.pad_token_id is None
+        _fail_if_not(asked(model).config.pad_token_id == padding_token(model) == 7 and own.pad_token_id is None)
+    assert asked(model) is model
     model.config.pad_token_id = 3
     with padding_id(model, 7):
-        assert model.config.pad_token_id == 7
-    assert model.config.pad_token_id == 3
-    with padding_id(nn.Linear(1, 1), 7):  # no configuration, nothing to lend to
+        assert (model.config.pad_token_id, asked(model).config.pad_token_id) == (3, 7)
+    with padding_id(nn.Linear(1, 1), 7):  # no configuration, nothing to give an id to
         pass

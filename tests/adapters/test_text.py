@@ -108,11 +108,14 @@ def test_encoding_gives_each_row_of_a_mixed_batch_what_it_gets_alone(family):
     )
 
 
-@pytest.mark.parametrize("family", ["gpt2_without_padding_token", "gpt2_with_padding_token", "llama_padding_left"])
-def test_causal_models_are_padded_on_the_right(family):
+@pytest.mark.parametrize(
+    ("family", "side"),
+    [("gpt2_without_padding_token", "right"), ("gpt2_with_padding_token", "right"), ("llama_padding_left", "left")],
+)
+def test_causal_models_are_padded_on_their_tokenizers_side(family, side):
     make, tokenizer = FAMILIES[family]
     x = TextAdapter(make(), tokenizer()).encode(["a fine film", "it is not good and it is long"])
-    assert x.forward_args[0][0].tolist() == sorted(x.forward_args[0][0].tolist(), reverse=True)
+    assert x.forward_args[0][0].tolist() == sorted(x.forward_args[0][0].tolist(), reverse=side == "right")
 
 
 def test_a_removed_last_word_is_not_taken_for_padding():
@@ -256,12 +259,12 @@ def test_ablation_leaves_special_and_padding_cells_at_zero():
 def test_perturbation_and_gradient_methods_see_one_function_on_padded_batches():
     model = models.EncoderClassifier().eval()
     adapter = TextAdapter(model, WordTokenizer.fit(models.CORPUS))
-    x = adapter.encode(["a fine film", "it is not good and long"])
+    ids, mask = torch.tensor([[2, 3, 4, 0, 0, 0], [5, 6, 7, 8, 9, 2]]), torch.tensor([[1, 1, 1, 0, 0, 0], [1] * 6])
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the fast path warns about nested tensors
-        without = adapter(x.inputs, *x.forward_args)
-        bare = model(x.inputs, x.forward_args[0] == 0)
-    assert torch.equal(without, adapter(x.inputs, *x.forward_args).detach())
+        without = adapter(ids, mask)
+        bare = model(ids, mask == 0)
+    assert torch.equal(without, adapter(ids, mask).detach())
     assert not torch.allclose(without, bare)  # the fast path would have given another answer
     assert torch.backends.mha.get_fastpath_enabled()
 
@@ -290,8 +293,10 @@ def test_texts_are_run_once_in_batches_under_the_budget():
     model, seen = models.MaskedMean(), []
     model.register_forward_pre_hook(lambda m, args, kwargs: seen.append(kwargs["ids"].shape), with_kwargs=True)
     adapter = TextAdapter(model, WordTokenizer.fit(models.CORPUS), batch_tokens=8)
+    adapter.encode("it is not good")  # a new model is tried out
+    seen.clear()
     adapter.predict_proba(["a fine film", "A FINE FILM", "a", "good film", "a fine film", "it is not good"])
-    assert sum(n for n, _ in seen) == 4 + 1  # one run of four tokens looks for the embedding
+    assert sum(n for n, _ in seen) == 4
     assert all(n * length <= 8 for n, length in seen)
 
 

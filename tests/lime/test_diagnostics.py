@@ -51,7 +51,7 @@ class Bag(torch.nn.Module):
 
     def forward(self, ids, attention_mask):
         own = self.table(ids)[..., 0] * attention_mask
-        z = own.sum(1) + self.bend * own[:, :4].prod(1)
+        z = own.sum(1) + self.bend * torch.nn.functional.pad(own, (0, 4))[:, :4].prod(1)
         return torch.stack([torch.zeros_like(z), self.factor * z], dim=1)
 
 

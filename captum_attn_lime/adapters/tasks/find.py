@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
-from captum_attn_lime.errors import InputError
+from captum_attn_lime.adapters.tasks.tokens import named_tensor
+from captum_attn_lime.adapters.wrappers import inside
+from captum_attn_lime.errors import ForwardError, InputError
 
 Task = Literal["classification", "tokens", "spans", "next_token"]
 
@@ -30,6 +32,14 @@ _ENDINGS: tuple[tuple[str, Task], ...] = (
     ("ForMaskedLM", "tokens"),
 )
 
+# Classes of transformers' outputs, by which a module of the user's that returns one tells its task.
+_OUTPUTS: tuple[tuple[str, Task], ...] = (
+    ("TokenClassifierOutput", "tokens"),
+    ("MaskedLMOutput", "tokens"),
+    ("CausalLMOutput", "next_token"),
+    ("SequenceClassifierOutput", "classification"),
+)
+
 
 def find_task(model: nn.Module) -> Task:
     """Return the task of a model: by its class for a HuggingFace model, ``"classification"`` for any other.
@@ -41,6 +51,7 @@ def find_task(model: nn.Module) -> Task:
         >>> find_task(nn.Linear(2, 2))
         'classification'
     """
+    model = inside(model)
     classes = type(model).__mro__
     if not any(c.__module__.startswith("transformers.") for c in classes):
         return "classification"
@@ -84,6 +95,48 @@ def holds_spans(output: Any) -> bool:
     if isinstance(output, dict):
         return "start_logits" in output and "end_logits" in output
     return hasattr(output, "start_logits") and hasattr(output, "end_logits")
+
+
+def told_task(output: Any, task: Task, n: int) -> Task:
+    """Return what a model's output says of its task: by the name of its class, its entries or its shape.
+
+    Args:
+        output: What the model returned.
+        task: The task as it is known so far.
+        n: Number of examples that went in.
+
+    Example:
+        >>> import torch
+        >>> told_task((torch.zeros(4, 2),), "tokens", 4), told_task(torch.zeros(4, 6, 2), "tokens", 4)
+        ('classification', 'tokens')
+    """
+    if holds_spans(output):
+        return "spans"
+    for beginning, told in _OUTPUTS:
+        if type(output).__name__.startswith(beginning):
+            return told
+    first = named_tensor(output, "logits")
+    if task == "tokens" and isinstance(first, Tensor) and first.dim() < 3 and len(first) == n:
+        return "classification"
+    return task
+
+
+def unpacked(output: Any, name: str) -> Any:
+    """Return a sentence-transformers output as others are: a cross-encoder's scores are its logits.
+
+    Raises:
+        ForwardError: It holds an embedding of the text and no number to explain.
+    """
+    if not isinstance(output, dict) or "logits" in output:
+        return output
+    if isinstance(output.get("scores"), Tensor):
+        return output["scores"]
+    if "sentence_embedding" in output:
+        raise ForwardError(
+            f"{name} returns an embedding of the text, 'sentence_embedding', and no number to explain; wrap it in a "
+            "module whose forward returns one: a head over the embedding, or its similarity to another one, (n, 1)."
+        )
+    return output
 
 
 def _names(module: Any, table: str) -> set[str]:

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from captum_attn_lime.adapters.base import as_logits
 from captum_attn_lime.adapters.limits import configured_class_names
-from captum_attn_lime.adapters.tasks.find import Task, check_task, find_task, holds_spans
+from captum_attn_lime.adapters.tasks.find import Task, check_task, find_task, told_task, unpacked
 from captum_attn_lime.adapters.tasks.next_token import at_last_token, keep_last, last_positions
 from captum_attn_lime.adapters.tasks.spans import span_logits
 from captum_attn_lime.adapters.tasks.tokens import token_logits
+from captum_attn_lime.adapters.wrappers import inside
 from captum_attn_lime.errors import InputError
 
 
@@ -29,7 +30,9 @@ class Head:
 
     def __init__(self, model: nn.Module, task: Any = None) -> None:
         self.task: Task = find_task(model) if task is None else check_task(task)
-        self._may_change = task is None and self.task == "classification"
+        # What is known of a wrapped model need not hold of what its wrapper returns.
+        self._may_change = task is None and (self.task == "classification" or inside(model) is not model)
+        self._has_read = False
 
     @property
     def is_by_token(self) -> bool:
@@ -51,9 +54,11 @@ class Head:
             mask: 1 at real tokens (n, N); None where all are.
             name: The model's name, for messages.
         """
-        if self._may_change and holds_spans(output):
-            self.task = "spans"
         n, length = tokens.shape[:2]
+        self._has_read = True
+        if self._may_change:
+            self.task = told_task(output, self.task, n)
+        output = unpacked(output, name)
         if self.task == "tokens":
             return token_logits(output, n, length, name)
         if self.task == "spans":
@@ -81,7 +86,7 @@ class Head:
         Raises:
             InputError: The task is ``"tokens"`` or ``"spans"``.
         """
-        if self.is_by_token:
+        if self.is_by_token and (self._has_read or not self._may_change):
             place = "(position, class)" if self.task == "tokens" else "(position, 0 for start or 1 for end)"
             raise InputError(
                 f"{name} predicts for each token (task={self.task!r}), so a text has no single row of classes, and "

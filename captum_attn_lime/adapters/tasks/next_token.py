@@ -5,11 +5,17 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from captum_attn_lime.adapters.tasks.tokens import named_tensor
+from captum_attn_lime.adapters.wrappers import layers_of_wrapping, parameters_of
 from captum_attn_lime.errors import ForwardError
+from captum_attn_lime.explained import class_index
+
+# Rows of a vocabulary that are float64 at once where one column is wanted.
+_ROWS = 64
 
 
 def last_positions(tokens: Tensor, mask: Tensor | None) -> Tensor:
@@ -35,9 +41,15 @@ def keep_last(model: nn.Module, last: Tensor, length: int) -> dict[str, int]:
 
     The head is the larger part of a small language model: its output is as wide as the vocabulary.
     """
-    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+    *wrappers, own = layers_of_wrapping(model)
+    if "logits_to_keep" not in parameters_of(own) or not all(_takes(m, "logits_to_keep") for m in wrappers):
         return {}
     return {"logits_to_keep": length - int(last.min())}
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    parameters = parameters_of(model)
+    return name in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
 def at_last_token(output: Any, last: Tensor, length: int, name: str) -> Tensor:
@@ -66,3 +78,17 @@ def at_last_token(output: Any, last: Tensor, length: int, name: str) -> Tensor:
     places = last - (length - found.shape[1])
     picked: Tensor = found[torch.arange(n, device=found.device), places.to(found.device)]
     return picked
+
+
+def of_target(logits: Tensor, target: Any, *, probability: bool) -> Any:
+    """Return one class's logits, or its softmax, as numpy numbers (n, 1).
+
+    Raises:
+        TargetError: There is no such class.
+    """
+    target = class_index(target, logits.shape[1])
+    values = []
+    for part in logits.split(_ROWS):  # type: ignore[no-untyped-call]
+        row = part.to(torch.float64)
+        values.append((row[:, target] - row.logsumexp(dim=1)).exp() if probability else row[:, target])
+    return np.asarray(torch.cat(values)[:, None].cpu().numpy(), dtype=np.float64)
