@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
+import torch
 from captum._utils.common import (
     _expand_additional_forward_args,
     _format_additional_forward_args,
@@ -19,11 +21,13 @@ from captum_attn_lime.errors import ForwardError, InputError, TargetError
 
 __all__ = [
     "as_tuple",
+    "check_inputs",
     "expand_forward_args",
     "format_forward_args",
     "format_output",
     "linear_models",
     "log_usage",
+    "plain_target",
     "run_forward",
     "select_target",
 ]
@@ -42,6 +46,19 @@ def as_tuple(inputs: TensorOrTuple) -> tuple[Tensor, ...]:
             "For text or rows use TextAdapter or TabularAdapter: adapter.encode(...).inputs."
         )
     return cast("tuple[Tensor, ...]", _format_tensor_into_tuples(tensors))
+
+
+def check_inputs(inputs: TensorOrTuple) -> tuple[Tensor, ...]:
+    """Return the inputs as a tuple of tensors over the same examples, with finite numbers."""
+    tensors = as_tuple(inputs)
+    sizes = {x.shape[0] if x.dim() else None for x in tensors}
+    if None in sizes or len(sizes) != 1 or 0 in sizes:
+        shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
+        raise InputError(f"inputs of shape {shapes} came; the same number of examples, at least one, comes first.")
+    for x in tensors:
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise InputError("the inputs hold NaN or infinite values; attention over them is not defined.")
+    return tensors
 
 
 def format_output(is_tuple: bool, tensors: tuple[Tensor, ...]) -> TensorOrTuple:
@@ -83,12 +100,28 @@ def check_output(output: Any) -> Tensor:
 def select_target(output: Tensor, target: Target) -> Tensor:
     """Return the output at the target, by captum's own rules, with one error for every bad target."""
     try:
-        return cast("Tensor", _select_targets(output, target))
+        return cast("Tensor", _select_targets(output, plain_target(target)))
     except (AssertionError, IndexError, RuntimeError, ValueError, TypeError) as error:
         raise TargetError(
             f"target {target!r} does not fit an output of shape {tuple(output.shape)}: {error}. "
             "Pass an int (class), a tuple (indices after the batch), or a list or 1-D tensor with one per example."
         ) from error
+
+
+def plain_target(target: Target) -> Target:
+    """Return a target with NumPy's integers and arrays as Python's, which captum's rules know.
+
+    Example:
+        >>> plain_target(np.int64(2)), plain_target(np.array([0, 1])), plain_target([(np.int32(1), 0)])
+        (2, [0, 1], [(1, 0)])
+    """
+    if isinstance(target, np.ndarray) and target.ndim == 2:
+        return [tuple(row) for row in target.tolist()]
+    if isinstance(target, (np.integer, np.ndarray)):
+        return target.tolist()
+    if isinstance(target, list):
+        return [plain_target(part) for part in target]
+    return tuple(plain_target(part) for part in target) if isinstance(target, tuple) else target
 
 
 def linear_models() -> Any:

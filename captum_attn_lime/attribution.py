@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from captum_attn_lime._captum import (
     Target,
     TensorOrTuple,
-    as_tuple,
+    check_inputs,
     format_forward_args,
     format_output,
     log_usage,
@@ -24,18 +25,24 @@ from captum_attn_lime._captum import (
 from captum_attn_lime.attention import AttentionMap, HeadFusion
 from captum_attn_lime.attention.fusion import check_head_fusion, select_heads
 from captum_attn_lime.capture import Keep
-from captum_attn_lime.errors import DropoutWarning, InputError, SelectionError, TargetError
+from captum_attn_lime.errors import (
+    DropoutWarning,
+    InputError,
+    SelectionError,
+    TokenMapError,
+    TrainingModeWarning,
+)
 from captum_attn_lime.facts import ModelFacts, shortened
+from captum_attn_lime.layers import Layers, select_layers
+from captum_attn_lime.memory import Kind, Memory, kind_of
 from captum_attn_lime.methods import Method, MethodFunction, get_method
-from captum_attn_lime.methods.checks import require_one_stack, require_tokens
-from captum_attn_lime.passes import ForwardPass, ForwardRunner, Wanted, positions_of
+from captum_attn_lime.model_state import ModelState, without_drawing
+from captum_attn_lime.passes import ForwardPass, ForwardRunner, Wanted, positions_of, sum_explained
 from captum_attn_lime.query import Query, query_weights
-from captum_attn_lime.tokens import by_feature, check_token_map, place
+from captum_attn_lime.tokens import TokenMap, by_feature, check_token_map, place
 
 # Inputs of more tokens than this are called long, and tried out on a beginning of so many.
 _LONG, _BEGINNING = 1024, 128
-
-Layers = int | str | slice | Sequence[int | str] | None
 
 
 class AttentionAttribution(Attribution):  # type: ignore[misc]
@@ -50,8 +57,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         forward_func: The model, or any function of tensors that runs one and returns a tensor (B, ...).
         method: ``"raw"``, ``"rollout"``, or a function ``(maps, query, *, heads, head_fusion, residual) -> (B, N)``.
         layers: Which layers: an index into the self-attention stack (negative ones from the end), a slice of it, the
-            module path of any attention call (cross-attention too, for raw attention), or a sequence of these. By
-            default the last layer for raw attention and all layers for rollout.
+            module of any attention call or its path (cross-attention too, for raw attention), or a sequence of these.
+            By default the last layer for raw attention and all layers for rollout.
         heads: Which heads, in every layer; all by default.
         head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
         residual: Share of the residual connection in products of layers, 0 to 1.
@@ -84,20 +91,30 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
     ) -> None:
         if not callable(forward_func):
             raise InputError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}.")
-        if not isinstance(residual, (int, float)) or not 0 <= residual <= 1:
-            raise InputError(f"residual is the residual connection's share, between 0 and 1; got {residual!r}.")
         super().__init__(forward_func)
-        self._method = get_method(method)
         self.method = method
         self.layers = layers
         self.heads = heads
-        self.head_fusion: HeadFusion = check_head_fusion(head_fusion)
-        self.residual = float(residual)
-        fused = self.head_fusion if self._method.fused_heads else None
-        self._keep = Keep(head_fusion=fused, heads=heads, offload=offload)
-        self._runner = ForwardRunner()
-        self.facts = ModelFacts()
-        self._tried: set[Any] = set()  # kinds of long inputs whose beginning was tried
+        self.head_fusion: HeadFusion = head_fusion
+        self.residual = residual
+        self.offload = offload
+        self._memory = Memory()
+        self._runner, self.facts = ForwardRunner(self._memory), ModelFacts(self._memory)
+        # Options are read when they are used; what can be known to be wrong now is said now.
+        _ = self._keep, self._options
+
+    @property
+    def _method(self) -> Method:
+        return get_method(self.method)
+
+    @property
+    def _keep(self) -> Keep:
+        fused = check_head_fusion(self.head_fusion) if self._method.fused_heads else None
+        return Keep(head_fusion=fused, heads=self.heads, offload=self.offload)
+
+    def explaining(self) -> AbstractContextManager[ModelState | None]:
+        """Return the block in which facts about the model are found out and remembered, and it is left as it was."""
+        return self._memory.opened(self.forward_func)
 
     @property
     def uses_target(self) -> bool:
@@ -145,6 +162,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
 
         Warns:
             DropoutWarning: The model's dropout is active.
+            TrainingModeWarning: Its batch norm is in training mode, where examples of a batch change each other.
         """
         return self.attribute_with_total(
             inputs, target, additional_forward_args, feature_mask, query=query, token_map=token_map
@@ -173,25 +191,56 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             query: The output tokens to explain.
             token_map: The token index of each cell.
         """
-        tensors = _checked(inputs)
-        forward_args = format_forward_args(additional_forward_args)
-        auto = isinstance(query, str) and query == "auto"
-        self._try_beginning(tensors, target, forward_args, find=auto)
-        done = self.run(tensors, target, forward_args, find=auto, explain=True)
+        tensors, forward_args = check_inputs(inputs), format_forward_args(additional_forward_args)
+        with self.explaining() as state:
+            done, cells, index, total = self._explain(tensors, target, forward_args, query, token_map)
         if done.recorder.is_random:
             warnings.warn(
                 "the model's dropout is active, so its outputs and states are random; call model.eval() first.",
                 DropoutWarning,
                 stacklevel=4,
             )
+        elif state is not None and state.has_moving_norm:
+            warnings.warn(
+                "the model's batch norm is in training mode, so the examples of a batch change each other's outputs; "
+                "call model.eval() first.",
+                TrainingModeWarning,
+                stacklevel=4,
+            )
+        if feature_mask is not None:
+            cells = by_feature(cells, index, feature_mask)
+        return format_output(isinstance(inputs, tuple), cells), total
+
+    def _explain(
+        self,
+        tensors: tuple[Tensor, ...],
+        target: Target,
+        forward_args: tuple[Any, ...],
+        query: Query,
+        token_map: Tensor | Sequence[Tensor] | None,
+    ) -> tuple[ForwardPass, tuple[Tensor, ...], TokenMap, Tensor]:
+        """Return the pass that was explained, the cells' scores, the token of each cell, and all tokens' total."""
+        auto = isinstance(query, str) and query == "auto"
+        short = shortened(tensors, forward_args, longer_than=_LONG, to=_BEGINNING)
+        kind = kind_of(tensors, forward_args) if short is None else kind_of(*short, is_long=True)
+        if short is not None:
+            # Where the target names a position, any will do.
+            first = None if positions_of(target, len(tensors[0])) is None else (0,)
+            self._try_beginning(short, first, kind, find=auto)
+        done = self.run(tensors, target, forward_args, find=auto, explain=True, kind=kind)
         select_target(done.output, target)
         maps = self._select_layers(done)
         if token_map is None:
-            index = self.facts.token_map(self.forward_func, tensors, forward_args, done, maps[-1])
+            try:
+                index = self.facts.token_map(self.forward_func, tensors, forward_args, done, maps[-1])
+            except TokenMapError as error:
+                if not done.recorder.is_random:
+                    raise
+                raise TokenMapError(f"{error} The model's dropout is active: call model.eval() first.") from error
         else:
             index = check_token_map(token_map, tensors, maps[-1].shape[3])
         if not self._method.last_layer_only:
-            self.facts.mark_mixed(self.forward_func, tensors, forward_args, maps)
+            self.facts.mark_mixed(self.forward_func, tensors, forward_args, done, maps)
         if maps[-1] is done.top:
             weights: Tensor | None = torch.ones(maps[-1].shape[0], 1)
         else:
@@ -199,14 +248,11 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             asked = maps[-1] if maps[-1].kind in ("self", "windowed") else done.maps[-1]
             weights = self._readout(done) if auto else query_weights(query, asked)
         scores = self._scores(maps, weights, done, own_query=not auto)
-        cells = place(scores, index, tensors)
-        if feature_mask is not None:
-            cells = by_feature(cells, index, feature_mask)
         total = scores.abs().sum(dim=1)
         if self._method.fused_heads and self.head_fusion == "mean" and weights is not None:
             # Shares of the query's weight, less what went to places without a token.
             total = torch.maximum(total, weights.sum(dim=1).to(total))
-        return format_output(isinstance(inputs, tuple), cells), total
+        return done, place(scores, index, tensors), index, total
 
     def matrix(
         self,
@@ -232,43 +278,41 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         Raises:
             InputError: The matrices would take more than ``max_bytes``.
         """
-        tensors, forward_args = _checked(inputs), format_forward_args(additional_forward_args)
-        done = self.run(tensors, target, forward_args, find=False, explain=True)
-        select_target(done.output, target)
-        maps = self._select_layers(done)
-        last = maps[-1]
-        batch, _, queries, keys = last.shape
-        needed = batch * queries * (queries + 2 * keys) * last.dtype.itemsize
-        if needed > max_bytes:
-            raise InputError(
-                f"the whole matrix of {batch} x {queries} x {keys} scores takes {needed / 2**20:,.0f} MB while it is "
-                f"made, more than max_bytes allows ({max_bytes / 2**20:,.0f} MB). Raise max_bytes=, pass fewer "
-                "examples, or ask attribute() for the rows you need by query=."
-            )
-        if not self._method.last_layer_only:
-            self.facts.mark_mixed(self.forward_func, tensors, forward_args, maps)
+        tensors, forward_args = check_inputs(inputs), format_forward_args(additional_forward_args)
+        with self.explaining():
+            done = self.run(tensors, target, forward_args, find=False, explain=True)
+            select_target(done.output, target)
+            maps = self._select_layers(done)
+            last = maps[-1]
+            batch, _, queries, keys = last.shape
+            needed = batch * queries * (queries + 2 * keys) * last.dtype.itemsize
+            if needed > max_bytes:
+                raise InputError(
+                    f"the whole matrix of {batch} x {queries} x {keys} scores takes {needed / 2**20:,.0f} MB while it "
+                    f"is made, more than max_bytes allows ({max_bytes / 2**20:,.0f} MB). Raise max_bytes=, pass fewer "
+                    "examples, or ask attribute() for the rows you need by query=."
+                )
+            if not self._method.last_layer_only:
+                self.facts.mark_mixed(self.forward_func, tensors, forward_args, done, maps)
         everything = torch.eye(queries, device=last.device, dtype=last.dtype).expand(batch, -1, -1)
         scores: Tensor = self._method.function(maps, everything, **self._options)
         return scores.detach()
 
     def _try_beginning(
-        self, inputs: tuple[Tensor, ...], target: Target, forward_args: tuple[Any, ...], *, find: bool
+        self, short: tuple[tuple[Tensor, ...], tuple[Any, ...]], target: Target, kind: Kind | None, *, find: bool
     ) -> None:
         """Find out on the beginning of a long input what would take several passes over the whole."""
-        key = (id(self.forward_func), tuple((x.dim(), x.dtype) for x in inputs))
-        short = shortened(inputs, forward_args, longer_than=_LONG, to=_BEGINNING)
-        if short is None or key in self._tried:
+        key = None if kind is None else ("tried", kind, self._method.last_layer_only, repr(self.layers))
+        if self._memory.get(key):
             return
-        self._tried.add(key)
+        self._memory.put(key, True)
         # Whatever does not work on a part says nothing of the whole, which comes next.
-        with contextlib.suppress(Exception):
-            # Where the target names a position, any will do.
-            first = None if positions_of(target, len(inputs[0])) is None else (0,)
-            done = self.run(short[0], first, short[1], find=find)
+        with contextlib.suppress(Exception), without_drawing():
+            done = self.run(short[0], target, short[1], find=find, kind=kind)
             maps = self._select_layers(done)
             self.facts.token_map(self.forward_func, *short, done, maps[-1])
             if not self._method.last_layer_only:
-                self.facts.mark_mixed(self.forward_func, *short, maps)
+                self.facts.mark_mixed(self.forward_func, *short, done, maps)
 
     def run(
         self,
@@ -278,6 +322,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         *,
         find: bool,
         explain: bool = False,
+        kind: Kind | None = None,
     ) -> ForwardPass:
         """Return one captured forward pass.
 
@@ -287,14 +332,15 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             forward_args: Further arguments of the model.
             find: Whether the tokens that the prediction reads are wanted.
             explain: Whether the method is to be applied to the maps: they then have what it needs, and no more.
+            kind: The kind of the input, where it is known already.
         """
         wanted = Wanted(
             readout=find,
             positions=positions_of(target, len(inputs[0])) if find else None,
-            gradient_of=(lambda output: _explained(output, target)) if explain and self.uses_target else None,
-            keep=self._keep if explain else Keep(offload=self._keep.offload),
+            gradient_of=(lambda output: sum_explained(output, target)) if explain and self.uses_target else None,
+            keep=self._keep if explain else Keep(offload=self.offload),
         )
-        return self._runner.run(self.forward_func, inputs, forward_args, wanted)
+        return self._runner.run(self.forward_func, inputs, forward_args, wanted, kind)
 
     def _readout(self, done: ForwardPass) -> Tensor | None:
         """Return the weights of the last layer's tokens, a last layer of one query and its residual included."""
@@ -304,7 +350,10 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
 
     @property
     def _options(self) -> dict[str, Any]:
-        return {"heads": self.heads, "head_fusion": self.head_fusion, "residual": self.residual}
+        residual, fusion = self.residual, check_head_fusion(self.head_fusion)
+        if not isinstance(residual, (int, float)) or not 0 <= residual <= 1:
+            raise InputError(f"residual is the residual connection's share, between 0 and 1; got {residual!r}.")
+        return {"heads": self.heads, "head_fusion": fusion, "residual": float(residual)}
 
     def _scores(
         self, maps: list[AttentionMap], weights: Tensor | None, done: ForwardPass, *, own_query: bool
@@ -336,61 +385,5 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         return scores.detach()
 
     def _select_layers(self, done: ForwardPass) -> list[AttentionMap]:
-        layers, maps = self.layers, done.maps
-        if layers is None:
-            require_tokens(maps)
-            # One layer alone would show one of two towers and say nothing of the other.
-            require_one_stack(maps)
-            last = maps[-1] if done.top is None else done.top
-            return [last] if self._method.last_layer_only else maps
-        if isinstance(layers, slice):
-            chosen = maps[layers]
-        else:
-            wanted = [layers] if isinstance(layers, (int, str)) else list(layers)
-            chosen = [_one_layer(maps, layer, done.recorder.maps) for layer in wanted]
-        if not chosen:
-            raise SelectionError(f"layers={layers!r} selects none of the {len(maps)} attention layers.")
-        chosen.sort(key=lambda m: m.index or 0)
-        require_tokens(chosen)
-        require_one_stack(chosen)
-        return chosen
-
-
-def _explained(output: Tensor, target: Target) -> Tensor:
-    """Return the sum over examples of the one number of each that the target names."""
-    chosen = select_target(output, target)
-    if chosen.numel() != len(output):
-        raise TargetError(
-            f"target {target!r} names {chosen.numel() // len(output)} numbers of each example, of an output of shape "
-            f"{tuple(output.shape)}; a method that uses gradients explains one. Pass target= (a class, or a tuple of "
-            "indices after the batch)."
-        )
-    return chosen.sum()
-
-
-def _checked(inputs: TensorOrTuple) -> tuple[Tensor, ...]:
-    tensors = as_tuple(inputs)
-    sizes = {x.shape[0] if x.dim() else None for x in tensors}
-    if None in sizes or len(sizes) != 1 or 0 in sizes:
-        shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
-        raise InputError(f"inputs of shape {shapes} came; the same number of examples, at least one, comes first.")
-    for x in tensors:
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            raise InputError("the inputs hold NaN or infinite values; attention over them is not defined.")
-    return tensors
-
-
-def _one_layer(maps: list[AttentionMap], layer: int | str, seen: list[AttentionMap]) -> AttentionMap:
-    """Return a layer by its index in the stack, or any attention call by its module's path."""
-    if isinstance(layer, str):
-        named = [m for m in maps if m.name == layer] or [m for m in seen if m.name == layer]
-        if len(named) == 1:
-            return named[0]
-        names = ", ".join(dict.fromkeys(m.name for m in seen))
-        problem = "is not one of the attention layers" if not named else f"made {len(named)} attention calls"
-        raise SelectionError(f"layer {layer!r} {problem}; they are {names}. Indices 0 to {len(maps) - 1} work too.")
-    if isinstance(layer, bool) or not isinstance(layer, int) or not -len(maps) <= layer < len(maps):
-        raise SelectionError(
-            f"layer {layer!r} is out of range: the model made {len(maps)} self-attention calls (0 to {len(maps) - 1})."
-        )
-    return maps[layer]
+        last_only = self._method.last_layer_only
+        return select_layers(self.layers, done, self.forward_func, last_only=last_only)

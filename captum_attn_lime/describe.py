@@ -117,15 +117,16 @@ def describe(
     tensors, forward_args = as_tuple(inputs), format_forward_args(additional_forward_args)
     attribution = AttentionAttribution(forward_func, method="raw")
     problems: list[str] = []
-    done, query = _read(attribution, tensors, forward_args, target, problems)
-    last = done.maps[-1] if done.top is None else done.top
-    token_map: TokenMap | None = None
-    try:
-        token_map = attribution.facts.token_map(forward_func, tensors, forward_args, done, last)
-    except TokenMapError as error:
-        problems.append(str(error))
-    stack = [m.index for m in done.maps if m.index is not None]
-    mixed = [i for part in _stacks(done.maps) for i in mixed_layers(forward_func, tensors, forward_args, part)]
+    with attribution.explaining():
+        done, query = _read(attribution, tensors, forward_args, target, problems)
+        last = done.maps[-1] if done.top is None else done.top
+        token_map: TokenMap | None = None
+        try:
+            token_map = attribution.facts.token_map(forward_func, tensors, forward_args, done, last)
+        except TokenMapError as error:
+            problems.append(str(error))
+        stack = [m.index for m in done.maps if m.index is not None]
+        mixed = [i for part in _stacks(done.maps) for i in mixed_layers(forward_func, tensors, forward_args, part)]
     # A batch of as many examples as heads was run with one example more.
     batch = len(tensors[0])
     calls = [m.first(batch) if m.shape[0] == batch + 1 else m for m in done.recorder.maps]

@@ -67,7 +67,11 @@ class PaddingWarning(UserWarning):
     """A model whose answer to a text depends on padding or on its batch: texts then run without, which is slower."""
 
 
-class DropoutWarning(UserWarning):
+class TrainingModeWarning(UserWarning):
+    """A model is explained in training mode, where it computes something else than when it is used."""
+
+
+class DropoutWarning(TrainingModeWarning):
     """A model is explained while its dropout is active: each run gives other scores."""
 
 

@@ -8,37 +8,44 @@ from typing import Any
 from torch import Tensor
 
 from captum_attn_lime.attention import AttentionMap
+from captum_attn_lime.memory import Kind, Memory
 from captum_attn_lime.passes import ForwardPass
 from captum_attn_lime.probing import ValueProbe, mixed_layers
 from captum_attn_lime.tokens import TokenMap, carrier_of, find_token_map, plain_token_map
 
 
 class ModelFacts:
-    """Which token each part of a model's input is, and which of its layers something beside attention has mixed."""
+    """Which token each part of a model's input is, and which of its layers something beside attention has mixed.
 
-    def __init__(self) -> None:
-        # With each fact the function it belongs to, held so that another one cannot come to have its id.
-        self._token_maps: dict[Any, tuple[Any, TokenMap]] = {}
-        self._carriers: dict[Any, tuple[Any, int | None]] = {}
-        self._mixed: dict[Any, tuple[Any, frozenset[int]]] = {}
+    Each is found out by running the model on altered copies of the first example, and holds for inputs of the same
+    kind on which the model goes through the same operations. What is found on some tokens holds for fewer, too; for
+    more it is found once more: a convolution over distant tokens mixes long inputs only.
+
+    Args:
+        memory: Where facts are remembered.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
 
     def mark_mixed(
         self,
         forward_func: Callable[..., Any],
         inputs: tuple[Tensor, ...],
         forward_args: tuple[Any, ...],
+        done: ForwardPass,
         maps: list[AttentionMap],
     ) -> None:
         """Mark the layers over tokens that something else than attention has mixed."""
         calls = frozenset(m.index for m in maps if m.index is not None)
-        kinds = tuple((x.dim(), x.dtype) for x in inputs)
-        # Nothing mixes one token: what is found out on one says nothing of more.
-        is_one = maps[0].shape[2] < 2
-        key = (id(forward_func), calls, kinds, _kinds_of(forward_args, inputs), is_one)
-        if key not in self._mixed:
-            self._mixed[key] = (forward_func, mixed_layers(forward_func, inputs, forward_args, calls))
+        n_tokens = maps[0].shape[2]
+        key = None if done.kind is None else ("mixed", calls, *_holds_for(done))
+        tried, mixed = self._memory.get(key) or (-1, frozenset())
+        if not _covers(done.kind, tried, n_tokens) or (mixed and tried != n_tokens):
+            mixed = mixed_layers(forward_func, inputs, forward_args, calls)
+            self._memory.put(key, (n_tokens, mixed))
         for attention in maps:
-            attention.mixed = attention.index in self._mixed[key][1]
+            attention.mixed = attention.index in mixed
 
     def token_map(
         self,
@@ -66,30 +73,40 @@ class ModelFacts:
         before = layer.reads if layer.kind == "cross" else layer.follows
         stack = {m.index: m.shape[2] == n_tokens for m in done.maps if m.index is not None and m.index in before}
         first = min((index for index, same in stack.items() if same), default=layer.index)
-        kind = (id(forward_func), first, tuple((x.dim(), x.dtype) for x in inputs))
-        key = (kind, tuple(x.shape[1:] for x in inputs), n_tokens)
-        if key not in self._token_maps:
-            carrier = self._carriers.get(kind, (None, None))[1]
-            found = None if carrier is None else plain_token_map(inputs, n_tokens, carrier)
-            if found is None:
-                # Before a stage's tokens were merged, attention has mixed them: it must not tell what they are made of.
-                silent = {index for index, same in stack.items() if not same and index < (first or 0)}
-                probe = ValueProbe(forward_func, forward_args, len(inputs[0]), first or 0, silent)
-                convolutions = done.recorder.convolutions
-                found = find_token_map(inputs, n_tokens, convolutions, probe, is_first_call=not first)
-                # Ids and embeddings that map one to one do so for every length.
-                self._carriers[kind] = (forward_func, carrier_of(found, inputs, n_tokens))
-            self._token_maps[key] = (forward_func, found)
-        return self._token_maps[key][1]
+        of_kind = None if done.kind is None else ("carrier", first, *_holds_for(done))
+        # Ids and embeddings that map one to one do so for every length.
+        tried, carrier = self._memory.get(of_kind) or (-1, None)
+        if carrier is not None and _covers(done.kind, tried, n_tokens):
+            plain = plain_token_map(inputs, n_tokens, carrier)
+            if plain is not None:
+                return plain
+        of_shape = None if of_kind is None else (of_kind, tuple(x.shape[1:] for x in inputs), n_tokens)
+        found: TokenMap | None = self._memory.get(of_shape)
+        if found is None:
+            # Before a stage's tokens were merged, attention has mixed them: it must not tell what they are made of.
+            silent = {index for index, same in stack.items() if not same and index < (first or 0)}
+            probe = ValueProbe(forward_func, forward_args, len(inputs[0]), first or 0, silent)
+            convolutions = done.recorder.convolutions
+            found = find_token_map(inputs, n_tokens, convolutions, probe, is_first_call=not first)
+            carrier = carrier_of(found, inputs, n_tokens)
+            if carrier is None:
+                self._memory.put(of_shape, found)
+            else:
+                self._memory.put(of_kind, (n_tokens, carrier))
+        return found
 
 
-def _kinds_of(forward_args: tuple[Any, ...], inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """Return what further arguments are, apart from the inputs' sizes: they may switch parts of a model on."""
-    sizes = {size for x in inputs for size in x.shape[1:]}
-    return tuple(
-        tuple("input's" if size in sizes else size for size in x.shape[1:]) if isinstance(x, Tensor) else repr(x)
-        for x in forward_args
-    )
+def _holds_for(done: ForwardPass) -> tuple[Any, ...]:
+    """Return what a fact found on a pass holds for: a kind of input, and the operations that the model goes through.
+
+    A part of a long input, one example without padding perhaps, may go another way than the whole.
+    """
+    return (done.kind, None if done.kind is not None and done.kind.is_long else done.way)
+
+
+def _covers(kind: Kind | None, tried: int, n_tokens: int) -> bool:
+    """Return whether what was found on some tokens is to be taken for as many as there are now."""
+    return tried >= 0 if kind is not None and kind.is_long else tried >= n_tokens
 
 
 def shortened(

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attn_lime._captum import run_forward
+from captum_attn_lime._captum import plain_target, run_forward, select_target
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.capture import Keep, Recorder, record
 from captum_attn_lime.capture.recorder import KEEP_SCORES
 from captum_attn_lime.capture.session import check_complete
-from captum_attn_lime.errors import AttentionKindError, ReadoutError
+from captum_attn_lime.errors import AttentionKindError, ReadoutError, TargetError
 from captum_attn_lime.gradients import take_gradients
+from captum_attn_lime.memory import Kind, Memory, kind_of
 from captum_attn_lime.methods.checks import require_tokens
+from captum_attn_lime.model_state import RandomState
 from captum_attn_lime.readout import ASK, Readout, read
 
 
@@ -48,6 +50,7 @@ class ForwardPass:
             then what reaches the prediction beside it, by its residual connection.
         is_pooled: Whether some example reads several tokens.
         short_cut: The way to the readout by a gradient through the head alone, where there is one.
+        kind: What the input is apart from its values and its length; None where nothing can be said of it.
     """
 
     output: Tensor
@@ -57,6 +60,12 @@ class ForwardPass:
     top: AttentionMap | None = None
     is_pooled: bool = False
     short_cut: ShortCut | None = None
+    kind: Kind | None = None
+
+    @property
+    def way(self) -> tuple[Callable[..., Any], ...]:
+        """The operations that the model went through: a model that takes another way may be another model."""
+        return tuple(self.recorder.trace.way)
 
     def first(self, examples: int) -> ForwardPass:
         """Return the pass of the first examples of the batch."""
@@ -85,11 +94,14 @@ class Wanted:
 
 
 class ForwardRunner:
-    """Runs captured forward passes and remembers, per kind of input, where what is wanted of them is found."""
+    """Runs captured forward passes and remembers, per kind of input, where what is wanted of them is found.
 
-    def __init__(self) -> None:
-        self._stacks: dict[Any, tuple[int, int]] = {}  # the first and the last call of the stack
-        self._short_cuts: dict[Any, ShortCut | None] = {}  # None: there is none
+    Args:
+        memory: Where to remember it.
+    """
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self._memory = Memory() if memory is None else memory
 
     def run(
         self,
@@ -97,24 +109,30 @@ class ForwardRunner:
         inputs: tuple[Tensor, ...],
         forward_args: Any,
         wanted: Wanted = Wanted(),
+        kind: Kind | None = None,
     ) -> ForwardPass:
         """Run the model once; where the calls to explain are not known yet, or have changed, once more.
+
+        However often it runs, random generators are left as one run leaves them.
 
         Args:
             forward_func: The model.
             inputs: Its input tensors.
             forward_args: Further positional arguments.
             wanted: What is to be found out.
+            kind: The kind of the input, where it is known already.
 
         Raises:
             NoAttentionError: The model showed no attention.
             ReadoutError: The readout is wanted but cannot be known.
         """
         # Callers may be in no_grad or in inference_mode, whose tensors cannot be saved for a backward pass.
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), self._memory.opened(forward_func):
             inputs = tuple(_ordinary(x) for x in inputs)
             forward_args = tuple(_ordinary(x) for x in forward_args)
-            done = self._run(forward_func, inputs, forward_args, wanted)
+            kind = kind_of(inputs, forward_args) if kind is None else kind
+            random = RandomState()
+            done = self._run(forward_func, inputs, forward_args, wanted, kind, random)
             if not done.recorder.is_ambiguous:
                 return done
             # As many heads as examples: with one example more their dimensions cannot be mistaken for each other.
@@ -126,32 +144,43 @@ class ForwardRunner:
                 positions=None if positions is None else [*positions, positions[0]],
                 gradient_of=None if explained is None else lambda out: _with_one_more_explained(explained, out, batch),
             )
-            return self._run(forward_func, more[0], more[1], wanted).first(batch)
+            random.restore()
+            return self._run(forward_func, more[0], more[1], wanted, kind, random).first(batch)
 
     def _run(
-        self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], forward_args: Any, wanted: Wanted
+        self,
+        forward_func: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        forward_args: Any,
+        wanted: Wanted,
+        kind: Kind | None,
+        random: RandomState,
     ) -> ForwardPass:
         if not wanted.readout and wanted.gradient_of is None:
-            return _captured(forward_func, inputs, forward_args, wanted)
-        key = (id(forward_func), tuple((x.dim(), x.dtype) for x in inputs))
-        stack = self._stacks.get(key)
+            return replace(_captured(forward_func, inputs, forward_args, wanted), kind=kind)
+        ends_key, short_key = (None, None) if kind is None else (("ends", kind), ("short cut", kind))
+        stack = self._memory.get(ends_key)
         if stack is None:
             only_calls = Wanted(readout=False, keep=wanted.keep)
             stack = _ends(_captured(forward_func, inputs, forward_args, only_calls).recorder.maps)
-        short_cut = self._short_cuts.get(key)
-        if short_cut is not None and wanted.readout and wanted.gradient_of is None:
+            random.restore()
+        short_cut = self._memory.get(short_key)  # False: there is none
+        if short_cut and wanted.readout and wanted.gradient_of is None:
             done = _captured_by(short_cut, forward_func, inputs, forward_args, wanted, stack)
             if done is not None:
-                return done
-            self._short_cuts[key] = None  # the model's end changes from run to run
+                return replace(done, kind=kind)
+            self._memory.put(short_key, False)  # the model's end changes from run to run
+            random.restore()
         for _ in range(2):
             done = _captured(forward_func, inputs, forward_args, wanted, stack)
             expected = _ends(done.recorder.maps)
-            self._stacks[key] = expected
+            self._memory.put(ends_key, expected)
             if expected == stack:
-                self._short_cuts.setdefault(key, done.short_cut)
-                return done
+                if wanted.readout and self._memory.get(short_key) is None:
+                    self._memory.put(short_key, done.short_cut or False)
+                return replace(done, kind=kind)
             stack = expected
+            random.restore()
         raise ReadoutError(f"the model makes other attention calls from one forward pass to the next. {ASK}")
 
 
@@ -171,7 +200,7 @@ def _captured(
     )
     try:
         with torch.no_grad(), watched as recorder:
-            output = run_forward(forward_func, inputs, forward_args or None)
+            output = run_forward(forward_func, copied(inputs), copied(tuple(forward_args)) or None)
     except NotImplementedError as error:
         if graph_at is None or "FlexAttention" not in str(error):
             raise
@@ -251,9 +280,22 @@ def positions_of(target: Any, batch: int) -> list[int] | None:
         >>> positions_of((3, 1), 2), positions_of([(3, 1), (0, 1)], 2), positions_of(1, 2)
         ([3, 3], [3, 0], None)
     """
+    target = plain_target(target)
     targets = list(target) if isinstance(target, list) else [target] * batch
     named = len(targets) == batch and all(isinstance(t, tuple) and t and isinstance(t[0], int) for t in targets)
     return [int(t[0]) for t in targets] if named else None
+
+
+def sum_explained(output: Tensor, target: Any) -> Tensor:
+    """Return the sum over examples of the one number of each that the target names."""
+    chosen = select_target(output, target)
+    if chosen.numel() != len(output):
+        raise TargetError(
+            f"target {target!r} names {chosen.numel() // len(output)} numbers of each example, of an output of shape "
+            f"{tuple(output.shape)}; a method that uses gradients explains one. Pass target= (a class, or a tuple of "
+            "indices after the batch)."
+        )
+    return chosen.sum()
 
 
 def with_one_more(x: Any, batch: int) -> Any:
@@ -266,6 +308,27 @@ def with_one_more(x: Any, batch: int) -> Any:
 def _with_one_more_explained(explained: Callable[[Tensor], Tensor], output: Tensor, batch: int) -> Tensor:
     """Return the sum of what is explained, of the example that was added too: by the target of the first."""
     return explained(output[:batch]) + explained(torch.cat([output[batch:], output[1:batch].detach()]))
+
+
+def copied(x: Any) -> Any:
+    """Return tensors, also those in tuples, lists and dictionaries, as copies that a model may write into.
+
+    Of expanded tensors what they were expanded from is copied: the whole may be far larger.
+
+    Example:
+        >>> x = torch.zeros(2)
+        >>> y, (z,) = copied((x, [x]))
+        >>> y is x or z is x
+        False
+    """
+    if isinstance(x, Tensor):
+        if x.layout != torch.strided:
+            return x.detach().clone()
+        once = x.detach()[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.stride())]
+        return once.clone().expand(x.shape)
+    if type(x) in (tuple, list):
+        return type(x)(copied(part) for part in x)
+    return {key: copied(part) for key, part in x.items()} if type(x) is dict else x
 
 
 def _ordinary(x: Any) -> Any:

@@ -12,7 +12,8 @@ from captum_attn_lime._captum import run_forward
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.capture import Recorder, record
 from captum_attn_lime.capture.recorder import RowView
-from captum_attn_lime.passes import with_one_more
+from captum_attn_lime.model_state import without_drawing
+from captum_attn_lime.passes import copied, with_one_more
 
 # A token's value has changed when it differs by more than this share of its own size.
 CHANGE = 1e-5
@@ -155,15 +156,24 @@ def run_copies(
         watch: Options of `record`.
     """
 
-    def run(copies: tuple[Tensor, ...]) -> Recorder:
+    def run(copies: tuple[Tensor, ...], *, dense: bool = False) -> Recorder:
         n = len(copies[0])
-        with torch.inference_mode(False), torch.no_grad(), record(forward_func, batch=n, **watch) as recorder:
-            run_forward(forward_func, copies, _repeated(*args, n))
+        inputs, forward_args = tuple(x.contiguous() for x in copies), _repeated(*args, n)
+        if dense and forward_args is not None:
+            forward_args = tuple(x.contiguous() if isinstance(x, Tensor) else x for x in forward_args)
+        try:
+            with torch.inference_mode(False), torch.no_grad(), record(forward_func, batch=n, **watch) as recorder:
+                run_forward(forward_func, copied(inputs), copied(forward_args))
+        except RuntimeError as error:
+            if dense or "refers to a single memory location" not in str(error):
+                raise
+            return run(copies, dense=True)  # the model writes into its further arguments
         return recorder
 
-    recorder = run(copies)
-    if recorder.is_ambiguous:  # as many heads as copies
-        recorder = run(tuple(with_one_more(x, len(copies[0])) for x in copies))
+    with without_drawing():
+        recorder = run(copies)
+        if recorder.is_ambiguous:  # as many heads as copies
+            recorder = run(tuple(with_one_more(x, len(copies[0])) for x in copies))
     return recorder
 
 

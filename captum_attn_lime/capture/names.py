@@ -148,6 +148,21 @@ def _named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield ".".join(kept), module
 
 
+def path_of(module: nn.Module, roots: dict[str, nn.Module]) -> str | None:
+    """Return the path under which a capture names a module; None where none of the roots holds it.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> path_of(model[1], {"": model}), path_of(nn.Linear(2, 2), {"": model})
+        ('1', None)
+    """
+    for root_name, root in roots.items():
+        for path, part in _named_modules(root):
+            if part is module:
+                return ".".join(name for name in (root_name, path) if name)
+    return None
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return what a wrapper (DataParallel, DistributedDataParallel, a compiled or checkpointed module) holds.
 

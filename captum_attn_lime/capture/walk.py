@@ -30,6 +30,7 @@ from captum_attn_lime.capture.windows import TokenPlaces
 _KEPT, _LONGEST = 8, 20_000
 
 
+Func = Callable[..., Any]
 _PLAIN = frozenset({bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format, complex})
 
 
@@ -144,6 +145,7 @@ class Trace:
         self.provenance, self.places, self._stack = provenance, places, stack
         self._walks, self._mode = walks, mode
         self.on_change: Callable[[], None] | None = None
+        self.way: list[Func] = []  # the operations of the model, in order, but for attention itself
         self._entry: Any = None
         self._walk: Walk | None = None
         self._is_replayed = False
@@ -192,6 +194,7 @@ class Trace:
         """Carry what is known of an operation's arguments over to its results."""
         if self.takes(func, args, kwargs, out):
             return
+        self.way.append(func)
         if self._is_replayed:
             self._leave()
         self._begin_outside()
@@ -260,6 +263,7 @@ class Trace:
         if not self._gives(results, out):
             return False
         self._at += 1
+        self.way.append(func)
         return True
 
     def _gives(self, results: Any, out: Any) -> bool:

@@ -17,8 +17,9 @@ from captum_attn_lime.generation.model import LanguageModel
 from captum_attn_lime.generation.prompt import Prompt, encode, read_prompt, token_names
 from captum_attn_lime.generation.shared import SharedMap
 from captum_attn_lime.methods import Method, get_method
+from captum_attn_lime.model_state import without_drawing
 from captum_attn_lime.passes import ForwardPass
-from captum_attn_lime.probing import looks_causal, mixed_layers
+from captum_attn_lime.probing import looks_causal
 
 
 class GenerationAttributionResult(LLMAttributionResult):  # type: ignore[misc]
@@ -103,6 +104,30 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
                 f"attribution must be an AttentionAttribution, but is {type(attribution).__name__}; pass "
                 "AttentionAttribution(model, method='raw'). Captum's own methods go with captum.attr.LLMAttribution."
             )
+        if not callable(getattr(tokenizer, "encode", None)) or not callable(
+            getattr(tokenizer, "convert_ids_to_tokens", None)
+        ):
+            raise TokenizerError(
+                f"{type(tokenizer).__name__} is no tokenizer with encode and convert_ids_to_tokens; pass the model's "
+                "HuggingFace tokenizer, or a WordTokenizer."
+            )
+        self.attribution = attribution
+        self.tokenizer = tokenizer
+        super().__init__(attribution.forward_func)
+        self._check_attribution()
+
+    @property
+    def forward_func(self) -> Any:
+        """The language model: that of ``attribution``."""
+        return self.attribution.forward_func
+
+    @forward_func.setter
+    def forward_func(self, model: Any) -> None:
+        self.attribution.forward_func = model
+
+    def _check_attribution(self) -> None:
+        """Raise where the attribution, whose options are read when they are used, does not go with generated text."""
+        attribution = self.attribution
         if not isinstance(attribution.forward_func, nn.Module):
             raise InputError(
                 f"attribution runs a {type(attribution.forward_func).__name__}; text is generated with the language "
@@ -113,17 +138,6 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
                 f"method {str(get_method(attribution.method))!r} depends on the class that is explained, and each "
                 "generated token is a class of its own; use 'raw' or 'rollout'."
             )
-        if not callable(getattr(tokenizer, "encode", None)) or not callable(
-            getattr(tokenizer, "convert_ids_to_tokens", None)
-        ):
-            raise TokenizerError(
-                f"{type(tokenizer).__name__} is no tokenizer with encode and convert_ids_to_tokens; pass the model's "
-                "HuggingFace tokenizer, or a WordTokenizer."
-            )
-        super().__init__(attribution.forward_func)
-        self.attribution = attribution
-        self.tokenizer = tokenizer
-        self._mixed: dict[frozenset[int], frozenset[int]] = {}
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
@@ -149,6 +163,7 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
             AttentionKindError: Rollout of an encoder-decoder model, or attention that is not over the tokens.
             SelectionError: A layer or head the model does not have.
         """
+        self._check_attribution()
         model = LanguageModel(self.forward_func)
         prompt = read_prompt(inp, self.tokenizer)
         if target is None:
@@ -158,7 +173,8 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
         else:
             start, written = model.start(), self._target_ids(target, model)
         rows = self._encoder_decoder if model.is_encoder_decoder else self._decoder
-        from_input, from_output = rows(model, prompt, start, written)
+        with self.attribution.explaining(), without_drawing():
+            from_input, from_output = rows(model, prompt, start, written)
         return GenerationAttributionResult(
             input_tokens=prompt.names,
             output_tokens=token_names(self.tokenizer, written.tolist()),
@@ -203,7 +219,7 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
                 )
         method = get_method(self.attribution.method)
         if not method.last_layer_only and len(maps) > 1:
-            self._look_for_mixing(maps, model, ids)
+            self.attribution.facts.mark_mixed(model.logits, (ids,), (), done, maps)
         rows = self._rows(method, maps, torch.arange(n_in - 1, n_in - 1 + n_out))
         return rows[:, :n_in], nn.functional.pad(rows[:, n_in:], (0, 1))
 
@@ -239,14 +255,6 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
 
     def _select(self, done: ForwardPass) -> list[AttentionMap]:
         return self.attribution._select_layers(done)
-
-    def _look_for_mixing(self, maps: list[AttentionMap], model: LanguageModel, ids: Tensor) -> None:
-        """Mark the layers over tokens that something else than attention has mixed; found once per choice of layers."""
-        calls = frozenset(m.index for m in maps if m.index is not None)
-        if calls not in self._mixed:
-            self._mixed[calls] = mixed_layers(model.logits, (ids,), (), calls)
-        for attention in maps:
-            attention.mixed = attention.index in self._mixed[calls]
 
     def _rows(self, method: Method, maps: Sequence[AttentionMap], positions: Tensor) -> Tensor:
         """Return the method's scores for each position, (T, K)."""

@@ -14,6 +14,7 @@ from captum_attn_lime.adapters.limits import position_limit
 from captum_attn_lime.capture import record
 from captum_attn_lime.capture.session import check_complete
 from captum_attn_lime.errors import InputError, TargetError
+from captum_attn_lime.memory import kind_of
 from captum_attn_lime.passes import ForwardPass, main_stack
 
 # What Captum's LLMAttribution generates with where nothing else is asked for.
@@ -86,7 +87,8 @@ class LanguageModel:
         with torch.inference_mode(False), torch.no_grad(), record(self.module, batch=1) as recorder:
             output = self.logits(ids, decoder_ids)
         check_complete(recorder, self.module)
-        return ForwardPass(output, recorder, main_stack(recorder.maps), None)
+        given = (ids,) if decoder_ids is None else (ids, decoder_ids)
+        return ForwardPass(output, recorder, main_stack(recorder.maps), None, kind=kind_of(given, ()))
 
     def _inputs(self, ids: Tensor) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": ids}
