@@ -327,7 +327,7 @@ def test_a_second_call_runs_the_model_once(counted_by):
 
     if counted_by == "hook":
         model.register_forward_hook(hook)
-    used, x = AttentionAttribution(model if counted_by == "hook" else counted), torch.randn(2, N, WIDTH)
+    used, x = AttentionAttribution(model if counted_by == "hook" else counted), torch.randn(3, N, WIDTH)
     for _ in range(2):  # the second tries whether a part of the way will do
         used.attribute(x)
     before = len(calls)
