@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,30 @@ class AttentionMap(ABC):
     def __repr__(self) -> str:
         causal = ", causal" if self.is_causal else ""
         return f"{type(self).__name__}({self.name!r}, (B, H, Q, K)={self.shape}, {self.kind}{causal})"
+
+    def __copy__(self) -> AttentionMap:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied tensor counts its versions from its own beginning; what was written into stays known (-1).
+        def settled(watched: tuple[Tensor, int]) -> tuple[Tensor, int]:
+            tensor, version = watched
+            return tensor, 0 if tensor._version == version else -1
+
+        held = None if self._held is None else settled(self._held)
+        return {**self.__dict__, "_watched": [settled(each) for each in self._watched], "_held": held}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        def counted(watched: tuple[Tensor, int]) -> tuple[Tensor, int]:
+            tensor, version = watched
+            return tensor, version if version < 0 or tensor.is_inference() else tensor._version
+
+        held = state["_held"]
+        self.__dict__.update(state)
+        self._watched = [counted(each) for each in state["_watched"]]
+        self._held = None if held is None else counted(held)
 
     def _watch(self, *tensors: Tensor) -> None:
         """Remember the state of tensors that are kept as the model made them, not copied."""

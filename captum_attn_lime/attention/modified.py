@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_attn_lime.attention.blocks import Block
+from captum_attn_lime.attention.dense import DenseMap
 from captum_attn_lime.attention.fusion import HeadFusion
 from captum_attn_lime.attention.map import AttentionKind, AttentionMap
 from captum_attn_lime.attention.scores import ScoreMap
@@ -49,6 +53,21 @@ class ModifiedScoreMap(ScoreMap):
     ) -> None:
         super().__init__(query, key, scale=scale, name=name, kind=kind)
         self.score_mod, self.mask_mod = score_mod, mask_mod
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        try:
+            pickle.dumps((self.score_mod, self.mask_mod))
+        except (pickle.PicklingError, AttributeError, TypeError):  # functions within functions: only what they give
+            dense = DenseMap(self.dense(), name=self.name, kind=self.kind)
+            dense.take_labels(self)
+            dense.value, dense.output_gradient = self.value, self.output_gradient
+            return copy.copy, (dense,)
+        return super().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModifiedScoreMap:
+        other = object.__new__(type(self))
+        other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return other
 
     def _scores(self, block: Block, heads: list[int]) -> Tensor:
         scores = super()._scores(block, heads)  # (b, h, q, k)

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,15 @@ from captum_attn_lime.attention.scores import ScoreMap
 
 
 class OnCpu:
-    """A tensor moved to the machine's memory."""
+    """A tensor moved to the machine's memory.
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._device = tensor.device
+    Args:
+        tensor: The tensor.
+        device: Where it comes back to; by default where it was.
+    """
+
+    def __init__(self, tensor: Tensor, device: torch.device | None = None) -> None:
+        self._device = tensor.device if device is None else device
         self._held = tensor.to("cpu", copy=tensor.device.type == "cpu")
 
     def load(self) -> Tensor:
@@ -56,10 +62,19 @@ class InFile:
         self._shape, self._dtype, self._device = tensor.shape, tensor.dtype, tensor.device
         tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tofile(self._path)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> InFile:
+        return self  # files are not changed, and go with the last map that refers to them
+
+    def __reduce__(self) -> tuple[type[OnCpu], tuple[Tensor, torch.device]]:
+        return OnCpu, (self._read(), self._device)  # the file may be gone when a pickle is opened
+
     def load(self) -> Tensor:
         """Return the tensor where it was."""
+        return self._read().to(self._device)
+
+    def _read(self) -> Tensor:
         raw = torch.from_numpy(np.fromfile(self._path, dtype=np.uint8))
-        return raw.view(self._dtype).reshape(self._shape).to(self._device)
+        return raw.view(self._dtype).reshape(self._shape)
 
 
 class OffloadedMap(AttentionMap):
