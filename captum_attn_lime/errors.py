@@ -59,6 +59,10 @@ class CompilerError(ExplanationError, RuntimeError):
     """An optional kernel that cannot be compiled or loaded on this machine; everything works without it, slower."""
 
 
+class LawError(ExplanationError, AssertionError):
+    """A law that `captum_attn_lime.testing.check_attribution` found broken."""
+
+
 class TruncationWarning(UserWarning):
     """A text was longer than the model takes; the rest was not seen and is not explained."""
 

@@ -339,6 +339,12 @@ def _dicts_of(owner: Any) -> list[dict[str, Any]]:
 class RandomState:
     """The states of the random generators that a model may draw from, at the time when this was made.
 
+    Attributes:
+        torch: Torch's, on the CPU.
+        cuda: Torch's on other devices, where they are in use.
+        numpy: NumPy's.
+        python: Python's.
+
     Example:
         >>> state = RandomState()
         >>> first = torch.rand(1)
@@ -348,17 +354,17 @@ class RandomState:
     """
 
     def __init__(self) -> None:
-        self._torch = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-        self._numpy, self._python = np.random.get_state(), random.getstate()  # noqa: NPY002
+        self.torch = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+        self.numpy, self.python = np.random.get_state(), random.getstate()  # noqa: NPY002
 
     def restore(self) -> None:
         """Put the generators back."""
-        torch.set_rng_state(self._torch)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state_all(self._cuda)
-        np.random.set_state(self._numpy)  # noqa: NPY002
-        random.setstate(self._python)
+        torch.set_rng_state(self.torch)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state_all(self.cuda)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        random.setstate(self.python)
 
 
 @contextmanager
