@@ -195,12 +195,14 @@ def _captured(
     leaf_at = None if stack is None or not wanted.readout else stack[1]
     graph_at = None if stack is None or wanted.gradient_of is None else stack[0]
     keep = wanted.keep if graph_at is None else replace(wanted.keep, values=True)
+    # What the model is given is made before it is watched: steps outside of modules cannot be remembered.
+    given, further = copied(inputs), copied(tuple(forward_args)) or None
     watched = record(
         forward_func, leaf_at=leaf_at, graph_at=graph_at, state_at=state_at, batch=len(inputs[0]), keep=keep
     )
     try:
         with torch.no_grad(), watched as recorder:
-            output = run_forward(forward_func, copied(inputs), copied(tuple(forward_args)) or None)
+            output = run_forward(forward_func, given, further)
     except NotImplementedError as error:
         if graph_at is None or "FlexAttention" not in str(error):
             raise

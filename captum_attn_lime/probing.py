@@ -158,12 +158,13 @@ def run_copies(
 
     def run(copies: tuple[Tensor, ...], *, dense: bool = False) -> Recorder:
         n = len(copies[0])
-        inputs, forward_args = tuple(x.contiguous() for x in copies), _repeated(*args, n)
+        inputs, forward_args = copied(tuple(x.contiguous() for x in copies)), _repeated(*args, n)
         if dense and forward_args is not None:
             forward_args = tuple(x.contiguous() if isinstance(x, Tensor) else x for x in forward_args)
+        forward_args = copied(forward_args)
         try:
             with torch.inference_mode(False), torch.no_grad(), record(forward_func, batch=n, **watch) as recorder:
-                run_forward(forward_func, copied(inputs), copied(forward_args))
+                run_forward(forward_func, inputs, forward_args)
         except RuntimeError as error:
             if dense or "refers to a single memory location" not in str(error):
                 raise

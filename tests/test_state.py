@@ -328,12 +328,20 @@ def test_a_second_call_runs_the_model_once(counted_by):
     if counted_by == "hook":
         model.register_forward_hook(hook)
     used, x = AttentionAttribution(model if counted_by == "hook" else counted), torch.randn(3, N, WIDTH)
-    for _ in range(2):  # the second tries whether a part of the way will do
-        used.attribute(x)
+    used.attribute(x)
     before = len(calls)
     for n in (1, 2, 3):
         used.attribute(x)
         assert len(calls) == before + n
+
+
+def test_the_steps_of_a_used_model_are_not_followed_again():
+    model, x = Gated().eval(), torch.randn(3, N, WIDTH)
+    used = AttentionAttribution(model)
+    used.attribute(x)
+    first, again = (used.run((x,), None, (), find=False) for _ in range(2))
+    assert again.recorder.trace.is_replayed
+    assert first.way == again.way
 
 
 # --- options ---------------------------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ __all__ = [
     "HandWritten",
     "bert",
     "build",
+    "flexible",
     "gpt2",
     "hand_written",
     "llama",
