@@ -330,7 +330,10 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _dicts_of(owner: Any) -> list[dict[str, Any]]:
+    """Return the dictionaries of an owner's attributes; an adapter keeps what it finds out about its model itself."""
     held = owner.__dict__
+    if type(owner).__module__.split(".")[0] == __package__:
+        return []
     if not isinstance(owner, nn.Module) or isinstance(owner, torch.jit.ScriptModule):
         return [held]
     return [held, *(part for part in (held["_modules"], held["_buffers"], held["_parameters"]) if part)]

@@ -509,6 +509,22 @@ def test_what_the_model_switches_for_good_is_put_back():
     assert float(mask.sum()) == 0, "what a function holds itself is its own"
 
 
+def test_bigbird_stays_as_sparse_as_it_was():
+    """It switches itself to full attention, for good, where an input is short."""
+    from transformers import BigBirdConfig, BigBirdForSequenceClassification
+
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    tokens = dict(vocab_size=70, pad_token_id=0, bos_token_id=1, eos_token_id=2, sep_token_id=3)
+    config = BigBirdConfig(**sizes, **tokens, attention_type="block_sparse", block_size=2, num_random_blocks=1)
+    model = BigBirdForSequenceClassification(config).eval()
+    layer = model.bert.encoder.layer[0].attention.self
+    attribution = AttentionAttribution(lambda ids, mask: model(ids, attention_mask=mask).logits)
+    for _ in range(2):
+        attribution.attribute(IDS, additional_forward_args=(torch.ones_like(MASK),))
+        assert model.bert.attention_type == "block_sparse"
+        assert model.bert.encoder.layer[0].attention.self is layer
+
+
 # --- copies and pickles -----------------------------------------------------------------------------------------------
 
 

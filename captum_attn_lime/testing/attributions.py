@@ -136,9 +136,9 @@ class _Check:
 
     def run(self, others: Sequence[Mapping[str, Any]], options: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         """Check all laws, and return their names."""
-        self._warm_up()
+        model_draws = self._warm_up()
         plain = self._left("the model and the inputs are left as found", self._used)
-        is_random = self._check_random(plain)
+        is_random = model_draws or self._check_random(plain)
         self._check_forms(plain, is_random)
         self._check_used(others, options)
         self._check_copies(plain)
@@ -146,11 +146,13 @@ class _Check:
         self._compare("a second call says what the first said", self._scores(self._used, self._given), plain)
         return tuple(dict.fromkeys(self._laws))
 
-    def _warm_up(self) -> None:
-        """Run the model by hand: some libraries leave hooks of their own in a first run."""
+    def _warm_up(self) -> bool:
+        """Run the model by hand, for some libraries leave hooks in a first run, and return whether it is random."""
+        before = RandomState()
         inputs, forward_args = copied(self._given.inputs), copied(self._given.forward_args)
         with contextlib.suppress(Exception), ModelState(self._used.forward_func).left_as_found():
             self._used.forward_func(*inputs, *forward_args)
+        return drew(before)
 
     def _scores(
         self, attribution: Any, given: _Given, is_tuple: bool | None = None, start: RandomState | None = None
