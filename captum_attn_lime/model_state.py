@@ -205,7 +205,7 @@ class _Found:
     def _hooks(self, hooks: dict[int, Any]) -> None:
         """Note a module's hooks. What they collect in lists and dicts grows with every call, and is not looked at."""
         for key, hook in hooks.items():
-            self.facts += (key, weakref.ref(hook))
+            self.facts += (key, _reference(hook))
             self.facts += [held for held in _closed_over(hook) if type(held) in _SIMPLE]
 
     def _object(self, value: Any, depth: int) -> None:
@@ -304,6 +304,14 @@ def _version(tensor: Tensor) -> int | None:
         return tensor._version
     except RuntimeError:  # made in inference mode
         return None
+
+
+def _reference(thing: Any) -> Any:
+    """Return a weak reference; of what has none, its kind."""
+    try:
+        return weakref.ref(thing)
+    except TypeError:
+        return type(thing)
 
 
 def _slots(kind: type) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from captum_attn_lime import (
     submodular_pick,
 )
 from tests.adapters import models
+from tests.families import IDS, MASK, bert, build
 
 COPIES = {"pickle": lambda x: pickle.loads(pickle.dumps(x)), "deepcopy": copy.deepcopy}
 copied_by = pytest.mark.parametrize("how", COPIES)
@@ -112,3 +113,27 @@ def test_replicates_picks_comparisons_and_descriptions(how):
     _, rows, _ = _row()
     picks = submodular_pick(rows, ROWS[:6], num_samples=40)
     assert repr(COPIES[how](picks)) == repr(picks)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "raw", "layers": 1}, {"offload": "cpu"}], ids=str)
+def test_used_attributions_are_copied_and_pickled(options):
+    family = build(bert)
+    used = AttentionAttribution(Bert(family.model), **options)
+    given = {"additional_forward_args": (MASK,), "query": 0}
+    expected = used.attribute(IDS, **given)
+    for copied in (copy.deepcopy(used), pickle.loads(pickle.dumps(used)), copy.copy(used)):
+        assert torch.equal(copied.attribute(IDS, **given), expected)
+        assert torch.equal(copied.attribute(IDS, **given), expected)
+    by_module = AttentionAttribution(used.forward_func, layers=used.forward_func.inner.bert.encoder.layer[1])
+    expected = by_module.attribute(IDS, **given)
+    for copied in (copy.deepcopy(by_module), pickle.loads(pickle.dumps(by_module))):
+        assert torch.equal(copied.attribute(IDS, **given), expected)
+
+
+class Bert(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, ids, mask):
+        return self.inner(ids, attention_mask=mask).logits

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-import pickle
 
 import numpy as np
 import pytest
@@ -12,37 +10,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from captum_attn_lime import AttentionAttribution, GenerationAttribution, describe
-from captum_attn_lime.errors import ExplanationError, InputError, SelectionError, TrainingModeWarning
+from captum_attn_lime import AttentionAttribution
 from captum_attn_lime.memory import Memory, kind_of
 from captum_attn_lime.model_state import ModelState
 from tests.families import IDS, MASK, bert, build
-
-N, WIDTH = 9, 16
-
-
-def _layer():
-    return nn.TransformerEncoderLayer(WIDTH, 2, 32, batch_first=True, dropout=0.0)
-
-
-class Gated(nn.Module):
-    """Two layers, and between them a convolution over tokens behind a gate that is shut."""
-
-    def __init__(self, dilation=1):
-        super().__init__()
-        self.first, self.second = _layer(), _layer()
-        self.convolution = nn.Conv1d(WIDTH, WIDTH, 3, padding=dilation, dilation=dilation)
-        self.gate = nn.Parameter(torch.tensor(0.0))
-        self.head = nn.Linear(WIDTH, 2)
-        self.register_buffer("open", torch.zeros(1))
-        self.is_open, self.settings, self.mixing = False, {"open": False}, 0
-
-    def forward(self, x, scale=None, *, is_open=False):
-        x = self.first(x)
-        gate = self.gate + self.open + self.is_open + self.settings["open"] + self.mixing + is_open
-        gate = gate if scale is None else gate + scale
-        x = x + gate * self.convolution(x.transpose(1, 2)).transpose(1, 2)
-        return self.head(self.second(x)[:, 0])
+from tests.state_models import WIDTH, Gated, N, assert_same, layer, outcome
 
 
 class _One(nn.Module):
@@ -106,23 +78,6 @@ class Mean(nn.Module):
         return x + x.mean(1, keepdim=True)
 
 
-def _outcome(attribution, x, **options):
-    try:
-        return attribution.attribute(x, **options)
-    except ExplanationError as error:
-        return type(error)
-
-
-def _assert_same(used, fresh, x, **options):
-    found, expected = _outcome(used, x, **options), _outcome(fresh, x, **options)
-    if isinstance(expected, type):
-        assert found is expected
-    else:
-        assert not isinstance(found, type), found
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-    return expected
-
-
 FORWARDS = {
     "module": lambda m: m,
     "method": lambda m: m.forward,
@@ -137,9 +92,9 @@ FORWARDS = {
 def test_a_used_object_sees_that_the_model_was_changed(change):
     model, x = Gated().eval(), torch.randn(2, N, WIDTH)
     used = AttentionAttribution(model)
-    assert not isinstance(_outcome(used, x), type)
+    assert not isinstance(outcome(used, x), type)
     CHANGES[change](model)
-    assert isinstance(_assert_same(used, AttentionAttribution(model), x), type), "the convolution mixes tokens"
+    assert isinstance(assert_same(used, AttentionAttribution(model), x), type), "the convolution mixes tokens"
 
 
 @pytest.mark.parametrize("way", FORWARDS)
@@ -150,10 +105,10 @@ def test_however_the_model_is_reached(way, change):
     used = AttentionAttribution(forward)
     used.attribute(x)
     CHANGES[change](model)
-    assert isinstance(_assert_same(used, AttentionAttribution(forward), x), type)
+    assert isinstance(assert_same(used, AttentionAttribution(forward), x), type)
     model.gate.data.fill_(0.0)
     model.is_open = False
-    assert not isinstance(_assert_same(used, AttentionAttribution(forward), x), type)
+    assert not isinstance(assert_same(used, AttentionAttribution(forward), x), type)
 
 
 def test_a_flag_that_a_closure_holds():
@@ -166,11 +121,11 @@ def test_a_flag_that_a_closure_holds():
     used = AttentionAttribution(forward)
     used.attribute(x)
     mixes = 1.0
-    assert isinstance(_assert_same(used, AttentionAttribution(forward), x), type)
+    assert isinstance(assert_same(used, AttentionAttribution(forward), x), type)
     mixes = 0.0
     used.attribute(x)
     settings["mixes"] = 1.0
-    assert isinstance(_assert_same(used, AttentionAttribution(forward), x), type)
+    assert isinstance(assert_same(used, AttentionAttribution(forward), x), type)
 
 
 class Hidden:
@@ -192,7 +147,7 @@ def test_nothing_is_remembered_of_a_function_that_shows_no_model():
     used = AttentionAttribution(forward)
     used.attribute(x)
     model.gate.data.fill_(1.0)
-    assert isinstance(_assert_same(used, AttentionAttribution(forward), x), type)
+    assert isinstance(assert_same(used, AttentionAttribution(forward), x), type)
 
 
 # --- other inputs ----------------------------------------------------------------------------------------------------
@@ -214,9 +169,9 @@ def test_another_value_of_a_further_argument(first, then):
     model, x = Gated().eval(), torch.randn(2, N, WIDTH)
     used = AttentionAttribution(model)
     used.attribute(x, additional_forward_args=(first,))
-    expected = _assert_same(used, AttentionAttribution(model), x, additional_forward_args=(then,))
+    expected = assert_same(used, AttentionAttribution(model), x, additional_forward_args=(then,))
     assert isinstance(expected, type)
-    assert not isinstance(_outcome(used, x, additional_forward_args=(first,)), type)
+    assert not isinstance(outcome(used, x, additional_forward_args=(first,)), type)
 
 
 @pytest.mark.parametrize("first", [1, 2, 5])
@@ -226,8 +181,8 @@ def test_what_a_short_input_tells_is_not_taken_for_a_longer_one(first):
     model.gate.data.fill_(1.0)
     used = AttentionAttribution(model)
     used.attribute(x[:, :first], query=0)
-    assert isinstance(_assert_same(used, AttentionAttribution(model), x), type)
-    assert not isinstance(_assert_same(used, AttentionAttribution(model), x[:, :first], query=0), type)
+    assert isinstance(assert_same(used, AttentionAttribution(model), x), type)
+    assert not isinstance(assert_same(used, AttentionAttribution(model), x[:, :first], query=0), type)
 
 
 def test_a_model_that_goes_another_way_with_longer_inputs():
@@ -240,11 +195,11 @@ def test_a_model_that_goes_another_way_with_longer_inputs():
     used = AttentionAttribution(model)
     used.attribute(x[:, :4])
     for n in (5, 9, 4, 6):
-        _assert_same(used, AttentionAttribution(model), x[:, :n])
+        assert_same(used, AttentionAttribution(model), x[:, :n])
 
 
 def test_a_mask_that_leaves_one_token_tells_nothing_of_others():
-    model = nn.ModuleList([_layer(), _layer()]).eval()
+    model = nn.ModuleList([layer(), layer()]).eval()
 
     def forward(x, mask):
         x = model[0](x, src_key_padding_mask=mask == 0)
@@ -258,7 +213,7 @@ def test_a_mask_that_leaves_one_token_tells_nothing_of_others():
     used = AttentionAttribution(forward)
     used.attribute(x, additional_forward_args=(one,))
     two = torch.ones(1, N)
-    assert isinstance(_assert_same(used, AttentionAttribution(forward), x, additional_forward_args=(two,)), type)
+    assert isinstance(assert_same(used, AttentionAttribution(forward), x, additional_forward_args=(two,)), type)
 
 
 @pytest.mark.parametrize("method", ["raw", "rollout", "relevance"])
@@ -273,7 +228,7 @@ def test_other_lengths_batches_masks_and_implementations(method):
         for ids, mask in inputs:
             fresh = AttentionAttribution(family.forward, method=method)
             options = {"target": 1, "additional_forward_args": (mask,)}
-            assert not isinstance(_assert_same(used, fresh, ids, **options), type)
+            assert not isinstance(assert_same(used, fresh, ids, **options), type)
 
 
 def test_what_is_remembered_is_bounded():
@@ -342,236 +297,6 @@ def test_the_steps_of_a_used_model_are_not_followed_again():
     first, again = (used.run((x,), None, (), find=False) for _ in range(2))
     assert again.recorder.trace.is_replayed
     assert first.way == again.way
-
-
-# --- options ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"method": "raw"},
-        {"method": "relevance"},
-        {"method": "raw", "layers": 0},
-        {"layers": [0]},
-        {"heads": [1]},
-        {"residual": 0.0},
-        {"head_fusion": "max"},
-        {"offload": "cpu"},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_options_set_after_construction_are_used(options, implementation):
-    family = build(bert)
-    family.model.set_attn_implementation(implementation)
-    given = {"target": 1, "additional_forward_args": (MASK,)}
-    used = AttentionAttribution(family.forward)
-    used.attribute(IDS, **given)
-    for name, value in options.items():
-        setattr(used, name, value)
-    fresh = AttentionAttribution(family.forward, **options)
-    assert used.uses_target == fresh.uses_target
-    assert not isinstance(_assert_same(used, fresh, IDS, **given), type)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("method", "rolout"), ("residual", 2.0), ("head_fusion", "sum"), ("offload", "no such folder"), ("layers", "x")],
-)
-def test_a_wrong_option_set_after_construction_is_refused_when_it_is_used(option, value):
-    attribution = AttentionAttribution(Gated().eval())
-    setattr(attribution, option, value)
-    with pytest.raises((InputError, SelectionError)):
-        attribution.attribute(torch.randn(1, N, WIDTH))
-
-
-def test_another_model_set_after_construction_is_explained():
-    one, other, x = Gated().eval(), Gated().eval(), torch.randn(2, N, WIDTH)
-    other.gate.data.fill_(1.0)
-    used = AttentionAttribution(one)
-    used.attribute(x)
-    used.forward_func = other
-    assert isinstance(_assert_same(used, AttentionAttribution(other), x), type)
-
-
-def test_a_layer_may_be_named_by_its_module():
-    family = build(bert)
-    layers = family.model.bert.encoder.layer
-    given = {"additional_forward_args": (MASK,)}
-    for module, path in ((layers[1], 1), (layers[1].attention.self, 1), (layers[2].attention, 2)):
-        found = AttentionAttribution(family.forward, layers=module, method="raw").attribute(IDS, **given)
-        expected = AttentionAttribution(family.forward, layers=path, method="raw").attribute(IDS, **given)
-        assert torch.equal(found, expected)
-    found = AttentionAttribution(family.forward, layers=[layers[0], layers[1]]).attribute(IDS, query=0, **given)
-    expected = AttentionAttribution(family.forward, layers=[0, np.int64(1)]).attribute(IDS, query=0, **given)
-    assert torch.equal(found, expected)
-    for module, message in (
-        (nn.Linear(2, 2), "no part of the model"),
-        (layers, "3 attention calls"),
-        (family.model.classifier, "no attention call"),
-        (copy.deepcopy(layers[1]), "no part of the model"),
-    ):
-        with pytest.raises(SelectionError, match=message):
-            AttentionAttribution(family.forward, layers=module).attribute(IDS, **given)
-
-
-def test_targets_may_be_numpys():
-    family = build(bert)
-    attribution = AttentionAttribution(family.forward, method="relevance")
-    given = {"additional_forward_args": (MASK,)}
-    for target, plain in (
-        (np.int64(1), 1),
-        (np.array([0, 2]), [0, 2]),
-        ([np.int32(0), np.int32(2)], [0, 2]),
-        ((np.int64(1),), (1,)),
-        (np.array([[0], [2]]), [(0,), (2,)]),
-        (np.array(1), 1),
-    ):
-        found = attribution.attribute(IDS, target=target, **given)
-        assert torch.equal(found, attribution.attribute(IDS, target=plain, **given))
-        attribution.matrix(IDS, target=target, **given)
-
-
-# --- the model is left as found ---------------------------------------------------------------------------------------
-
-
-class Normed(Gated):
-    """Batch norm and dropout."""
-
-    def __init__(self, dropout=0.0):
-        super().__init__()
-        self.norm, self.second = nn.BatchNorm1d(WIDTH), nn.Sequential(nn.Dropout(dropout), self.second)
-
-    def forward(self, x):
-        return super().forward(self.norm(x.transpose(1, 2)).transpose(1, 2))
-
-
-def test_training_mode_moves_no_batch_norm_and_is_said():
-    model, x = Normed().train(), torch.randn(3, N, WIDTH)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    state = torch.get_rng_state()
-    for method in ("raw", "rollout", "relevance"):
-        attribution = AttentionAttribution(model, method=method)
-        for _ in range(2):
-            with pytest.warns(TrainingModeWarning, match="batch norm"):
-                attribution.attribute(x, target=0)
-    describe(model, x)
-    attribution.matrix(x, target=0)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert torch.equal(state, torch.get_rng_state())
-    assert all(module.training for module in model.modules())
-
-
-def test_random_generators_are_left_as_one_run_of_the_model_leaves_them():
-    model, x = Normed(dropout=0.5).train(), torch.randn(3, N, WIDTH)
-    torch.manual_seed(5)
-    model(x)
-    expected = torch.get_rng_state()
-    for make in (AttentionAttribution(model, method="raw"), AttentionAttribution(model)):
-        scores = []
-        for _ in range(3):
-            torch.manual_seed(5)
-            with pytest.warns(TrainingModeWarning):
-                scores.append(make.attribute(x))
-            assert torch.equal(torch.get_rng_state(), expected)
-        assert torch.equal(scores[0], scores[1])
-        with pytest.warns(TrainingModeWarning):
-            again = make.attribute(x)
-        assert not torch.equal(again, scores[0]), "one run after the other draws other numbers"
-
-
-def test_what_the_model_switches_for_good_is_put_back():
-    class Switching(Gated):
-        def forward(self, x, mask):
-            if x.shape[1] < 20:
-                self.mixing, self.head = 1e-9, nn.Linear(WIDTH, 2)
-            self.open.add_(1e-9)
-            mask.zero_()
-            return super().forward(x.add_(1.0))
-
-    model, x, mask = Switching().eval(), torch.randn(2, N, WIDTH), torch.ones(2, N)
-    head, kept = model.head, x.clone()
-    AttentionAttribution(model, method="raw").attribute(x, additional_forward_args=(mask,))
-    assert model.head is head
-    assert (model.mixing, float(model.open), float(mask.sum())) == (0, 0.0, 2 * N)
-    assert torch.equal(x, kept)
-    AttentionAttribution(model).attribute(x, additional_forward_args=(mask,))
-    assert torch.equal(x, kept)
-
-    def broken(x):
-        model(x, mask)
-        raise KeyError("of the model")
-
-    with pytest.raises(KeyError, match="of the model"):
-        AttentionAttribution(broken).attribute(x)
-    assert model.head is head
-    assert float(mask.sum()) == 0, "what a function holds itself is its own"
-
-
-def test_bigbird_stays_as_sparse_as_it_was():
-    """It switches itself to full attention, for good, where an input is short."""
-    from transformers import BigBirdConfig, BigBirdForSequenceClassification
-
-    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
-    tokens = dict(vocab_size=70, pad_token_id=0, bos_token_id=1, eos_token_id=2, sep_token_id=3)
-    config = BigBirdConfig(**sizes, **tokens, attention_type="block_sparse", block_size=2, num_random_blocks=1)
-    model = BigBirdForSequenceClassification(config).eval()
-    layer = model.bert.encoder.layer[0].attention.self
-    attribution = AttentionAttribution(lambda ids, mask: model(ids, attention_mask=mask).logits)
-    for _ in range(2):
-        attribution.attribute(IDS, additional_forward_args=(torch.ones_like(MASK),))
-        assert model.bert.attention_type == "block_sparse"
-        assert model.bert.encoder.layer[0].attention.self is layer
-
-
-# --- copies and pickles -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [{}, {"method": "raw", "layers": 1}, {"offload": "cpu"}], ids=str)
-def test_used_attributions_are_copied_and_pickled(options):
-    family = build(bert)
-    used = AttentionAttribution(Bert(family.model), **options)
-    given = {"additional_forward_args": (MASK,), "query": 0}
-    expected = used.attribute(IDS, **given)
-    for copied in (copy.deepcopy(used), pickle.loads(pickle.dumps(used)), copy.copy(used)):
-        assert torch.equal(copied.attribute(IDS, **given), expected)
-        assert torch.equal(copied.attribute(IDS, **given), expected)
-    by_module = AttentionAttribution(used.forward_func, layers=used.forward_func.inner.bert.encoder.layer[1])
-    expected = by_module.attribute(IDS, **given)
-    for copied in (copy.deepcopy(by_module), pickle.loads(pickle.dumps(by_module))):
-        assert torch.equal(copied.attribute(IDS, **given), expected)
-
-
-class Bert(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.inner = model
-
-    def forward(self, ids, mask):
-        return self.inner(ids, attention_mask=mask).logits
-
-
-def test_generated_text_is_explained_by_the_model_as_it_is():
-    from tests.language_models import gpt2 as make
-    from tests.language_models import tokenizer
-
-    model = make().eval()
-    used = GenerationAttribution(AttentionAttribution(model, method="rollout"), tokenizer())
-    expected = used.attribute("a fine film", target="a dull cast").full_attr
-    for copied in (copy.deepcopy(used), pickle.loads(pickle.dumps(used))):
-        assert torch.equal(copied.attribute("a fine film", target="a dull cast").full_attr, expected)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.1)
-    used.attribution.residual = 0.2
-    fresh = GenerationAttribution(AttentionAttribution(model, method="rollout", residual=0.2), tokenizer())
-    found = used.attribute("a fine film", target="a dull cast").full_attr
-    assert not torch.equal(found, expected)
-    assert torch.equal(found, fresh.attribute("a fine film", target="a dull cast").full_attr)
-    used.attribution.method = "relevance"
-    with pytest.raises(InputError, match="depends on the class"):
-        used.attribute("a fine film", target="a dull cast")
 
 
 def test_kinds_hold_no_addresses():
