@@ -10,6 +10,9 @@ from typing import Any
 
 import tables
 
+from captum_attn_lime._files import write_whole
+from captum_attn_lime.plot import save
+
 Results = Mapping[str, Any]
 
 _COLOURS = {"eager + dense": "#b5482a", "rollout": "#1f5fa8", "plain forward": "#555555"}
@@ -22,7 +25,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(results: Results, path: Path) -> None:
     """Keep what was measured."""
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(results, indent=1) + "\n")
 
 
 def fill(path: Path, results: Results) -> None:
@@ -40,7 +43,7 @@ def fill(path: Path, results: Results) -> None:
         inside = re.compile(f"{re.escape(begin)}.*?<!-- end -->", re.DOTALL)
         filled = f"{begin}\n{table(results)}\n<!-- end -->"
         text = inside.sub(lambda _, filled=filled: filled, text)
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
 
 
 def plot(results: Results, path: Path) -> None:
@@ -78,7 +81,7 @@ def plot(results: Results, path: Path) -> None:
         ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
         _label(ax, ends)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    save(figure, path, dpi=130, metadata={"Software": None})
     plt.close(figure)
 
 

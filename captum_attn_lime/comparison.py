@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_attn_lime import plot as plots
+from captum_attn_lime._files import write_whole
 from captum_attn_lime.adapters import Encoding, TextEncoding
 from captum_attn_lime.adapters.image import ImageEncoding
 from captum_attn_lime.explained import Explained
@@ -134,18 +135,19 @@ class Comparison:
         prediction: str | None = None,
         special_tokens: bool = False,
     ) -> Path:
-        """Write the page and return its path.
+        """Write the page and return its path. A page that was there stays until the new one is whole.
 
         Args:
             path: Where to write.
             title: The page's heading.
             prediction: What the model said, shown under the heading with the number that is explained.
             special_tokens: Whether tokens that are no feature are shown too, on the same scale.
+
+        Raises:
+            FileError: The folder does not exist, or the file cannot be written.
         """
-        path = Path(path)
         page = self.to_html(title=title, prediction=prediction, special_tokens=special_tokens)
-        path.write_text(page, encoding="utf-8")
-        return path
+        return write_whole(path, page)
 
     def __repr__(self) -> str:
         of = "" if self.explained is None else f"; {self.explained}"

@@ -59,6 +59,10 @@ class CompilerError(ExplanationError, RuntimeError):
     """An optional kernel that cannot be compiled or loaded on this machine; everything works without it, slower."""
 
 
+class FileError(ExplanationError, OSError):
+    """A file that cannot be written or read; a file that was there before stays as it was."""
+
+
 class LawError(ExplanationError, AssertionError):
     """A law that `captum_attn_lime.testing.check_attribution` found broken."""
 

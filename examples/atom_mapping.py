@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 
-from captum_attn_lime import capture
+from captum_attn_lime import capture, plot
 
 # In canonical SMILES, molecules in alphabetical order, as the model was trained on it.
 REACTION = "CC(=O)O.CCO>>CCOC(C)=O.O"
@@ -188,7 +188,7 @@ def main() -> None:
     draw(tokens, reactants, products, attention)
     picture = Path("output") / "atom_mapping.png"
     picture.parent.mkdir(exist_ok=True)
-    plt.savefig(picture, dpi=150)
+    plot.save(plt.gcf(), picture, dpi=150)
     print(f"picture: {picture}")
     counts = count_right(model, vocabulary)
     print("over all ways of writing the reaction:", ", ".join(f"{n} {name}" for name, n in counts.items()))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from captum_attn_lime import AttentionAttribution, LimeText, TextAdapter, WordTokenizer, capture, compare
+from captum_attn_lime import AttentionAttribution, LimeText, TextAdapter, WordTokenizer, capture, compare, plot
 
 OUTPUT = Path("output")
 OUTPUT.mkdir(exist_ok=True)
@@ -178,7 +178,7 @@ for head, ax in enumerate(axes):
     ax.set(title=f"head {head}", xlabel="looked at (key)", ylabel="looking (query)")
 figure.colorbar(image, ax=axes, label="share of attention (each row sums to 1)", shrink=0.8)
 figure.suptitle("softmax(QKᵀ/√d): the answer is read from the first row, [CLS]")
-figure.savefig(OUTPUT / "attention_from_scratch.png", dpi=110)
+plot.save(figure, OUTPUT / "attention_from_scratch.png", dpi=110)
 plt.close(figure)
 
 # %% [markdown]
@@ -239,5 +239,5 @@ Where and why they may disagree
 * Neither is the truth about the model because the other one says the same. Which words the model really needs is found
   by taking them away, one after another, and looking at its answer: that is what measures of faithfulness do."""
 )
-comparison.plot().savefig(OUTPUT / "attention_beside_lime.png", dpi=110, bbox_inches="tight")
+plot.save(comparison.plot(), OUTPUT / "attention_beside_lime.png", dpi=110, bbox_inches="tight")
 print(f"\nWritten: {OUTPUT / 'attention_from_scratch.png'} and {OUTPUT / 'attention_beside_lime.png'}.")

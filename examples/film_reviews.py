@@ -252,6 +252,8 @@ def _read_head(path: Path, head: nn.Linear, fingerprint: str) -> dict[str, float
             if about["fingerprint"] != fingerprint:
                 return None
             state = {name: file.get_tensor(name) for name in ("weight", "bias")}
+            if about["weights"] != _hash_of(state):
+                raise ValueError("its numbers are not those that were written")
             facts = {name: float(about[name]) for name in ("accuracy", "majority")}
         head.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -265,11 +267,17 @@ def _write_head(path: Path, head: nn.Linear, fingerprint: str, facts: dict[str, 
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = json.dumps({"fingerprint": fingerprint, **facts})
+    state = {name: x.contiguous() for name, x in head.state_dict().items()}
+    about = json.dumps({"fingerprint": fingerprint, "weights": _hash_of(state), **facts})
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         new = Path(folder) / path.name
-        save_file({k: v.contiguous() for k, v in head.state_dict().items()}, new, metadata={"about": about})
+        save_file(state, new, metadata={"about": about})
         os.replace(new, path)
+
+
+def _hash_of(state: dict[str, Tensor]) -> str:
+    """Return a hash of the numbers, by which a damaged file shows."""
+    return hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
 
 
 def _user_cache() -> Path:

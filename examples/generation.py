@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from captum_attn_lime import AttentionAttribution, GenerationAttribution, WordTokenizer
+from captum_attn_lime import AttentionAttribution, GenerationAttribution, WordTokenizer, plot
 
 OUTPUT = Path("output")
 OUTPUT.mkdir(exist_ok=True)
@@ -94,7 +94,7 @@ print(f"\n{hits} of {LENGTH} words were looked at most when they were written.")
 
 # %%
 figure, ax = result.plot_token_attr()
-figure.savefig(OUTPUT / "generation.png", dpi=110, bbox_inches="tight")
+plot.save(figure, OUTPUT / "generation.png", dpi=110, bbox_inches="tight")
 plt.close(figure)
 
 # %% [markdown]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
-from captum_attn_lime import AttentionAttribution, ImageAdapter, LimeImage, compare
+from captum_attn_lime import AttentionAttribution, ImageAdapter, LimeImage, compare, plot
 
 OUTPUT = Path("output")
 OUTPUT.mkdir(exist_ok=True)
@@ -176,5 +176,5 @@ How to read this
 
 # %%
 title = f"{CLASSES[target]}: which patches?"
-comparison.plot(title=title, width=12).savefig(OUTPUT / "image.png", dpi=100, bbox_inches="tight")
+plot.save(comparison.plot(title=title, width=12), OUTPUT / "image.png", dpi=100, bbox_inches="tight")
 print(f"\nWritten: {OUTPUT / 'image.png'}.")

@@ -32,7 +32,7 @@ from film_reviews import load_encoder, load_reviews
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from captum_attn_lime import AttentionAttribution
+from captum_attn_lime import AttentionAttribution, plot
 from captum_attn_lime.attention import native
 from captum_attn_lime.errors import CompilerError, InputError
 
@@ -314,7 +314,7 @@ with plt.rc_context({"font.size": 10.5, "axes.spines.top": False, "axes.spines.r
         patch.set(edgecolor="0.4", hatch="///", linewidth=1)
     draw_bars(axes["time"], clock, "Processor time", "CPU seconds", log=False)
     figure.suptitle(f"A document of {ids.shape[1]:,} tokens, explained without the N × N matrix", weight="bold")
-    figure.savefig(OUTPUT / "long_document.png", dpi=110)
+    plot.save(figure, OUTPUT / "long_document.png", dpi=110)
     plt.close(figure)
 
 # %% [markdown]

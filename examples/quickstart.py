@@ -24,7 +24,7 @@ import torch
 from captum.attr import LayerIntegratedGradients
 from film_reviews import CLASS_NAMES, load_or_fit
 
-from captum_attn_lime import AttentionAttribution, LimeText, TextAdapter, compare
+from captum_attn_lime import AttentionAttribution, LimeText, TextAdapter, compare, plot
 
 OUTPUT = Path("output")
 OUTPUT.mkdir(exist_ok=True)
@@ -146,7 +146,7 @@ How to read this
 
 # %%
 title = f"“{CLASS_NAMES[target]}”, with probability {probabilities[target]:.2f}: which words?"
-comparison.plot(title=title).savefig(OUTPUT / "quickstart.png", dpi=110, bbox_inches="tight")
+plot.save(comparison.plot(title=title), OUTPUT / "quickstart.png", dpi=110, bbox_inches="tight")
 comparison.save_html(
     OUTPUT / "quickstart.html",
     title="One film review, four explanations",

@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from tqdm import tqdm
 
-from captum_attn_lime import AttentionAttribution, LimeTabular, TabularAdapter, compare
+from captum_attn_lime import AttentionAttribution, LimeTabular, TabularAdapter, compare, plot
 
 OUTPUT = Path("output")
 OUTPUT.mkdir(exist_ok=True)
@@ -160,5 +160,5 @@ How to read this
 
 # %%
 title = f"{classes[target]}: which columns?"
-comparison.plot(title=title, max_features=8).savefig(OUTPUT / "table.png", dpi=110, bbox_inches="tight")
+plot.save(comparison.plot(title=title, max_features=8), OUTPUT / "table.png", dpi=110, bbox_inches="tight")
 print(f"\nWritten: {OUTPUT / 'table.png'}.")

@@ -185,7 +185,9 @@ def test_other_settings_or_reviews_are_fitted_anew(
 
 
 @needs_reviews
-@pytest.mark.parametrize("damage", ["truncated", "not a tensor file", "empty", "of another fit", "wrong shape"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "not a tensor file", "empty", "other numbers", "of another fit", "wrong shape"]
+)
 def test_a_damaged_cache_is_fitted_again(
     films: ModuleType,
     few: pd.DataFrame,
@@ -203,7 +205,8 @@ def test_a_damaged_cache_is_fitted_again(
         fingerprint = _fingerprint_in(path)
         films._write_head(path, torch.nn.Linear(3, 2), fingerprint, {"accuracy": 1.0, "majority": 0.5})
     else:
-        path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b""}.get(damage, b"no tensors here" * 9))
+        damaged = {"truncated": whole[: len(whole) // 2], "empty": b"", "other numbers": whole[:-1] + b"\x7f"}
+        path.write_bytes(damaged.get(damage, b"no tensors here" * 9))
     with caplog.at_level(logging.WARNING):
         second = films.load_or_fit(small, cache=tmp_path, reviews=few)
     assert not second.from_cache

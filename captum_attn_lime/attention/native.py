@@ -9,21 +9,24 @@ and what was compiled serves every version of PyTorch and Python.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from captum_attn_lime._files import write_whole
 from captum_attn_lime.errors import CompilerError, InputError
 
 _SOURCE = Path(__file__).with_name("column_sums.cpp")
@@ -42,10 +45,13 @@ def enable() -> None:
     """Compile the kernel, or load it where it has been compiled before, and use it from now on in this process.
 
     It needs GCC or Clang, which is looked for in ``CXX`` and as ``c++``, ``g++`` and ``clang++``. The compiled file is
-    kept where PyTorch keeps its extensions: in ``TORCH_EXTENSIONS_DIR``, by default ``~/.cache/torch_extensions``.
+    kept where PyTorch keeps its extensions: in ``TORCH_EXTENSIONS_DIR``, by default ``~/.cache/torch_extensions``. It
+    is compiled anew where it is not what was written. Nothing is kept there, and nothing loaded from there, where
+    other users could change the folder or the file: each process then compiles it for itself, in about a second. To
+    keep it, let ``TORCH_EXTENSIONS_DIR`` be a folder that is yours alone.
 
     Raises:
-        CompilerError: There is no compiler, or it fails.
+        CompilerError: There is no compiler, it fails, or what it made cannot be loaded.
     """
     global _kernel
     if _kernel is None:
@@ -149,55 +155,142 @@ def _check(query: Tensor, key: Tensor, logs: Tensor, bias: Tensor | None, is_cau
 
 
 def _load() -> Callable[..., int]:
-    """Return the kernel's function, from the file compiled before where there is one that loads."""
+    """Return the kernel's function, from the file compiled before where there is one that is whole and loads."""
     # An override of PyTorch's own by ATEN_CPU_CAPABILITY holds here as well.
     capability = torch.backends.cpu.get_cpu_capability()
     flags = (*_FLAGS, *_CAPABILITY_FLAGS.get(capability, ()))
-    made_of = "\0".join((_SOURCE.read_text(), *flags, sys.platform, platform.machine()))
-    name = f"column_sums_{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    kept = _cache_folder()
-    if kept is not None:
+    try:
+        made_of = "\0".join((_SOURCE.read_text(encoding="utf-8"), *flags, sys.platform, platform.machine()))
+        name = f"column_sums_{hashlib.sha256(made_of.encode()).hexdigest()[:16]}_"
+        folder = _cache_folder()
+        for code in () if folder is None else _kept(folder, name):
+            # Where it was made by a compiler whose runtime is not here, it is compiled again.
+            with contextlib.suppress(OSError, AttributeError):
+                return _function(code, folder)
+        code = _compile(flags, folder)
         try:
-            if (kept / name).is_file():
-                return _function(kept / name)
-        except OSError:
-            pass  # made by a compiler whose runtime is not here, or cut off: compile it again
-    # A file of its own, moved to its place when it is whole: no lock that a killed process could leave behind.
-    with tempfile.TemporaryDirectory(dir=kept) as folder:
-        made = Path(folder) / name
-        _compile(made, flags)
-        if kept is not None:
-            made = made.replace(kept / name)
-        try:
-            return _function(made)
-        except OSError as error:
-            raise CompilerError(f"the kernel was compiled, but cannot be loaded from {made}: {error}") from error
+            function = _function(code, folder)
+        except (OSError, AttributeError) as error:
+            raise CompilerError(f"the kernel was compiled, but cannot be loaded: {error}") from error
+    except OSError as error:
+        raise CompilerError(
+            f"the kernel cannot be built: {error}. It needs room in a folder for temporary files (TMPDIR) from which "
+            "programs may be loaded. Everything works without the kernel, slower."
+        ) from error
+    if folder is not None:
+        with contextlib.suppress(OSError):  # compiled anew in the next process
+            write_whole(folder / f"{name}{hashlib.sha256(code).hexdigest()}.so", code, mode=0o600)
+    return function
 
 
-def _function(path: Path) -> Callable[..., int]:
-    function = ctypes.CDLL(str(path)).captum_attn_lime_column_sums
+def _kept(folder: Path, name: str) -> Iterator[bytes]:
+    """Yield what was compiled before, where it is what was written; delete what is not.
+
+    The name ends with the hash of the content, so that a file cut off or changed shows it. The hash is no protection
+    from other users, who could compute it too; the owner and the permissions are.
+    """
+    for path in sorted(folder.glob(f"{name}*.so")):
+        code = _read_private(path)
+        if code is not None and path.stem == name + hashlib.sha256(code).hexdigest():
+            yield code
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _read_private(path: Path) -> bytes | None:
+    """Return the bytes of a file that only the user can write; None where it is another kind of file."""
+    try:
+        opened = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return None
+    try:
+        # Asked of what was opened, not of the path, under which another file may lie by now.
+        status = os.fstat(opened)
+        if not stat.S_ISREG(status.st_mode) or not _is_private(status):
+            return None
+        with open(opened, "rb", closefd=False) as file:
+            return file.read()
+    except OSError:
+        return None
+    finally:
+        os.close(opened)
+
+
+def _function(code: bytes, folder: Path | None) -> Callable[..., int]:
+    """Load the kernel from a copy that nobody can change or cut off while it is in use."""
+    with _workplace(folder) as place:
+        copy = Path(place) / "column_sums.so"
+        copy.write_bytes(code)
+        function = ctypes.CDLL(str(copy)).captum_attn_lime_column_sums
     numbers = ctypes.POINTER(ctypes.c_int64)
     function.argtypes = [ctypes.c_void_p] * 5 + [numbers] * 2 + [ctypes.c_double] + [ctypes.c_int64] * 3
     function.restype = ctypes.c_int
     return function
 
 
+def _workplace(folder: Path | None) -> tempfile.TemporaryDirectory[str]:
+    """Return a new folder of the user's alone: in the cache, or with temporary files if nothing can be written there.
+
+    The cache comes first because temporary folders are often mounted such that nothing can be loaded from them.
+    """
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            return tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True)
+    return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+
+
 def _cache_folder() -> Path | None:
-    """Return a folder to keep the compiled kernel in; None where there is none that can be written to."""
+    """Return the folder that keeps the compiled kernel; None where there is none that only the user can change."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR")
     root = root or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch_extensions")
     try:
         folder = Path(root).expanduser().absolute() / "captum_attn_lime"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except (OSError, RuntimeError):  # RuntimeError where there is no home
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or not _is_private(status):
+            return None
+        folder = folder.resolve()
+        return folder if all(_is_safe_above(above) for above in folder.parents) else None
+    except (OSError, ValueError, RuntimeError):  # RuntimeError where there is no home
         return None
 
 
-def _compile(target: Path, flags: tuple[str, ...]) -> None:
-    """Write the compiled kernel to a file."""
-    named = shlex.split(os.environ.get("CXX", ""))
+def _is_private(status: os.stat_result) -> bool:
+    """Return whether a file or folder is the user's, and nobody else may write it."""
+    if not hasattr(os, "geteuid"):
+        return True  # Windows keeps the rights of a user's folders elsewhere
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _is_safe_above(folder: Path) -> bool:
+    """Return whether nobody but the user and root can put another folder in the place of one in this folder."""
+    if not hasattr(os, "geteuid"):
+        return True
+    status = folder.stat()
+    is_sticky = bool(status.st_mode & stat.S_ISVTX)  # as of /tmp: what is there can be renamed by its owner only
+    others = stat.S_IWOTH if _is_own_group(status.st_gid) else stat.S_IWGRP | stat.S_IWOTH
+    return status.st_uid in (0, os.geteuid()) and (is_sticky or not status.st_mode & others)
+
+
+def _is_own_group(group: int) -> bool:
+    """Return whether a group is the user's alone, as each user has one on many systems."""
+    import grp
+    import pwd
+
+    try:
+        user, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return found.gr_name == user and set(found.gr_mem) <= {user}
+
+
+def _compile(flags: tuple[str, ...], folder: Path | None) -> bytes:
+    """Return the compiled kernel, the content of a shared library."""
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise CompilerError(f"CXX={os.environ['CXX']!r} is no command: {error}.") from error
     found = [named] if named else [[c] for c in ("c++", "g++", "clang++")]
     compiler = next((c for c in found if shutil.which(c[0])), None)
     if compiler is None:
@@ -206,10 +299,16 @@ def _compile(target: Path, flags: tuple[str, ...]) -> None:
             "Clang (apt install g++, dnf install gcc-c++, conda install cxx-compiler, xcode-select --install), or name "
             "one in CXX. Everything works without the kernel, slower."
         )
-    command = [*compiler, *flags, "-o", str(target), str(_SOURCE)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode != 0 or not target.is_file():
-        raise CompilerError(
-            f"{shlex.join(command)} failed with exit code {done.returncode}; GCC or Clang with C++17 is needed. "
-            f"Its first messages:\n{done.stderr[:2000]}"
-        )
+    with _workplace(folder) as place:
+        target = Path(place) / "column_sums.so"
+        command = [*compiler, *flags, "-o", str(target), str(_SOURCE)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        except OSError as error:
+            raise CompilerError(f"the compiler cannot be run: {shlex.join(command)}: {error}") from error
+        if done.returncode == 0 and target.is_file():
+            return target.read_bytes()
+    raise CompilerError(
+        f"{shlex.join(command)} failed with exit code {done.returncode}; GCC or Clang with C++17 is needed. "
+        f"Its first messages:\n{done.stderr[:2000]}"
+    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import secrets
 import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator
 from os import PathLike
@@ -20,6 +21,9 @@ from captum_attn_lime.attention.dense import DenseMap
 from captum_attn_lime.attention.fusion import HeadFusion
 from captum_attn_lime.attention.map import AttentionMap
 from captum_attn_lime.attention.scores import ScoreMap
+from captum_attn_lime.errors import FileError
+
+_AGAIN = "Capture again, with a folder that nothing else cleans up."
 
 
 class OnCpu:
@@ -40,11 +44,31 @@ class OnCpu:
 
 
 class Folder:
-    """A new folder inside another one, removed when nothing refers to it any more, or when Python ends."""
+    """A new folder inside another one, the user's alone; removed when nothing refers to it, or when Python ends.
+
+    Copies of a map share the folder: it goes with the last of them.
+
+    Raises:
+        FileError: The folder cannot be made.
+    """
 
     def __init__(self, parent: str | PathLike[str]) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="attention-", dir=parent))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        self.path = Path(parent).absolute() / f"attention-{secrets.token_hex(16)}"
+        # Before there is anything to remove, so that an interrupt leaves nothing behind.
+        weakref.finalize(self, _remove, self.path, os.getpid())
+        try:
+            self.path.mkdir(mode=0o700)
+        except OSError as error:
+            raise FileError(f"no folder for attention maps can be made in {str(parent)!r}: {error}") from error
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() != process:
+        return  # a forked process, which only looks at the files
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # where an interrupt came in the first
 
 
 class InFile:
@@ -54,13 +78,23 @@ class InFile:
         tensor: The tensor.
         folder: Where to.
         name: The file's name.
+
+    Raises:
+        FileError: The file cannot be written, as on a full disk.
     """
 
     def __init__(self, tensor: Tensor, folder: Folder, name: str) -> None:
         self._folder = folder  # held, for it goes with the last file
         self._path = folder.path / name
         self._shape, self._dtype, self._device = tensor.shape, tensor.dtype, tensor.device
-        tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tofile(self._path)
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        try:
+            raw.tofile(self._path)
+        except OSError as error:
+            raise FileError(
+                f"an attention map of {raw.nbytes:,} bytes cannot be written to {self._path}: {error} Offload to "
+                "another folder, or to the CPU."
+            ) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InFile:
         return self  # files are not changed, and go with the last map that refers to them
@@ -69,12 +103,22 @@ class InFile:
         return OnCpu, (self._read(), self._device)  # the file may be gone when a pickle is opened
 
     def load(self) -> Tensor:
-        """Return the tensor where it was."""
+        """Return the tensor where it was.
+
+        Raises:
+            FileError: The file is gone or is not what was written.
+        """
         return self._read().to(self._device)
 
     def _read(self) -> Tensor:
-        raw = torch.from_numpy(np.fromfile(self._path, dtype=np.uint8))
-        return raw.view(self._dtype).reshape(self._shape)
+        needed = self._shape.numel() * self._dtype.itemsize
+        try:
+            raw = np.fromfile(self._path, dtype=np.uint8)
+        except OSError as error:
+            raise FileError(f"an attention map's file can no longer be read: {error}. {_AGAIN}") from error
+        if raw.size != needed:
+            raise FileError(f"{self._path} has {raw.size:,} bytes; {needed:,} were written. {_AGAIN}")
+        return torch.from_numpy(raw).view(self._dtype).reshape(self._shape)
 
 
 class OffloadedMap(AttentionMap):
@@ -89,6 +133,7 @@ class OffloadedMap(AttentionMap):
     Example:
         >>> q = torch.randn(1, 2, 3, 4)
         >>> here = ScoreMap(q, q)
+        >>> import tempfile
         >>> there = offloaded(here, tempfile.gettempdir())
         >>> torch.equal(there.dense(), here.dense())
         True

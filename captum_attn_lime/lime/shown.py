@@ -13,6 +13,7 @@ import numpy as np
 from lime.explanation import Explanation
 from lime.lime_text import TextDomainMapper
 
+from captum_attn_lime._files import write_whole
 from captum_attn_lime.explained import Explained, class_index
 
 # lime's JavaScript comes first; nothing of the user's stands before the script after it.
@@ -107,6 +108,14 @@ class ShownExplanation(Explanation):  # type: ignore[misc]
         names = [str(name) for name in self.class_names]
         one = names[labels[0]]
         return names, ([f"NOT {one}", one] if len(labels) == 1 else [*names, ""])
+
+    def save_to_file(self, file_path: Any, *args: Any, **kwargs: Any) -> None:
+        """Write the page of ``as_html``; a page that was there stays until the new one is whole.
+
+        Raises:
+            FileError: The folder does not exist, or the file cannot be written.
+        """
+        write_whole(file_path, self.as_html(*args, **kwargs))
 
     def show_in_notebook(self, *args: Any, **kwargs: Any) -> None:
         """Show the explanation in a notebook, also with IPython 9, which lime's own way does not know."""

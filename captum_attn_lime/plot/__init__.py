@@ -5,6 +5,7 @@ from captum_attn_lime.plot.global_view import global_view
 from captum_attn_lime.plot.heads import attention, heads
 from captum_attn_lime.plot.html import html_page
 from captum_attn_lime.plot.image import image, images, images_height
+from captum_attn_lime.plot.save import save
 from captum_attn_lime.plot.text import text, texts, texts_height
 from captum_attn_lime.plot.weights import weights
 
@@ -18,6 +19,7 @@ __all__ = [
     "image",
     "images",
     "images_height",
+    "save",
     "text",
     "texts",
     "texts_height",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from captum_attn_lime._files import encodable
 from captum_attn_lime.errors import InputError
 
 if TYPE_CHECKING:
@@ -158,8 +159,8 @@ def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
 
 
 def plain(label: Any) -> str:
-    """Return the label on one line, and visible where it is empty."""
-    return " ".join(str(label).split()) or "␣"
+    """Return the label on one line, visible where it is empty, and without what no font can draw (half surrogates)."""
+    return " ".join(encodable(str(label)).split()) or "␣"
 
 
 def shorten(label: Any, limit: int) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from captum_attn_lime._files import encodable
 from captum_attn_lime.plot._common import as_table, is_signed, largest, outside_note, outside_of_method, plain
 from captum_attn_lime.plot.comparison import measure_title, square
 
@@ -62,7 +63,7 @@ def html_page(
         _method(str(name), table.iloc[:, i].to_list()) | {"outside": outside_note(outside_of_method(outside, name))}
         for i, name in enumerate(table.columns)
     ]
-    return environment.get_template("comparison.html.jinja").render(
+    page = environment.get_template("comparison.html.jinja").render(
         title=title,
         prediction=prediction,
         explained=explained,
@@ -72,6 +73,7 @@ def html_page(
         measures=[] if agreement is None or not len(agreement) else _measures(agreement),
         notes=notes,
     )
+    return encodable(page)  # a file or a notebook could not hold it otherwise
 
 
 def _method(name: str, values: list[float]) -> dict[str, Any]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import gc
+import os
+import pickle
+import stat
 import subprocess
 import sys
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from captum_attn_lime import Keep, capture
 from captum_attn_lime.attention import (
     AttentionMap,
     DenseMap,
@@ -23,7 +29,7 @@ from captum_attn_lime.attention import (
     WindowedMap,
     offloaded,
 )
-from captum_attn_lime.errors import SelectionError, UnreadableAttentionError
+from captum_attn_lime.errors import FileError, SelectionError, UnreadableAttentionError
 from tests.attention.cases import FUSIONS, cases, kernel_log_sums, vectors
 
 
@@ -183,3 +189,93 @@ def test_tensors_of_no_contiguous_layout_come_back_as_they_were(tmp_path):
     key = torch.randn(1, 1, 6, 4).expand(1, 2, 6, 4)
     here = ScoreMap(query, key)
     assert torch.equal(offloaded(here, tmp_path).dense(), here.dense())
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_outlive_the_map_and_files_go_with_the_last(tmp_path, again):
+    here = ScoreMap(*torch.randn(2, 1, 2, 8, 4))
+    attention = offloaded(copy.copy(here), tmp_path)
+    copied = again(attention)
+    del attention
+    assert torch.equal(copied.dense(), here.dense())
+    del copied
+    assert _left_in(tmp_path) == []
+
+
+def test_copies_know_what_was_written_into_the_mask(tmp_path):
+    mask = torch.zeros(8, 8)
+    attention = offloaded(ScoreMap(*torch.randn(2, 1, 2, 8, 4), masks=[mask]), tmp_path)
+    before = pickle.loads(pickle.dumps(attention))
+    mask += 1
+    assert torch.equal(before.dense(), copy.deepcopy(before).dense())
+    with pytest.raises(UnreadableAttentionError, match="written into"):
+        copy.deepcopy(attention).dense()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no POSIX permissions")
+def test_folders_are_the_users_alone_whatever_the_mask(tmp_path):
+    before = os.umask(0)
+    try:
+        maps = [offloaded(ScoreMap(*torch.randn(2, 1, 2, 8, 4)), tmp_path) for _ in range(3)]
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in _left_in(tmp_path)] == [0o700] * len(maps)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "gone", "longer"])
+def test_files_are_verified_when_they_are_read(tmp_path, damage):
+    attention = offloaded(ScoreMap(*torch.randn(2, 1, 2, 8, 4)), tmp_path)
+    (file,) = tmp_path.glob("*/key")
+    whole = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(whole[:-4] if damage == "cut off" else whole * 2)
+    with pytest.raises(FileError, match="Capture again"):
+        attention.dense()
+
+
+def test_a_disk_without_room_is_named_and_nothing_is_left(tmp_path, monkeypatch):
+    class Full(np.ndarray):
+        def tofile(self, *_):
+            raise OSError("8 requested and 0 written")
+
+    real = torch.Tensor.numpy
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda self: real(self).view(Full))
+    layer = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    x = torch.zeros(1, 3, 8)
+    with pytest.raises(FileError, match="another folder"), capture(layer, keep=Keep(offload=tmp_path)):
+        layer(x, x, x)
+    gc.collect()
+    assert _left_in(tmp_path) == []
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    keep = Keep(offload=folder)
+    folder.rmdir()
+    with pytest.raises(FileError, match="gone"), capture(layer, keep=keep):
+        layer(x, x, x)
+
+
+def test_an_interrupt_while_the_folder_is_made_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    real = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        offloaded(ScoreMap(*torch.randn(2, 1, 2, 8, 4)), tmp_path)
+    gc.collect()
+    assert _left_in(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_process_leaves_the_files(tmp_path):
+    attention = offloaded(ScoreMap(*torch.randn(2, 1, 2, 8, 4)), tmp_path)
+    child = os.fork()
+    if not child:
+        del attention
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert attention.dense().shape == (1, 2, 8, 8)
