@@ -145,7 +145,7 @@ class AttentionMap(ABC):
             ``(B, K)``, or ``(B, R, K)``.
         """
         vectors, chosen, fusion = self._checked(r, heads, head_fusion)
-        return self._product(vectors, chosen, fusion).reshape(*r.shape[:-1], self.shape[3])
+        return self._known(self._product(vectors, chosen, fusion)).reshape(*r.shape[:-1], self.shape[3])
 
     def residual_vecmat(
         self,
@@ -181,7 +181,7 @@ class AttentionMap(ABC):
             passed = (1 - residual) * self._product(vectors, chosen, fusion) + residual * vectors
         else:
             passed = self._normalised_product(vectors, chosen, fusion, residual)
-        return passed.reshape(r.shape)
+        return self._known(passed).reshape(r.shape)
 
     def gated_vecmat(
         self, r: Tensor, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None
@@ -312,6 +312,20 @@ class AttentionMap(ABC):
             )
         vectors = r.to(device=self.device, dtype=self.dtype)
         return (vectors if r.dim() == 3 else vectors[:, None]), chosen, fusion
+
+    def _known(self, product: Tensor) -> Tensor:
+        """Return a product that has a value everywhere.
+
+        Raises:
+            UnreadableAttentionError: It is NaN somewhere, because the scores are.
+        """
+        if bool(product.isnan().any()):
+            raise UnreadableAttentionError(
+                f"a product with the attention of {self.name!r} is NaN: the weights that it is to be multiplied with, "
+                "or the scores of a row that counts, are NaN or infinite, or all keys of such a row are masked. Look "
+                "for NaN in the model's parameters and inputs (torch.isfinite), or at its mask."
+            )
+        return product
 
 
 def needed_rows(r: Tensor) -> Tensor:

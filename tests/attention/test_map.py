@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from captum_attn_lime import AttentionAttribution
 from captum_attn_lime.attention import DenseMap, ScoreMap, blocks, fused, select_heads
-from captum_attn_lime.errors import InputError, SelectionError
+from captum_attn_lime.errors import InputError, SelectionError, UnreadableAttentionError
 from tests.reference.attention import fuse, softmax_rows
 
 MASKS = ["none", "bool_keys", "bool_rows", "float", "finfo_min", "per_head", "causal", "two"]
@@ -188,3 +189,25 @@ def test_vectors_of_the_wrong_shape_and_unknown_fusions_are_refused():
         attention.vecmat(torch.ones(1, 3))
     with pytest.raises(InputError, match="mean, max, min"):
         attention.vecmat(torch.ones(1, 2), head_fusion="median")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("make", [lambda q: ScoreMap(q, q), lambda q: DenseMap((q @ q.mT).softmax(-1))])
+def test_products_without_a_value_are_refused(make, value):
+    query = torch.randn(2, 2, 5, 4)
+    query[1, 0, 3] = value
+    attention = make(query)
+    attention.name = "a.b"
+    for verb in (attention.vecmat, attention.residual_vecmat):
+        with pytest.raises(UnreadableAttentionError, match=r"'a\.b' is NaN.*isfinite"):
+            verb(torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("method", ["raw", "rollout"])
+def test_a_model_of_nan_is_refused(method):
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
+    with torch.no_grad():
+        layer.self_attn.in_proj_weight[0] = math.nan
+    with pytest.raises(UnreadableAttentionError, match="is NaN"):
+        AttentionAttribution(layer, method=method).attribute(torch.randn(1, 3, 8), query=0)
