@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import os
 import secrets
@@ -53,22 +54,35 @@ class Folder:
     """
 
     def __init__(self, parent: str | PathLike[str]) -> None:
+        _remove_unused()
+        atexit.unregister(_remove_all)  # once, however often it is registered
+        atexit.register(_remove_all)
         self.path = Path(parent).absolute() / f"attention-{secrets.token_hex(16)}"
         # Before there is anything to remove, so that an interrupt leaves nothing behind.
-        weakref.finalize(self, _remove, self.path, os.getpid())
+        _folders[self.path] = os.getpid(), weakref.ref(self, _remove_unused)
         try:
             self.path.mkdir(mode=0o700)
         except OSError as error:
             raise FileError(f"no folder for attention maps can be made in {str(parent)!r}: {error}") from error
 
 
-def _remove(folder: Path, process: int) -> None:
-    if os.getpid() != process:
-        return  # a forked process, which only looks at the files
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # where an interrupt came in the first
+# Each folder, with the process that made it: a forked one only looks at the files.
+_folders: dict[Path, tuple[int, weakref.ref[Folder]]] = {}
+
+
+def _remove_unused(_: object = None) -> None:
+    """Remove the folders that nothing refers to, those too whose removal an interrupt has cut short."""
+    for path, (process, folder) in list(_folders.items()):
+        if process == os.getpid() and folder() is None:
+            shutil.rmtree(path, ignore_errors=True)
+            _folders.pop(path, None)
+
+
+def _remove_all() -> None:
+    for path, (process, _) in list(_folders.items()):
+        if process == os.getpid():
+            shutil.rmtree(path, ignore_errors=True)
+    _folders.clear()
 
 
 class InFile:

@@ -6,7 +6,6 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -36,23 +35,30 @@ class ModuleStack:
         self._entered_others: list[bool] = []
         self._modules: dict[str, nn.Module] = {}
         self._handles: list[Any] = []
-        self._hooked: set[int] = set()
+        self._hooked: dict[int, nn.Module] = {}
+        self._hooks: list[Callable[..., Any]] = []
         self._by_frames: dict[int, str] | None = None
         self.batch = batch
+        self.has_run = False  # a module was entered in this thread
+        self.has_run_elsewhere = False  # and in another
         self.on_start: Start | None = None
         self.on_enter: Callable[[nn.Module], None] | None = None
         self.on_leave: Left | None = None
 
     @property
+    def is_watching(self) -> bool:
+        """Whether there are modules that would be seen to run."""
+        return bool(self._modules)
+
+    @property
     def current(self) -> str:
         """The path of the innermost module, or an empty string."""
         if self._by_frames is not None:
-            return _running(self._by_frames)
+            return _running(self._by_frames) or ""
         return self._paths[-1] if self._paths else ""
 
-    @contextmanager
-    def watching(self, modules: dict[str, nn.Module], on_start: Start | None = None) -> Iterator[None]:
-        """Hook the modules for the time of the block.
+    def begin(self, modules: dict[str, nn.Module], on_start: Start | None = None) -> None:
+        """Hook the modules until :meth:`end`.
 
         Args:
             modules: The modules, with the prefixes of their paths. Their submodules are hooked too, at once, or when
@@ -60,17 +66,32 @@ class ModuleStack:
             on_start: Called with the arguments of the first module that is entered; it may call :meth:`watch_all`.
         """
         self._modules = modules
-        try:
-            if on_start is None:
-                self.watch_all()
-            else:
-                self.on_start = on_start
-                for name, root in modules.items():
-                    self._hook(name, root)
-            yield
-        finally:
-            for handle in self._handles:
-                handle.remove()
+        if on_start is None:
+            self.watch_all()
+        else:
+            self.on_start = on_start
+            for name, root in modules.items():
+                self._hook(name, root)
+
+    def end(self) -> None:
+        """Remove the hooks, and let go of who was called; doing it again changes nothing."""
+        for handle in self._handles:
+            handle.remove()
+        if len(self._handles) < 2 * len(self._hooked):
+            self._remove_unknown()
+        self.on_start = self.on_enter = self.on_leave = None
+        for known in (self._handles, self._hooked, self._hooks):
+            known.clear()
+
+    def _remove_unknown(self) -> None:
+        """Remove the hooks whose handles an interrupt has kept from us."""
+        for module in self._hooked.values():
+            before = (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
+            behind = (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called)
+            for tables in (before, behind):
+                for key in [key for key, hook in list(tables[0].items()) if hook in self._hooks]:
+                    for table in tables:
+                        table.pop(key, None)
 
     def watch_all(self) -> None:
         """Hook every submodule that is not hooked yet."""
@@ -85,21 +106,26 @@ class ModuleStack:
             for root_name, root in reversed(self._modules.items())
             for path, module in reversed(list(_named_modules(root)))
         }
+        self.has_run |= _running(self._by_frames) is not None
         self.watch_all()
 
     def _hook(self, path: str, module: nn.Module) -> None:
         if id(module) in self._hooked or isinstance(module, torch.jit.ScriptModule):
             return  # scripted code takes no hooks
-        self._hooked.add(id(module))
-        self._handles.append(module.register_forward_pre_hook(self._enter(path), with_kwargs=True))
+        enter, leave = self._enter(path), self._leave
+        self._hooks += [enter, leave]
+        self._hooked[id(module)] = module
+        self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         # always_call: the stack must shrink also when a forward raises.
-        self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+        self._handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
 
     def _enter(self, path: str) -> Callable[..., None]:
         # torch leaves the keyword arguments out where another thread has just removed its own hooks from the module.
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             if threading.get_ident() != self._thread:
+                self.has_run_elsewhere = True
                 return
+            self.has_run = True
             kwargs = kwargs or {}
             if self.batch is None:
                 with torch._C.DisableTorchFunction():  # what is looked at here is no step of the model
@@ -129,14 +155,14 @@ class ModuleStack:
             self._entered_others.pop()
 
 
-def _running(paths: dict[int, str]) -> str:
-    """Return the path of the innermost module that is running, by the frames of the calls."""
+def _running(paths: dict[int, str]) -> str | None:
+    """Return the path of the innermost module that is running, by the frames of the calls; None if there is none."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code is _CALL and (path := paths.get(id(frame.f_locals["self"]))) is not None:
             return path
         frame = frame.f_back
-    return ""
+    return None
 
 
 def _named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

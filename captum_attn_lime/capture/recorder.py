@@ -105,7 +105,7 @@ class Recorder:
         self._state_at = state_at
         self._step_of: TensorTable[int] = TensorTable()  # the step that made a token state
         self._has_graph = False
-        self._is_for_graph = self._wants_graph
+        self._is_for_graph = self.wants_graph
         self.leaf_tokens = (0, 0)  # the batch and query sizes of call leaf_at
         self._values_at = values_at
         self._substitute = substitute
@@ -147,7 +147,8 @@ class Recorder:
             return func(*args, **kwargs)
 
     @property
-    def _wants_graph(self) -> bool:
+    def wants_graph(self) -> bool:
+        """Whether a part of the model runs with a graph, whatever the grad mode around it."""
         return self._leaf_at is not None or self._graph_at is not None
 
     def add(
@@ -266,7 +267,7 @@ class Recorder:
         others = tokens[1:] if said.kind == "cross" else tokens
         source = next((x for x in others if x.shape[1] == attention.shape[3]), query)
         value = source.flatten(2).unsqueeze(1) if source.dim() > 2 else source[:, None, :, None]
-        with torch.set_grad_enabled(self._has_graph or not self._wants_graph):
+        with torch.set_grad_enabled(self._has_graph or not self.wants_graph):
             had_graph = self._has_graph
             result = self.add(attention, first, rows, value, query, source)
             self.maps[-1].value = None  # how the weights act on values was not told

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import _GeneratorContextManager, contextmanager
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -20,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.capture import flex, multi_head_attention, sdpa
-from captum_attn_lime.capture.compiled import running_eagerly
+from captum_attn_lime.capture.compiled import RunningEagerly
 from captum_attn_lime.capture.keeping import Keep
 from captum_attn_lime.capture.names import find_modules
 from captum_attn_lime.capture.recorder import KEEP_SCORES, PatchConvolution, Recorder, RowView
@@ -42,13 +43,22 @@ _WATCHED: frozenset[Any] = frozenset(
     }
 )  # fmt: skip
 
+# A thread's stack of function modes has no public door but `with`, which takes off whatever lies on top.
+_modes: Any = torch.overrides
+_TAKES_OFF = _modes._pop_mode_temporarily.__wrapped__.__code__
+
 
 @contextmanager
 def capture(model: Callable[..., Any], *, keep: Keep = KEEP_SCORES) -> Iterator[list[AttentionMap]]:
     """Return, inside a ``with`` block, the list that fills with one `AttentionMap` per attention call of the model.
 
     The model runs its own kernels and gives its own outputs, bit for bit; what is kept of a fused call is its query,
-    key and mask. After the block, also after an exception, the model is as it was.
+    key and mask. After the block, also after an exception or an interrupt, the model is as it was.
+
+    Captures in several threads, and plain calls of the same model beside them, do not mix: each capture sees the thread
+    that it was begun in. Two things belong to the whole process while a capture runs: what torch.compile has compiled
+    runs uncompiled, in other threads too (slower, with the same results), and the hooks on the model keep
+    nn.TransformerEncoder from its fast path (whose rows of padding are zeros).
 
     Args:
         model: A module, or a callable that runs one (its modules give the maps their names).
@@ -59,7 +69,8 @@ def capture(model: Callable[..., Any], *, keep: Keep = KEEP_SCORES) -> Iterator[
         The maps, in call order.
 
     Raises:
-        NoAttentionError: The block ended and no attention was seen.
+        NoAttentionError: The block ended and no attention was seen: the model has none, or did not run, or ran in
+            another thread.
         UnreadableAttentionError: Attention was seen whose examples, heads, queries and keys cannot be told apart.
 
     Example:
@@ -88,6 +99,8 @@ def record(
     keep: Keep = KEEP_SCORES,
 ) -> Iterator[Recorder]:
     """Return, inside a ``with`` block, the `Recorder` that watches the model; what :func:`capture` is made of."""
+    if isinstance(model, torch.jit.ScriptFunction):
+        _refuse_graph("the function", str(model.inlined_graph))
     modules = find_modules(model)
     told = registered_modules()
     told_ids = {id(module) for module in told}
@@ -109,24 +122,14 @@ def record(
         walks=walks,
     )
 
-    def start(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorder.trace.begin(args, kwargs, recorder.stack.batch)
-        if not recorder.trace.is_replayed:
-            recorder.stack.watch_all()
-
-    def change() -> None:
-        _refuse_scripted(modules)
-        recorder.stack.watch_from_here()
-
-    recorder.trace.on_change = change
+    session = _Session(recorder, modules, is_remembered=walks is not None)
     try:
-        with (
-            running_eagerly(),
-            recorder.stack.watching(modules, None if walks is None else start),
-            _Watch(recorder),
-        ):
+        try:
+            session.begin()
             yield recorder
-        recorder.trace.end(is_complete=not recorder.is_random)
+            recorder.trace.end(is_complete=not recorder.is_random)
+        finally:
+            session.end()
     except Exception as error:
         if not type(error).__module__.startswith("torch._dynamo"):
             raise
@@ -134,6 +137,50 @@ def record(
             "the model began to compile code while it was captured, and a capture cannot look into compiled code. "
             "Run the model once before the capture, or switch it to sdpa or eager attention."
         ) from error
+    finally:
+        session.end()  # what an interrupt of the first time has cut short; done twice it changes nothing
+
+
+class _Session:
+    """What a capture changes, and puts back: hooks, the stack of function modes, the compiler's stance, the grad mode.
+
+    Args:
+        recorder: What records.
+        modules: The modules that are hooked, with the prefixes of their paths.
+        is_remembered: Whether the model's walk may be remembered, or taken again.
+    """
+
+    def __init__(self, recorder: Recorder, modules: dict[str, nn.Module], *, is_remembered: bool) -> None:
+        self._recorder, self._modules, self._is_remembered = recorder, modules, is_remembered
+        self._eagerly, self._watch = RunningEagerly(), _Watch(recorder)
+        self._had_grad = torch.is_grad_enabled()
+
+    def begin(self) -> None:
+        """Begin to watch."""
+        recorder = self._recorder
+        recorder.trace.on_change = self._change
+        self._eagerly.begin()
+        recorder.stack.begin(self._modules, self._start if self._is_remembered else None)
+        self._watch.begin()
+
+    def end(self) -> None:
+        """Put back all that was changed, at whatever point of `begin` or of the capture; again, it changes nothing."""
+        self._watch.end()
+        self._recorder.stack.end()
+        self._eagerly.end()
+        self._recorder.trace.on_change = None
+        if self._recorder.wants_graph:
+            torch.set_grad_enabled(self._had_grad)
+
+    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorder = self._recorder
+        recorder.trace.begin(args, kwargs, recorder.stack.batch)
+        if not recorder.trace.is_replayed:
+            recorder.stack.watch_all()
+
+    def _change(self) -> None:
+        _refuse_scripted(self._modules)
+        self._recorder.stack.watch_from_here()
 
 
 def _refuse_scripted(modules: dict[str, nn.Module]) -> None:
@@ -141,12 +188,15 @@ def _refuse_scripted(modules: dict[str, nn.Module]) -> None:
     for root in modules.values():
         for path, module in root.named_modules():
             if isinstance(module, torch.jit.ScriptModule) and hasattr(module, "graph"):
-                graph = str(module.inlined_graph)
-                if "softmax" in graph or "scaled_dot_product_attention" in graph:
-                    raise UnreadableAttentionError(
-                        f"the module {path!r} is TorchScript with attention in it, and a capture cannot look into "
-                        "TorchScript. Pass the model that was scripted or traced."
-                    )
+                _refuse_graph(f"the module {path!r}" if path else "the model", str(module.inlined_graph))
+
+
+def _refuse_graph(what: str, graph: str) -> None:
+    if any(operation in graph for operation in ("softmax", "scaled_dot_product_attention", "transformer_encoder")):
+        raise UnreadableAttentionError(
+            f"{what} is TorchScript with attention in it, and a capture cannot look into TorchScript. Pass the model "
+            "that was scripted or traced."
+        )
 
 
 def check_complete(recorder: Recorder, model: Any) -> None:
@@ -164,17 +214,39 @@ def check_complete(recorder: Recorder, model: Any) -> None:
             "einsum, divide exponentials by their sum before that, or tell the weights with register_attention."
         )
     if not recorder.maps:
-        raise NoAttentionError(_no_attention_message(model))
+        raise NoAttentionError(_no_attention_message(recorder, model))
 
 
-def _no_attention_message(model: Any) -> str:
+def _no_attention_message(recorder: Recorder, model: Any) -> str:
     name = type(model).__name__ if not hasattr(model, "__qualname__") else model.__qualname__
+    stack = recorder.stack
+    if stack.has_run_elsewhere and not stack.has_run:
+        return (
+            f"{name} ran in another thread than the capture, which sees its own thread only. Begin the capture in the "
+            "thread that runs the model; instead of a DataParallel over several devices pass the module that it wraps."
+        )
+    if stack.is_watching and not stack.has_run:
+        return f"no attention was seen, since {name} did not run. Call the model inside the with block."
     return (
         f"no attention was seen while {name} ran. Seen are scaled_dot_product_attention, nn.MultiheadAttention and a "
         "softmax whose result weighs values, flex_attention and compiled models included; not seen are kernels of a "
-        "model's own and models run in another thread. If the model has attention of such a kind, switch it to sdpa or "
-        "eager attention, or tell where its weights are with register_attention."
+        "model's own, TorchScript and models run in another thread. If the model has attention of such a kind, switch "
+        "it to sdpa or eager attention, pass the model that was scripted, or tell where its weights are with "
+        "register_attention."
     )
+
+
+def _push_back(error: BaseException | None) -> None:
+    """Let torch put a mode back now that it has taken off for a function, and that an interrupt has kept it from.
+
+    It would else do so when the error is forgotten, after the capture's end.
+    """
+    trace = None if error is None else error.__traceback__
+    while trace is not None:
+        manager = trace.tb_frame.f_locals.get("self")
+        if isinstance(manager, _GeneratorContextManager) and getattr(manager.gen, "gi_code", None) is _TAKES_OFF:
+            manager.gen.close()
+        trace = trace.tb_next
 
 
 class _Watch(TorchFunctionMode):
@@ -185,6 +257,27 @@ class _Watch(TorchFunctionMode):
         self._recorder = recorder
         self._trace = recorder.trace
         self._softmax = SoftmaxWatch(recorder)
+        self._is_on = False
+
+    def begin(self) -> None:
+        """Put the mode on top of this thread's stack."""
+        self._is_on = True
+        _modes._push_mode(self)
+
+    def end(self) -> None:
+        """Take the mode off the stack, wherever it lies by now; modes above it stay in their order."""
+        if self._is_on and self not in _modes._get_current_function_mode_stack():
+            _push_back(sys.exc_info()[1])
+        self._is_on = False
+        if self not in _modes._get_current_function_mode_stack():
+            return
+        above: list[TorchFunctionMode] = []
+        try:
+            while (mode := _modes._pop_mode()) is not self:
+                above.append(mode)
+        finally:
+            for mode in reversed(above):
+                _modes._push_mode(mode)
 
     def __torch_function__(
         self,
@@ -195,6 +288,8 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         recorder = self._recorder
+        if not self._is_on:
+            return func(*args, **kwargs)
         if recorder.is_told:
             return recorder.run(func, args, kwargs)
         if self._softmax.is_idle and func not in _WATCHED and "out" not in kwargs and type(func) in _ORDINARY:

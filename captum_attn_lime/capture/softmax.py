@@ -7,8 +7,10 @@ another tensor: by a matrix product, an einsum, or a broadcast multiplication an
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,7 +87,9 @@ class SoftmaxWatch:
         self.is_idle = True  # no softmax and no exponential has been seen yet
         self._done: dict[int, int] = {}  # by softmax, the index of its map
         self._elsewhere: set[int] = set()  # softmaxes that meet more than values, such as relative positions
-        self._exponentials = ExponentialWatch(self._number, _CARRIERS, MULTIPLIES)
+        # By a proxy: in a cycle the maps, and their files, would outlive the capture until they are collected.
+        number = partial(SoftmaxWatch._number, weakref.proxy(self))
+        self._exponentials = ExponentialWatch(number, _CARRIERS, MULTIPLIES)
 
     def softmax(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a softmax and begin to follow its result."""

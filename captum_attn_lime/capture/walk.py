@@ -10,7 +10,6 @@ there: a model that takes another way is never explained by what held on the old
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -84,35 +83,35 @@ class Walk:
 
 
 class Walks:
-    """The walks of one model, by how it was entered; a few of them, the latest used last."""
+    """The walks of one model, by how it was entered; a few of them, the latest used last.
+
+    Several threads may share them without a lock, which an interrupt could leave locked: each step is one of the
+    dictionary's own, and a walk that another thread is just moving to the end is, at worst, followed once more.
+    """
 
     def __init__(self) -> None:
         self._by_entry: dict[Any, Walk] = {}
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._by_entry)
 
     def find(self, entry: Any) -> Walk | None:
         """Return the walk of an entry."""
-        with self._lock:
-            walk = self._by_entry.pop(entry, None)
-            if walk is not None:
-                self._by_entry[entry] = walk
-            return walk
+        walk = self._by_entry.get(entry)
+        if walk is not None:
+            self.keep(entry, walk)
+        return walk
 
     def keep(self, entry: Any, walk: Walk) -> None:
         """Remember a walk, and forget the one that was not used for longest."""
-        with self._lock:
-            self._by_entry.pop(entry, None)
-            self._by_entry[entry] = walk
-            while len(self._by_entry) > _KEPT:
-                del self._by_entry[next(iter(self._by_entry))]
+        self._by_entry.pop(entry, None)
+        self._by_entry[entry] = walk
+        for old in list(self._by_entry)[:-_KEPT]:
+            self.forget(old)
 
     def forget(self, entry: Any) -> None:
         """Forget a walk that the model has not taken again."""
-        with self._lock:
-            self._by_entry.pop(entry, None)
+        self._by_entry.pop(entry, None)
 
 
 _WALKS: WeakKeyDictionary[nn.Module, Walks] = WeakKeyDictionary()

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import Generic, TypeVar, overload
 
 from torch import Tensor
 
 V = TypeVar("V")
 D = TypeVar("D")
-
-
-class _Ref(weakref.ref[Tensor]):
-    __slots__ = ("key",)
-    key: int
 
 
 class TensorTable(Generic[V]):
@@ -33,18 +29,11 @@ class TensorTable(Generic[V]):
         0
     """
 
-    __slots__ = ("__weakref__", "_forget", "_refs", "_values")
+    __slots__ = ("__weakref__", "_refs", "_values")
 
     def __init__(self) -> None:
-        values: dict[int, V] = {}
-        refs: dict[int, _Ref] = {}
-
-        def forget(ref: weakref.ref[Tensor]) -> None:
-            key = ref.key  # type: ignore[attr-defined]
-            values.pop(key, None)
-            refs.pop(key, None)
-
-        self._values, self._refs, self._forget = values, refs, forget
+        self._values: dict[int, V] = {}
+        self._refs: dict[int, weakref.ref[Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._values)
@@ -57,10 +46,10 @@ class TensorTable(Generic[V]):
 
     def __setitem__(self, tensor: Tensor, value: V) -> None:
         key = id(tensor)
-        if key not in self._refs:
-            ref = _Ref(tensor, self._forget)
-            ref.key = key
-            self._refs[key] = ref
+        if key not in self._values:
+            # values.pop(key, ref), without a line of Python in which an interrupt could come, be swallowed, and leave
+            # the entry to the next tensor at this address.
+            self._refs[key] = weakref.ref(tensor, partial(self._values.pop, key))
         self._values[key] = value
 
     @overload
