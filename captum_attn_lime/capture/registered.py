@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,7 +30,7 @@ class Registration:
     kind: AttentionKind
 
 
-_registrations: MutableMapping[nn.Module, Registration] = WeakKeyDictionary()
+_registrations: WeakKeyDictionary[nn.Module, Registration] = WeakKeyDictionary()
 
 
 class RegisteredAttention:
@@ -106,7 +106,8 @@ def registration(module: nn.Module) -> Registration | None:
 
 def registered_modules() -> list[nn.Module]:
     """Return all modules of which something was said."""
-    return list(_registrations)
+    # Not by iteration, which another thread that registers would break.
+    return [module for ref in _registrations.keyrefs() if (module := ref()) is not None]
 
 
 def told_map(
