@@ -8,8 +8,9 @@ STAMP := .venv/.installed
 quickstart: $(STAMP)
 	$(BIN)/python examples/quickstart.py
 
+# One process a core, one thread each; a file's tests stay together, for what its fixtures hold.
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow

@@ -22,6 +22,7 @@ from captum_attn_lime._captum import (
     log_usage,
     select_target,
 )
+from captum_attn_lime.adapters.targets import plain_target
 from captum_attn_lime.attention import AttentionMap, HeadFusion
 from captum_attn_lime.attention.fusion import check_head_fusion, select_heads
 from captum_attn_lime.capture import Keep
@@ -137,7 +138,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         Args:
             inputs: A tensor or a tuple of tensors, batch first: token ids (B, N), embeddings (B, N, D), images
                 (B, C, H, W), or the columns of a table (B, n), several tensors included.
-            target: Output indices, as in every Captum method; checked, and without effect on raw and rollout.
+            target: Output indices, as in every Captum method, or class names of an adapter; checked, and without effect
+                on raw and rollout.
             additional_forward_args: Further arguments of ``forward_func``, passed after the inputs.
             feature_mask: Feature ids from 0, one tensor per input. Each cell then carries its whole feature's score,
                 the sum over the feature's share of tokens.
@@ -192,6 +194,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             token_map: The token index of each cell.
         """
         tensors, forward_args = check_inputs(inputs), format_forward_args(additional_forward_args)
+        target = plain_target(target, self.forward_func, tensors, forward_args)
         with self.explaining() as state:
             done, cells, index, total = self._explain(tensors, target, forward_args, query, token_map)
         if done.recorder.is_random:
@@ -279,6 +282,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             InputError: The matrices would take more than ``max_bytes``.
         """
         tensors, forward_args = check_inputs(inputs), format_forward_args(additional_forward_args)
+        target = plain_target(target, self.forward_func, tensors, forward_args)
         with self.explaining():
             done = self.run(tensors, target, forward_args, find=False, explain=True)
             select_target(done.output, target)

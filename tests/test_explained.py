@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from captum_attn_lime import ImageAdapter, LimeTabular, LimeText, SequenceAdapter, TabularAdapter, TextAdapter
+from captum_attn_lime import (
+    AttentionAttribution,
+    ImageAdapter,
+    LimeTabular,
+    LimeText,
+    SequenceAdapter,
+    TabularAdapter,
+    TextAdapter,
+)
 from captum_attn_lime.adapters import WordTokenizer
 from captum_attn_lime.adapters.targets import plain_target
 from captum_attn_lime.errors import InputError, TargetError
@@ -139,3 +147,27 @@ def test_names_and_numpy_integers_are_targets_of_captums_form():
     assert plain_target("fresh", one, (x,), ()) == 0  # the column of z
     with pytest.raises(TargetError, match="'rotten' is -z"):
         plain_target("rotten", one, (x,), ())
+
+
+def test_names_are_targets_of_attention():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 8), nn.Linear(8, 2)
+            self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+        def forward(self, input_ids):
+            return self.head(self.encoder(self.embed(input_ids)).mean(dim=1))
+
+    adapter = TextAdapter(Model().eval(), WordTokenizer.fit(["a fine old film"]), class_names=NAMES)
+    x = adapter.encode("a fine old film")
+    relevance = AttentionAttribution(adapter, method="relevance")
+    expected = relevance.attribute(**x.arguments(relevance), target=1)
+    for target in ("fresh", ["fresh"], np.int64(1), np.array([1])):
+        assert torch.equal(relevance.attribute(**x.arguments(relevance), target=target), expected)
+    assert torch.equal(relevance.matrix(x.inputs, "fresh"), relevance.matrix(x.inputs, 1))
+    with pytest.raises(TargetError, match="'stale' is not one of"):
+        relevance.attribute(**x.arguments(relevance), target="stale")
