@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
 import numpy as np
+import torch
+from captum.attr import DeepLift, LayerDeepLift, NeuronDeepLift
 
+from captum_attn_lime._captum import run_forward, select_target
 from captum_attn_lime.adapters import Adapter, Encoding
-from captum_attn_lime.errors import InputError
+from captum_attn_lime.adapters.base import Reading
+from captum_attn_lime.adapters.layers import innermost_method
+from captum_attn_lime.adapters.state import evaluating
+from captum_attn_lime.errors import ForwardError, InputError, TargetError
 from captum_attn_lime.explained import Explained, Output, Unit, check_output, one_number, single_target
 from captum_attn_lime.lime.explanations import explained_label
+
+# How near a function's answer must be to the number that is explained.
+_SAME = 1e-4
 
 
 @dataclass(frozen=True)
@@ -48,9 +58,9 @@ class Number:
         Raises:
             InputError: The method explains another number.
         """
-        inner = getattr(method, "attribution_method", method)
         takes = signature(method.attribute).parameters
         has_target = "target" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        inner = innermost_method(method)
         if self.explained is None:
             return method.attribute(**arguments, **({"target": _plain(self.target)} if has_target else {}))
         if not has_target:
@@ -58,31 +68,69 @@ class Number:
         if not getattr(inner, "uses_target", True):  # attention: the target only names a position
             place = self.explained.index if isinstance(self.explained.index, tuple) else None
             return method.attribute(**arguments, target=place)
-        if self.adapter is None:
-            self._check_plain(name, None)
-            return method.attribute(**arguments, target=_plain(self.target))
-        with self.adapter.answering_in(self.explained.unit, encoding.inputs, encoding.forward_args) as reading:
-            found = method.attribute(**arguments, target=self.explained.index)
-        if not reading.is_used:
-            self._check_plain(name, reading.is_plain)
-        return found
+        forward_func = getattr(inner, "forward_func", None)
+        adapter = forward_func if isinstance(forward_func, Adapter) else self.adapter
+        is_known = forward_func is None or forward_func is self.adapter
+        for ours in (adapter, None):
+            with _answering(ours, self.explained.unit, encoding, calm=not hasattr(inner, "uses_target")) as reading:
+                targets = (self.explained.index,) if is_known else (self.explained.index, None)
+                for target in targets:
+                    if not is_known and not self._is_of(forward_func, encoding, target):
+                        continue
+                    _check_deep_lift(name, inner, reading)
+                    found = method.attribute(**arguments, target=target)
+                    if not is_known or reading is None or reading.is_used or reading.is_plain:
+                        return found
+        raise InputError(
+            f"the comparison is of the {self.explained}, and {name!r} runs a function of its own, which gives out "
+            "another number. Make the method with the adapter, whose answers compare brings to one number, choose that "
+            "number with target= and output=, or run the method yourself and pass what it attributes."
+        )
 
-    def _check_plain(self, name: str, is_plain: bool | None) -> None:
-        """Raise unless a model that runs without the adapter puts out just what is explained.
-
-        Args:
-            name: The method's name.
-            is_plain: Whether the adapter's own outputs are what is explained; None where that is not known.
-        """
+    def _is_of(self, forward_func: Any, encoding: Encoding, target: Any) -> bool:
+        """Return whether a function gives out what is explained, at a target."""
         assert self.explained is not None
-        if is_plain is None:
-            is_plain = self.explained.unit != "probability" and self.explained.opposite is None
-        if not is_plain:
-            raise InputError(
-                f"the comparison is of the {self.explained.label}, and {name!r} runs a function of its own, which may "
-                "give out another number. Make the method with the adapter, whose answers compare brings to one "
-                "number, or run it yourself and pass what it attributes."
-            )
+        inputs = encoding.inputs if isinstance(encoding.inputs, tuple) else (encoding.inputs,)
+        try:
+            with torch.no_grad():
+                found = select_target(run_forward(forward_func, inputs, encoding.forward_args or None), target)
+        except (TargetError, ForwardError):
+            return False
+        value = self.explained.value
+        if found.numel() != 1 or value is None:
+            return found.numel() == 1
+        return bool(np.isclose(float(found.reshape(-1)[0]), value, rtol=_SAME, atol=_SAME))
+
+
+@contextmanager
+def _answering(adapter: Adapter | None, unit: Unit, encoding: Encoding, *, calm: bool) -> Iterator[Reading | None]:
+    """Run a block in which an adapter answers in a unit; any other function answers as it does.
+
+    Args:
+        adapter: The adapter; None for none.
+        unit: The unit.
+        encoding: The input.
+        calm: Whether the adapter's model answers in eval mode; attention is read from the model as it is.
+    """
+    if adapter is None:
+        yield None
+        return
+    mode = evaluating(adapter.model) if calm else nullcontext()
+    with adapter.answering_in(unit, encoding.inputs, encoding.forward_args) as reading, mode:
+        yield reading
+
+
+def _check_deep_lift(name: str, method: Any, reading: Reading | None) -> None:
+    """Raise for DeepLift where the adapter makes probabilities of logits, a step that it has no rule for.
+
+    DeepLift replaces the gradients of modules by hooks, and would go through any other step by its plain gradient.
+    """
+    if reading is None or reading.is_linear or not isinstance(method, (DeepLift, LayerDeepLift, NeuronDeepLift)):
+        return
+    raise InputError(
+        f"{name!r} is DeepLift, which has no rule for the step from logits to probabilities that an adapter makes. "
+        "Compare logits: compare(..., output='logits'), and LIME's explain(..., output='logits')."
+    )
 
 
 def number_of(attributions: Mapping[str, Any], encoding: Encoding, target: Any, output: Output | None) -> Number:
@@ -124,10 +172,7 @@ def number_of(attributions: Mapping[str, Any], encoding: Encoding, target: Any, 
 
 def _adapter(method: Any) -> Adapter | None:
     """Return the adapter that an attribution runs, if it is seen to run one."""
-    inner = method
-    while hasattr(inner, "attribution_method"):
-        inner = inner.attribution_method
-    forward_func = getattr(inner, "forward_func", None)
+    forward_func = getattr(innermost_method(method), "forward_func", None)
     return forward_func if isinstance(forward_func, Adapter) else None
 
 

@@ -103,13 +103,14 @@ def choose(
         raise TargetError(f"the model predicts {n} numbers; pass target= for the one to explain{_listed(names)}.")
     if unit == "prediction" and n == 1 and single_target(target) not in (None, 0, *(names or ())):
         raise TargetError(f"target {target!r}: regression has one output; leave target out.")
-    index = int(values.argmax()) if is_predicted else class_index(0 if target is None else target, n, names)
+    kind = "outputs" if unit == "prediction" else "classes"
+    index = int(values.argmax()) if is_predicted else class_index(0 if target is None else target, n, names, kind=kind)
     own = None if names is None or (unit == "prediction" and n == 1) else str(names[index])
     opposite = (str(1 - index) if names is None else str(names[1 - index])) if two_sided and n == 2 else None
     return Explained(index, unit, own, float(values[index]), is_predicted, opposite)
 
 
-def class_index(target: Any, n: int, names: Sequence[str] | None = None) -> int:
+def class_index(target: Any, n: int, names: Sequence[str] | None = None, *, kind: str = "classes") -> int:
     """Return the index of a class that is given by its index, as a whole number of any kind, or by its name.
 
     Raises:
@@ -124,7 +125,7 @@ def class_index(target: Any, n: int, names: Sequence[str] | None = None) -> int:
         return list(names).index(target)
     if isinstance(target, (bool, np.bool_)) or not isinstance(target, (int, np.integer)) or not 0 <= target < n:
         raise TargetError(
-            f"target {target!r} is not one of the model's {n} {'class' if n == 1 else 'classes'}; pass an int from 0 "
+            f"target {target!r} is not one of the model's {n} {kind}; pass an int from 0 "
             f"to {n - 1}{' or a name' if names is not None else ''}{_listed(names)}."
         )
     return int(target)

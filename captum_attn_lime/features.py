@@ -122,6 +122,10 @@ def by_position(inputs: TensorOrTuple) -> TensorOrTuple:
     """
     start, out = 0, []
     for x in _as_tuple(inputs):
+        if x.dim() < 2:
+            raise InputError(
+                f"an input has shape {tuple(x.shape)}, and needed is a batch, (B, ...); add it with x.unsqueeze(0)."
+            )
         n = x.shape[1]
         ids = torch.arange(start, start + n, device=x.device).reshape(1, n, *[1] * (x.dim() - 2))
         out.append(ids.expand(1, *x.shape[1:]).contiguous())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from captum.attr import FeatureAblation, IntegratedGradients, NoiseTunnel, Occlusion
+from captum.attr import DeepLift, FeatureAblation, IntegratedGradients, NoiseTunnel, Occlusion
 from lime.lime_tabular import LimeTabularExplainer
 from torch import nn
 
@@ -221,3 +221,65 @@ def test_what_is_not_an_encoding_or_not_one_text():
         compare({"a": [1.0]}, "a fine film")
     with pytest.raises(InputError, match="a list came, of 2; call it for each"):
         LimeText(adapter).explain(["a film", "a fine film"])
+
+
+def test_functions_are_asked_what_they_give_out():
+    adapter = table(2)
+    x, model = adapter.encode([1.0, 0.5]), adapter.model
+    probability = IntegratedGradients(lambda v: model(v).softmax(1))
+    with pytest.raises(InputError, match="'IG' runs a function of its own"):
+        compare({"IG": probability, "ours": FeatureAblation(adapter)}, x, target=0)  # logits
+    lime = LimeTabular(adapter).explain([1.0, 0.5], 0, num_samples=50)
+    around = IntegratedGradients(lambda v: adapter(v).softmax(1))
+    found = compare({"IG": probability, "around": around, "ours": IntegratedGradients(adapter), "LIME": lime}, x).scores
+    np.testing.assert_allclose(found["IG"], found["ours"], atol=1e-5)
+    np.testing.assert_allclose(found["around"], found["ours"], atol=1e-5)
+    other = TabularAdapter(nn.Sequential(model, nn.Softmax(1)), training_data=ROWS, class_names=NAMES)
+    with pytest.raises(InputError, match="'B' runs a function of its own"):
+        compare({"A": IntegratedGradients(adapter), "B": IntegratedGradients(other)}, x, target=0)
+
+
+def test_a_plain_model_of_one_logit():
+    adapter = table(1)
+    x = adapter.encode([1.0, 0.5])
+    methods = {"plain": IntegratedGradients(adapter.model), "ours": IntegratedGradients(adapter)}
+    for target in (None, 1, "yes"):
+        scores = compare(methods, x, target=target, signed=True).scores
+        np.testing.assert_allclose(scores["plain"], scores["ours"], atol=1e-6)
+    with pytest.raises(InputError, match="'plain' runs a function of its own"):
+        compare(methods, x, target=0)
+
+
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")  # captum's own
+def test_deep_lift_has_no_rule_for_the_adapters_softmax():
+    adapter = table(2)
+    x = adapter.encode([1.0, 0.5])
+    x.inputs.requires_grad_()
+    assert compare({"DL": DeepLift(adapter), "IG": IntegratedGradients(adapter)}, x, target=1).agreement is not None
+    with pytest.raises(InputError, match="no rule for the step from logits"):
+        compare({"DL": DeepLift(adapter)}, x, target=1, output="probability")
+
+
+def test_methods_run_in_eval_mode_and_leave_batch_norm_as_it_was():
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    adapter = TabularAdapter(model, training_data=ROWS)
+    x = adapter.encode([1.0, 0.5])
+    before = model[1].running_mean.clone()
+    scores = compare({"IG": IntegratedGradients(adapter), "FA": FeatureAblation(adapter)}, x, target=1).scores
+    assert model.training
+    assert torch.equal(model[1].running_mean, before)
+    calm = compare({"IG": IntegratedGradients(TabularAdapter(model.eval(), training_data=ROWS))}, x, target=1).scores
+    np.testing.assert_allclose(scores["IG"], calm["IG"], atol=1e-6)
+
+
+def test_a_model_that_writes_into_its_input():
+    class Writes(nn.Module):
+        def forward(self, x):
+            x[:, 0] = 0
+            return 3 * x[:, :2]
+
+    adapter = TabularAdapter(Writes(), training_data=ROWS, task="regression")
+    x = adapter.encode([[1.0, 2.0]])
+    compare({"FA": FeatureAblation(adapter)}, x, target=1)
+    LimeTabular(adapter).attribute(x.inputs, target=1, n_samples=30)
+    assert x.inputs.tolist() == [[1.0, 2.0]]

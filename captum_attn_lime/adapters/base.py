@@ -104,6 +104,11 @@ class Reading:
     is_plain: bool
     is_used: bool = False
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether the answers are the model's outputs, or their negative."""
+        return _OWN_UNIT[self.kind] == self.unit
+
 
 # What Captum's methods explain of an adapter.
 _OWN_UNIT: dict[Kind, Unit] = {"logits": "logit", "probabilities": "probability", "predictions": "prediction"}
@@ -143,6 +148,7 @@ class Adapter(nn.Module):
         if not tensors or not all(isinstance(t, Tensor) for t in tensors):
             came = ", ".join(type(t).__name__ for t in tensors) or "nothing"
             raise InputError(f"an adapter runs on tensors, but got {came}; call adapter.encode(...) for them.")
+        tensors = tuple(t.clone() for t in tensors)  # a model may write into its input
         with fast_path_off(), modes_kept(self._asked):
             outputs = self._read(self._call(tensors), tensors)
         self._columns = outputs.shape[-1]
@@ -212,7 +218,7 @@ class Adapter(nn.Module):
         """
         tensors = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *(forward_args or ()))
         outputs = self._run_once(tensors)
-        kind = self._kind_of(outputs, lambda: self._run_once(tensors))
+        kind = self._kind_of(outputs, lambda: tensors)
         unit = _OWN_UNIT[kind] if unit is None else unit
         scores = self._in_unit(outputs.double(), unit, kind)
         return choose(
@@ -237,7 +243,7 @@ class Adapter(nn.Module):
         """
         tensors = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *(forward_args or ()))
         outputs = self._run_once(tensors)
-        kind = self._kind_of(outputs, lambda: self._run_once(tensors))
+        kind = self._kind_of(outputs, lambda: tensors)
         is_plain = _OWN_UNIT[kind] == unit and (unit == "prediction" or outputs.shape[-1] > 1)
         reading = Reading(self, unit, kind, is_plain)
         token = _reading.set(reading)
@@ -298,19 +304,29 @@ class Adapter(nn.Module):
     def _as_unit(self, outputs: Array, unit: Unit, kind: Kind) -> Array:
         return np.asarray(self._in_unit(torch.from_numpy(outputs), unit, kind).numpy(), dtype=np.float64)
 
-    def _kind_of(self, outputs: Tensor, run_again: Callable[[], Tensor]) -> Kind:
-        """Return what outputs are; ``run_again`` runs the model on one of the examples."""
+    def _kind_of(self, outputs: Tensor, example: Callable[[], tuple[Tensor, ...]]) -> Kind:
+        """Return what outputs are; ``example`` gives the tensors of one of the examples."""
         if self.is_regression:
             return "predictions"
         if self.outputs_are != "auto":
             return "probabilities" if self.outputs_are == "probabilities" else "logits"
         return kind_of(
-            outputs, run_again, type(self.model).__name__, exclude=self.classes_exclude, dim=self._excluding_dim
+            outputs,
+            lambda: self._run_once(example()),
+            lambda: [self._run_once(other) for other in self._altered(example())],
+            type(self.model).__name__,
+            exclude=self.classes_exclude,
+            dim=self._excluding_dim,
         )
+
+    def _altered(self, tensors: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+        """Return other inputs of the model: numbers are moved, categories stay."""
+        moves: tuple[Callable[[Tensor], Tensor], ...] = (lambda x: 1.5 * x + 0.5, lambda x: -x)
+        return [tuple(move(t) if t.is_floating_point() else t for t in tensors) for move in moves]
 
     def _kind(self, outputs: Array, raw: Any) -> Kind:
         """Return what outputs for raw inputs are."""
-        return self._kind_of(torch.from_numpy(outputs), lambda: self._run_once(self._one(raw)))
+        return self._kind_of(torch.from_numpy(outputs), lambda: self._one(raw))
 
     def _one(self, raw: Any) -> tuple[Tensor, ...]:
         """Return the first of raw inputs as the tensors that :meth:`forward` takes."""
@@ -347,6 +363,18 @@ class Adapter(nn.Module):
                 f"{len(self.class_names)} class_names were given, but the model has {classes} {kind} "
                 f"(its output has {outputs.shape[1]} columns); pass one name for each."
             )
+
+
+def without_nan(outputs: Array, model: str, example: str) -> Array:
+    """Return a model's outputs (n, outputs), or raise where they are no numbers."""
+    bad = np.flatnonzero(np.isnan(outputs).any(axis=1))
+    if len(bad):
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ForwardError(
+            f"{model} gave NaN for {example} {bad[0]}{more}; nothing can be explained there. Look for a division by 0, "
+            f"a logarithm of 0, weights that are NaN, or values far outside what it was trained on."
+        )
+    return outputs
 
 
 def as_logits(output: Any, n: int, name: str) -> Tensor:

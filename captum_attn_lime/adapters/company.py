@@ -113,7 +113,9 @@ def try_company(answers: Answers, row: Any, epsilon: Epsilon) -> bool:
     row = shortened(row, len(row.ids))
     width = len(row.ids)
     alone = _said(answers, [row], "right", width)
-    other = replace(row, ids=(*row.ids[:1], *reversed(row.ids[1:-1]), *row.ids[-1:]) if width > 3 else row.ids[::-1])
+    # Other words in another order, between the same ends: a bag of the same words would say the same.
+    middle = row.ids[1:-1]
+    other = replace(row, ids=(*row.ids[:1], *middle[-1:] * len(middle), *row.ids[-1:]) if middle else row.ids[::-1])
     both = _said(answers, [row, other], "right", width)
     if alone is None or both is None or _same(both[:1], alone, _tolerance([*alone, *both], epsilon())):
         return False

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._progress import progress
-from captum_attn_lime.adapters.base import Adapter, Array, Encoding
+from captum_attn_lime.adapters.base import Adapter, Array, Encoding, without_nan
 from captum_attn_lime.adapters.limits import configured_class_names
-from captum_attn_lime.adapters.numeric import without_nan
 from captum_attn_lime.adapters.outputs import Outputs
 from captum_attn_lime.adapters.pixels import Pixels, pair, read_images
 from captum_attn_lime.adapters.preprocessing import Fit, Preprocessing, preprocessing_of

@@ -39,7 +39,7 @@ def configured_class_names(model: nn.Module) -> tuple[str, ...] | None:
     """Return the class names of a HuggingFace classifier, or of the only one in a module; None where there are none."""
     # num_labels tells a classifier from a module that merely keeps an encoder's configuration.
     own = inside(model)
-    modules = [own] if hasattr(own, "config") else model.modules()
+    modules = [own] if hasattr(own, "config") and hasattr(own, "num_labels") else model.modules()
     classifiers = [m for m in modules if hasattr(m, "num_labels") and hasattr(m, "config")]
     if len(classifiers) != 1:
         return None

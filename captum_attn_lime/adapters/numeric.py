@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._progress import progress
-from captum_attn_lime.adapters.base import Adapter, Array
+from captum_attn_lime.adapters.base import Adapter, Array, without_nan
 from captum_attn_lime.adapters.categories import another_category, check_whole, looked_up, with_no_value
 from captum_attn_lime.adapters.outputs import Outputs
 from captum_attn_lime.adapters.state import cudnn_off, evaluating
 from captum_attn_lime.adapters.trial import trial
-from captum_attn_lime.errors import ForwardError, InputError, SelectionError
+from captum_attn_lime.errors import InputError, SelectionError
 
 # Examples on which it is tried out whether a gradient reaches a column.
 _TRIED = 32
@@ -212,15 +212,3 @@ class NumericAdapter(Adapter):
     @property
     def _problem_type(self) -> Any:
         return "multi_label_classification" if self.task == "multi_label" else super()._problem_type
-
-
-def without_nan(outputs: Array, model: str, example: str) -> Array:
-    """Return a model's outputs (n, outputs), or raise where they are no numbers."""
-    bad = np.flatnonzero(np.isnan(outputs).any(axis=1))
-    if len(bad):
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise ForwardError(
-            f"{model} gave NaN for {example} {bad[0]}{more}; nothing can be explained there. Look for a division by 0, "
-            f"a logarithm of 0, weights that are NaN, or values far outside what it was trained on."
-        )
-    return outputs

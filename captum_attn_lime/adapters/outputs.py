@@ -21,15 +21,31 @@ _STEPS = {
     _aten._softmax.default: "softmax",
     _aten.sigmoid.default: "sigmoid",
     _aten.sigmoid_.default: "sigmoid",
+    _aten.hardsigmoid.default: "sigmoid",
     _aten.exp.default: "exp",
+    _aten.tanh.default: "tanh",
 }
-# What keeps probabilities as they are, or makes 1 - p of p. Views share memory with what they look at.
+# What keeps probabilities as they are, picks some, or makes 1 - p of p. Views share memory with what they look at.
 _COPIES = (
     _aten.clone.default,
     _aten._to_copy.default,
     _aten.cat.default,
     _aten.stack.default,
     _aten.rsub.Scalar,
+    _aten.clamp.default,
+    _aten.clamp_min.default,
+    _aten.clamp_max.default,
+    _aten.nan_to_num.default,
+    _aten.round.default,
+    _aten.round.decimals,
+    _aten.where.self,
+    _aten.minimum.default,
+    _aten.maximum.default,
+    _aten.flip.default,
+    _aten.roll.default,
+    _aten.index_select.default,
+    _aten.index.Tensor,
+    _aten.gather.default,
 )
 # What mixes probabilities, as an ensemble does.
 _MIXES = (
@@ -40,10 +56,31 @@ _MIXES = (
     _aten.sum.dim_IntList,
     _aten.sub.Tensor,
     _aten.mm.default,
+    _aten.bmm.default,
 )
+_WRITES = (_aten.copy_.default,)
+# Of these the first tensor counts: what the others say is where, or what bounds it.
+_OF_FIRST = (_aten.minimum.default, _aten.maximum.default, _aten.index_select.default, _aten.gather.default)
+# 1 / (1 + exp(-z)) and (1 + tanh(z)) / 2: from what to what a step leads on the way to a sigmoid made by hand.
+_BY_HAND = {
+    (_aten.add.Tensor, "exp"): "odds",
+    (_aten.add.Tensor, "tanh"): "odds",
+    (_aten.reciprocal.default, "odds"): "by hand",
+    (_aten.div.Tensor, "odds"): "by hand",
+    (_aten.mul.Tensor, "odds"): "by hand",
+    (_aten.mul.Tensor, "by hand"): "by hand",
+}
 
 
-def kind_of(outputs: Tensor, run_again: Callable[[], Tensor], name: str, *, exclude: bool, dim: int = -1) -> Kind:
+def kind_of(
+    outputs: Tensor,
+    run_again: Callable[[], Tensor],
+    run_others: Callable[[], list[Tensor]],
+    name: str,
+    *,
+    exclude: bool,
+    dim: int = -1,
+) -> Kind:
     """Return whether a model's outputs are logits or already probabilities.
 
     Values outside 0 to 1 are logits. For others the steps of the model are looked at: probabilities come from a
@@ -52,28 +89,42 @@ def kind_of(outputs: Tensor, run_again: Callable[[], Tensor], name: str, *, excl
     Args:
         outputs: The model's outputs, (n, columns), or with a row for each token.
         run_again: Runs the model on one of the examples and returns its output.
+        run_others: Runs it on altered copies of that example, where its steps do not tell.
         name: The model's name, for the warning.
         exclude: Whether the classes exclude each other.
         dim: The dimension of what exclude each other.
+        others: Runs the model on altered examples and returns its outputs, where its steps do not tell.
 
     Warns:
         OutputsWarning: It is guessed.
     """
-    values = outputs.detach().double()
-    if not bool(((values >= -_SUM) & (values <= 1 + _SUM)).all()):
+    if not _is_between(outputs):
         return "logits"
-    sums_to_one = values.shape[dim] > 1 and bool(((values.sum(dim=dim) - 1).abs() < _SUM).all())
+    sums_to_one = _sums_to_one(outputs, dim)
     with _Steps() as steps:
         found = run_again()
     last = steps.to(found)
     if last in ("softmax", "sigmoid") or (last in ("exp", "mixture") and sums_to_one):
         return "probabilities"
-    if last == "mixture" or (exclude and sums_to_one and last in ("unseen", "division")):
+    # By chance two logits may sum to 1, or one lie between 0 and 1, but hardly those of other inputs, too.
+    is_kept = exclude and sums_to_one and all(_is_between(o) and _sums_to_one(o, dim) for o in run_others())
+    if last == "mixture" or is_kept or (last == "by hand" and all(map(_is_between, run_others()))):
         _guessed(name, "probabilities", "logits")
         return "probabilities"
     if last == "unseen":
         _guessed(name, "logits", "probabilities")
     return "logits"
+
+
+def _is_between(outputs: Tensor) -> bool:
+    """Return whether all outputs lie between 0 and 1."""
+    values = outputs.detach().double()
+    return bool(((values >= -_SUM) & (values <= 1 + _SUM)).all())
+
+
+def _sums_to_one(outputs: Tensor, dim: int) -> bool:
+    """Return whether the columns of every row sum to 1."""
+    return outputs.shape[dim] > 1 and bool(((outputs.detach().double().sum(dim=dim) - 1).abs() < _SUM).all())
 
 
 def _guessed(name: str, kind: Kind, other: Kind) -> None:
@@ -137,20 +188,25 @@ class _Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and not _is_view(func):
+        if isinstance(out, Tensor) and (func in _WRITES or not _is_view(func)):
             self._found[_place(out)] = (out, self._step(func, args))
         return out
 
     def _step(self, func: Any, args: Any) -> str:
         if func in _STEPS:
             return _STEPS[func]
+        if func in _WRITES:
+            return self.to(args[1])
         if func in _COPIES or func in _MIXES:
             given = [a for a in (args[0] if isinstance(args[0], (list, tuple)) else args) if isinstance(a, Tensor)]
+            given = given[:1] if func in _OF_FIRST else given
+            given = [a for a in given[1:] if a.numel() > 1] or given[1:] if func is _aten.where.self else given
             steps = {self.to(a) for a in given}
             if steps <= {"softmax", "sigmoid", "mixture"} and steps:
                 keeps = func in _COPIES and (func is not _aten.rsub.Scalar or args[1] == 1)
                 return steps.pop() if keeps and len(steps) == 1 else "mixture"
-        return "division" if func is _aten.div.Tensor else "other"
+        ways = {_BY_HAND.get((func, self.to(a))) for a in args if isinstance(a, Tensor)}
+        return next((way for way in ways if way is not None), "other")
 
     def to(self, tensor: Tensor) -> str:
         """Return the step that a tensor comes from."""

@@ -146,6 +146,7 @@ def check_ids_tensor(ids: Tensor) -> None:
         )
     if ids.dim() == 2 and ids.is_floating_point():
         raise InputError(
-            f"the token ids came as {ids.dtype}: this method moves along its inputs, which ids do not allow. "
-            "Use its layer form: LayerIntegratedGradients(adapter, adapter.embedding) and the like."
+            f"the token ids came as {ids.dtype}: this method moves along its inputs, or adds noise to them, as "
+            "NoiseTunnel does, which ids do not allow. Without a NoiseTunnel, use a layer form: "
+            "LayerIntegratedGradients(adapter, adapter.embedding) and the like."
         )

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from captum_attn_lime.adapters.twins import eval_twin, modules_of
 
 _MODES = (bool, str)  # what a mode is made of
+_PLAIN = frozenset({bool, str, int, float, type(None), tuple, list, torch.dtype, torch.device, torch.Size})
+_EVERY_MODULES = frozenset(vars(nn.Module()))
 _lock = threading.RLock()
 _fast_path: dict[str, Any] = {"users": 0, "was": True}
 _cudnn: dict[str, Any] = {"users": 0, "was": True}
@@ -98,16 +100,21 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """Run a block, then undo what the model changed of itself in it: a flag, a mode, a part, what its buffers hold.
 
-    BigBird turns to full attention at the first short input, and stays so. Numbers and tensors that a model keeps for
+    BigBird turns to full attention at the first short input, and stays so. Modes may lie in a dictionary or an object
+    that a part holds, as in its configuration. Numbers and tensors that a model keeps for
     others to read (how often it ran, its last weights) are left, unless they belong to a part that changed its mode.
     A model that was once seen to write into no buffer is taken to write into none.
     """
     modules = [m for m in modules_of(model) if not isinstance(m, torch.jit.ScriptModule)]
     before = [(m, dict(vars(m)), dict(m._modules), dict(m._buffers)) for m in modules]
+    settings = _settings_of([attributes for _, attributes, _, _ in before])
     held = [] if model in _writing_nothing else _buffers_of(modules)
     try:
         yield
     finally:
+        for table, modes in settings:
+            if _differ(table, modes):
+                table.update(modes)
         written = [(m, name, x, copy) for m, name, x, version, copy in held if x._version != version]
         if held and not written:
             _writing_nothing.add(model)
@@ -167,6 +174,19 @@ def _switched_off(flag: dict[str, Any], get: Callable[[], bool], put: Callable[[
 
 def _set_cudnn(enabled: bool) -> None:
     torch.backends.cudnn.enabled = enabled
+
+
+def _settings_of(tables: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the dictionaries, and those of objects, that are among attributes of modules, each with its modes."""
+    found: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for table in tables:
+        for name, value in table.items():
+            if value.__class__ in _PLAIN or name in _EVERY_MODULES or isinstance(value, (Tensor, nn.Module, type)):
+                continue
+            own = value if type(value) is dict else getattr(value, "__dict__", None)
+            if type(own) is dict and id(own) not in found and not callable(value):
+                found[id(own)] = (own, {k: v for k, v in own.items() if v.__class__ in _MODES})
+    return list(found.values())
 
 
 def _buffers_of(modules: list[nn.Module]) -> list[tuple[nn.Module, str, Tensor, int, Tensor]]:

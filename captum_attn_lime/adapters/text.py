@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from captum_attn_lime.adapters.text_batches import check_rows, rows_of, scores_o
 from captum_attn_lime.adapters.text_encoding import TextEncoding, features_of, spans_of
 from captum_attn_lime.adapters.tokenize import PlainIds, Tokenizing, Tokens
 from captum_attn_lime.adapters.words import WORD_PATTERN
-from captum_attn_lime.errors import InputError, TargetError
+from captum_attn_lime.errors import ForwardError, InputError, TargetError
 from captum_attn_lime.explained import class_index
 
 
@@ -296,6 +297,14 @@ class TextAdapter(Adapter):
         ids, forward_args = self._tensors(rows, len(rows[0].ids), "right")
         return (ids, *forward_args)
 
+    def _altered(self, tensors: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+        ids, *further = tensors
+        if ids.dim() != 2:
+            return super()._altered(tensors)
+        half = ids.clone()
+        half[:, ids.shape[1] // 2 :] = ids[:, :1]
+        return [(torch.full_like(ids, self._baseline), *further), (half, *further)]
+
     @property
     def _excluding_dim(self) -> int:
         return 1 if self.task == "spans" else -1  # the start of an answer is one of the tokens
@@ -352,11 +361,18 @@ class TextAdapter(Adapter):
         mask = named.get("attention_mask")
         types = named.get("token_type_ids")
         options = self._head.options(self.model, ids, mask)
-        if ids.dim() != 2 or not self._doubtful_padding():
-            return self._binding.call(self._asked, ids, mask, types, **options)
-        ids, lent = without_doubt(self.model, ids, mask, self._ending)
-        with padding_id(self.model, lent):
-            return self._binding.call(self._asked, ids, mask, types, **options)
+        lends: AbstractContextManager[object] = nullcontext()
+        if ids.dim() == 2 and self._doubtful_padding():
+            ids, lent = without_doubt(self.model, ids, mask, self._ending)
+            lends = padding_id(self.model, lent)
+        try:
+            with lends:
+                return self._binding.call(self._asked, ids, mask, types, **options)
+        except IndexError as error:
+            raise ForwardError(
+                f"{type(self.model).__name__} has no embedding for a token or a position of {ids.shape[1]} tokens "
+                f"({error}). If it has fewer positions, pass max_length= to the adapter; else its tokenizer is another."
+            ) from error
 
     def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
         mask = tensors[1] if self._binding.mask is not None and len(tensors) > 1 else None

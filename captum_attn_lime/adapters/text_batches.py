@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters import raw as raws
-from captum_attn_lime.adapters.base import Array
+from captum_attn_lime.adapters.base import Array, without_nan
 from captum_attn_lime.adapters.batches import batches, padded
 from captum_attn_lime.adapters.company import Side
 from captum_attn_lime.adapters.pairs import pair_ids
@@ -53,7 +53,7 @@ def scores_of_texts(adapter: Any, raw: Any, run: Callable[..., Array], *, show_p
                 found[k] = values
             tick(len(batch))
     of_item = {item: place[key] for item, key in zip(distinct, keys, strict=True)}
-    return np.stack([found[of_item[item]] for item in items])
+    return without_nan(np.stack([found[of_item[item]] for item in items]), type(adapter.model).__name__, "text")
 
 
 def rows_of(tokenizing: Tokenizing, items: Sequence[Raw]) -> list[PlainIds]:

@@ -20,6 +20,7 @@ FitResult = tuple[Any, Any, Any, Any]  # intercept, pairs of feature and weight,
 DEFAULT_TOP = 5
 LEAST_R2 = 0.5
 SATURATED = 0.99
+_ALONE = 1.5  # effective samples where only the input itself counts
 _CONSTANT = 1e-6  # of the largest answer: what float32 models vary by from batch to batch
 
 
@@ -329,6 +330,12 @@ def _warnings(numbers: dict[str, Any], about: About, of_samples: list[Notice], *
     if about.truncated:  # of which the adapter has warned
         out.append(("", "the text is longer than the model takes, and what was cut is not explained"))
     if is_constant:
+        if numbers["effective_sample_size"] < _ALONE:
+            brief = "LIME's kernel counts the input alone, so that nothing is explained; pass a larger kernel_width="
+            return [
+                *out,
+                (brief, "the kernel gives the perturbed copies no weight: the input is far from all of them"),
+            ]
         brief = "the model gives LIME the same answer for every perturbed copy, so that nothing is explained"
         return [*out, (brief, f"the model's answer is {fx:.6g} for every perturbed copy: weights and R² say nothing")]
     if d == 1:

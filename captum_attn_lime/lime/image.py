@@ -207,7 +207,7 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
         unit = unit_of(adapter, output)
         with torch.no_grad(), settled(adapter), progress(plan.total, show_progress, "LimeImage") as tick:
             outputs = adapter._run(*tensors)
-            answers = _Answers(adapter, unit, adapter._kind_of(torch.from_numpy(outputs), lambda: adapter(*tensors)))
+            answers = _Answers(adapter, unit, adapter._kind_of(torch.from_numpy(outputs), lambda: tensors))
             numbers = chosen(
                 adapter, answers.of(outputs)[0], unit, None, target=target, labels=labels, top_labels=top_labels
             )

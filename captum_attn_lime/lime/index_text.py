@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_attn_lime._progress import progress
+from captum_attn_lime.adapters.base import without_nan
 from captum_attn_lime.adapters.batches import batches
 from captum_attn_lime.adapters.company import Batching
 from captum_attn_lime.adapters.state import evaluating, random_state_kept
@@ -247,7 +248,7 @@ def scores_of(
                 found = np.empty((len(unique), values.shape[1]))
             found[batch] = values
             tick(len(batch))
-    return found[where]
+    return without_nan(found, type(adapter.model).__name__, "perturbed text")[where]
 
 
 def _batching(adapter: Any, cells: Cells, kept: Masks, lengths: Ints) -> Batching:

@@ -93,7 +93,10 @@ class ShownExplanation(Explanation):  # type: ignore[misc]
                 }
             elif len(self.class_names) == 2:
                 names = self._names_of_bars(keys)
-            predict_proba = predict_proba and (self.explained is None or self.explained.unit == "probability")
+            is_probability = self.explained is None or self.explained.unit == "probability"
+            # Of more than six classes lime sums up the last ones, which do not exclude each other in every model.
+            adds_up = len(self.predict_proba) <= 6 or abs(float(np.sum(self.predict_proba)) - 1) < 1e-3
+            predict_proba = predict_proba and is_probability and adds_up
         numbers = [found for found in map(self._explained, keys) if found is not None]
         as_html = super(ShownExplanation, drawn).as_html
         return escaped_html(

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from captum_attn_lime.adapters import TextAdapter
+from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.adapters.state import asked, evaluating, modes_kept
-from captum_attn_lime.errors import InputError
+from captum_attn_lime.errors import ForwardError, InputError
 from captum_attn_lime.lime import LimeText
 from tests.adapters import models
 from tests.adapters.padded_models import TEXTS, WORDS, Words, bigbird
@@ -265,3 +265,56 @@ def test_a_module_is_asked_in_eval_mode_too():
     assert torch.equal(one, two)
     assert model.training
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore::captum_attn_lime.errors.PaddingWarning")  # its answers change with the length
+@pytest.mark.parametrize("kind", ["dictionary", "object"])
+def test_modes_in_what_a_part_holds_are_put_back(kind):
+    from types import SimpleNamespace
+
+    class Held(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(20, 2)
+            self.held = {"mode": "sparse"} if kind == "dictionary" else SimpleNamespace(mode="sparse")
+
+        def forward(self, input_ids, attention_mask=None):
+            table = self.held if kind == "dictionary" else vars(self.held)
+            if input_ids.shape[1] < 5:
+                table["mode"] = "full"
+            return self.table(input_ids).mean(dim=1) * (2 if table["mode"] == "full" else 1)
+
+    model = Held().eval()
+    adapter = TextAdapter(model, WordTokenizer.fit(["a dull but fine film with a good cast"]))
+    x = adapter.encode("a dull but fine film with a good cast")
+    adapter.predict_proba(["a film", "a dull but fine film with a good cast"])
+    table = model.held if kind == "dictionary" else vars(model.held)
+    assert table["mode"] == "sparse"
+    with torch.no_grad():
+        torch.testing.assert_close(adapter(x.inputs, *x.forward_args), model(x.inputs))
+
+
+def test_outputs_that_are_nan_are_named():
+    class Broken(nn.Module):
+        def forward(self, input_ids):
+            return torch.full((len(input_ids), 2), float("nan"))
+
+    adapter = TextAdapter(Broken(), WordTokenizer.fit(["a fine film"]))
+    with pytest.raises(ForwardError, match="gave NaN for text 0"):
+        adapter.predict_proba("a fine film")
+    with pytest.raises(ForwardError, match="gave NaN"):
+        LimeText(adapter).explain("a fine film", num_samples=20)
+
+
+def test_fewer_positions_than_tokens():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.place = nn.Embedding(20, 2), nn.Embedding(4, 2)
+
+        def forward(self, input_ids):
+            return (self.table(input_ids) + self.place(torch.arange(input_ids.shape[1]))).mean(dim=1)
+
+    adapter = TextAdapter(Positions(), WordTokenizer.fit(["a dull but fine film"]))
+    with pytest.raises(ForwardError, match="max_length="):
+        adapter.predict_proba("a dull but fine film")

@@ -192,3 +192,42 @@ def test_bad_options():
         ImageAdapter(nn.Flatten(), mean=0.5, std=0.5, outputs="predictions").explained(
             torch.ones(1, 1, 1, 1), unit="probability"
         )
+
+
+LATER_STEPS = {
+    "clamp": lambda p: p.clamp(1e-4, 1 - 1e-4),
+    "clip": lambda p: p.clip(max=1.0),
+    "nan to num": lambda p: p.nan_to_num(),
+    "round": lambda p: p.round(decimals=3),
+    "where": lambda p: torch.where(p > 1e-9, p, 0.0),
+    "minimum": lambda p: torch.minimum(p, torch.ones_like(p)),
+    "flip": lambda p: p.flip(1),
+    "columns": lambda p: p[:, [1, 2, 0]],
+    "index select": lambda p: p.index_select(1, torch.tensor([2, 0, 1])),
+    "roll": lambda p: p.roll(1, 1),
+    "write": lambda p: torch.empty_like(p).copy_(p),
+}
+
+
+@pytest.mark.parametrize("step", LATER_STEPS)
+def test_steps_behind_a_softmax(step):
+    adapter = TabularAdapter(Squeezed(linear(3), lambda z: LATER_STEPS[step](z.softmax(1))), training_data=ROWS)
+    np.testing.assert_allclose(adapter.predict_proba(ROWS[0]), adapter.outputs(ROWS[0]))
+
+
+@pytest.mark.parametrize(
+    ("end", "guessed"),
+    [
+        (lambda z: z.sigmoid().clamp(1e-6, 1 - 1e-6), False),
+        (nn.functional.hardsigmoid, False),
+        (lambda z: 1 / (1 + (-z).exp()), True),
+        (lambda z: (z.tanh() + 1) / 2, True),
+    ],
+)
+def test_one_column_made_otherwise(end, guessed):
+    adapter = TabularAdapter(Squeezed(linear(1), end), training_data=ROWS)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = adapter.predict_proba(ROWS[0])
+    np.testing.assert_allclose(found[:, 1:], adapter.outputs(ROWS[0]))
+    assert bool(said) == guessed
