@@ -53,6 +53,7 @@ def place(scores: Tensor, token_map: TokenMap, inputs: tuple[Tensor, ...]) -> tu
         (tensor([[0.8000, 0.2000,    nan]]),)
     """
     out = []
+    scores = scores if scores.is_floating_point() else scores.to(torch.get_default_dtype())  # whole numbers have no NaN
     whole = [not x.is_floating_point() for x in inputs]
     has_ids = any(w and bool((index >= 0).all()) for w, index in zip(whole, token_map, strict=True))
     for index, x, is_whole in zip(token_map, inputs, whole, strict=True):

@@ -152,7 +152,7 @@ def test_a_models_own_no_grad_is_no_obstacle(model):
 
 
 def test_dropout_is_warned_of(model):
-    noisy = nn.Sequential(model, nn.Dropout(0.5)).train()
+    noisy = nn.Sequential(model, nn.Dropout(0.1)).train()  # with more, the target itself may be dropped
     with pytest.warns(DropoutWarning, match="model.eval"):
         relevance(noisy, IDS, query=0, target=[0, 0])
 
