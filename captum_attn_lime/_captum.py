@@ -27,7 +27,7 @@ __all__ = [
     "format_output",
     "linear_models",
     "log_usage",
-    "plain_target",
+    "plain_indices",
     "run_forward",
     "select_target",
 ]
@@ -100,7 +100,7 @@ def check_output(output: Any) -> Tensor:
 def select_target(output: Tensor, target: Target) -> Tensor:
     """Return the output at the target, by captum's own rules, with one error for every bad target."""
     try:
-        return cast("Tensor", _select_targets(output, plain_target(target)))
+        return cast("Tensor", _select_targets(output, plain_indices(target)))
     except (AssertionError, IndexError, RuntimeError, ValueError, TypeError) as error:
         raise TargetError(
             f"target {target!r} does not fit an output of shape {tuple(output.shape)}: {error}. "
@@ -108,11 +108,11 @@ def select_target(output: Tensor, target: Target) -> Tensor:
         ) from error
 
 
-def plain_target(target: Target) -> Target:
+def plain_indices(target: Target) -> Target:
     """Return a target with NumPy's integers and arrays as Python's, which captum's rules know.
 
     Example:
-        >>> plain_target(np.int64(2)), plain_target(np.array([0, 1])), plain_target([(np.int32(1), 0)])
+        >>> plain_indices(np.int64(2)), plain_indices(np.array([0, 1])), plain_indices([(np.int32(1), 0)])
         (2, [0, 1], [(1, 0)])
     """
     if isinstance(target, np.ndarray) and target.ndim == 2:
@@ -120,8 +120,8 @@ def plain_target(target: Target) -> Target:
     if isinstance(target, (np.integer, np.ndarray)):
         return target.tolist()
     if isinstance(target, list):
-        return [plain_target(part) for part in target]
-    return tuple(plain_target(part) for part in target) if isinstance(target, tuple) else target
+        return [plain_indices(part) for part in target]
+    return tuple(plain_indices(part) for part in target) if isinstance(target, tuple) else target
 
 
 def linear_models() -> Any:

@@ -194,8 +194,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             token_map: The token index of each cell.
         """
         tensors, forward_args = check_inputs(inputs), format_forward_args(additional_forward_args)
-        target = plain_target(target, self.forward_func, tensors, forward_args)
         with self.explaining() as state:
+            target = plain_target(target, self.forward_func, tensors, forward_args)
             done, cells, index, total = self._explain(tensors, target, forward_args, query, token_map)
         if done.recorder.is_random:
             warnings.warn(
@@ -282,8 +282,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             InputError: The matrices would take more than ``max_bytes``.
         """
         tensors, forward_args = check_inputs(inputs), format_forward_args(additional_forward_args)
-        target = plain_target(target, self.forward_func, tensors, forward_args)
         with self.explaining():
+            target = plain_target(target, self.forward_func, tensors, forward_args)
             done = self.run(tensors, target, forward_args, find=False, explain=True)
             select_target(done.output, target)
             maps = self._select_layers(done)

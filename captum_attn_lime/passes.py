@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attn_lime._captum import plain_target, run_forward, select_target
+from captum_attn_lime._captum import plain_indices, run_forward, select_target
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.capture import Keep, Recorder, record
 from captum_attn_lime.capture.recorder import KEEP_SCORES
@@ -282,7 +282,7 @@ def positions_of(target: Any, batch: int) -> list[int] | None:
         >>> positions_of((3, 1), 2), positions_of([(3, 1), (0, 1)], 2), positions_of(1, 2)
         ([3, 3], [3, 0], None)
     """
-    target = plain_target(target)
+    target = plain_indices(target)
     targets = list(target) if isinstance(target, list) else [target] * batch
     named = len(targets) == batch and all(isinstance(t, tuple) and t and isinstance(t[0], int) for t in targets)
     return [int(t[0]) for t in targets] if named else None

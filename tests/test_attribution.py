@@ -95,7 +95,7 @@ def test_every_form_of_target_is_taken_and_changes_nothing(model, method, target
 
 @pytest.mark.parametrize("target", [3, -4, (0, 1), torch.tensor([0, 9]), [0], [0, 1, 2], "fresh", np.int64(3), 1.5])
 def test_a_target_the_output_does_not_have_is_refused(model, target):
-    with pytest.raises(TargetError, match=r"output of shape \(2, 3\)") as error:
+    with pytest.raises(TargetError, match=r"output of shape \(2, 3\)|no class names") as error:
         AttentionAttribution(model).attribute(IDS, target=target)
     assert isinstance(error.value, (ValueError, IndexError, AssertionError))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
+from captum_attn_lime._captum import plain_indices
 from captum_attn_lime.adapters.base import Adapter
 from captum_attn_lime.errors import TargetError
 from captum_attn_lime.explained import class_index
@@ -26,17 +26,14 @@ def plain_target(target: Any, forward_func: Callable[..., Any], inputs: tuple[Te
         TargetError: There is no such class, or it is class 0 of a single logit, whose negative no column holds.
 
     Example:
+        >>> import numpy as np
         >>> plain_target([np.int64(1), (np.int64(0), 2)], len, (), ())
         [1, (0, 2)]
     """
     if isinstance(target, (list, tuple)):
         return type(target)(plain_target(one, forward_func, inputs, forward_args) for one in target)
-    if isinstance(target, np.ndarray):
-        return target.tolist()
-    if isinstance(target, np.integer):
-        return int(target)
     if not isinstance(target, str):
-        return target
+        return plain_indices(target)
     names = forward_func.class_names if isinstance(forward_func, Adapter) else None
     if names is None or not isinstance(forward_func, Adapter):
         raise TargetError(
