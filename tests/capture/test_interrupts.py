@@ -115,6 +115,8 @@ def test_an_interrupt_at_any_line_leaves_nothing(model, name, tmp_path):
     ends = [*range(90), *range(total - 110, total)]
     for n in sorted({*ends, *range(90, total - 110, max(1, total // 40))}):
         _interrupted(run, n)
+        # A tracer, other than a signal, can interrupt `with torch.no_grad():` before it has called the end of that.
+        torch.set_grad_enabled(True)
         assert _left_by(model) == [], f"at event {n} of {total}"
         assert len(list(tmp_path.iterdir())) <= 1  # interrupted while it was removed: the next capture does it
     run()
