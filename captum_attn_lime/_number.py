@@ -162,7 +162,7 @@ def number_of(attributions: Mapping[str, Any], encoding: Encoding, target: Any, 
         if adapter.is_regression:
             unit = None
         explained = adapter.explained(encoding.inputs, encoding.forward_args, target, unit=unit)
-    elif explained is not None and unit not in (None, explained.unit) and explained.unit != "prediction":
+    elif explained is not None and unit is not None and not _is_asked_for(explained.unit, unit):
         raise InputError(
             f"output={output!r} was asked for, but {explanations[0][0]!r} explains the {explained.label}; explain with "
             f"output={output!r}, too."
@@ -196,6 +196,11 @@ def _explained(explanation: Any, target: Any) -> Explained:
         None if names is None else str(names[key]),
         None if scores is None else float(scores[key]),
     )
+
+
+def _is_asked_for(found: Unit, unit: Unit) -> bool:
+    """Return whether a number is in the unit that was asked for; of a regression there is but one."""
+    return found in (unit, "prediction") or (found, unit) == ("log probability", "logit")
 
 
 def _class_of(target: Any) -> Any:

@@ -207,7 +207,8 @@ def _from_explanation(name: str, explanation: Any, encoding: Encoding, number: N
     if isinstance(encoding, TextEncoding):
         explained = _explained_words(name, explanation, encoding)
         scores = np.full(n, np.nan)  # words of a pair's other text have no value
-        scores[explained] = word_weights(explanation, [encoding.words[0][k] for k in explained], label).numpy()
+        own = [encoding.words[0][k] for k in explained]
+        scores[explained] = word_weights(explanation, own, label, unselected=np.nan).numpy()
         return scores
     weights = explanation_numbers(explanation, label)
     segments: Any = getattr(explanation, "segments", None)

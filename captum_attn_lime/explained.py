@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_attn_lime.errors import InputError, TargetError
 
-Unit = Literal["probability", "logit", "prediction"]
+Unit = Literal["probability", "logit", "log probability", "prediction"]
 #: What a caller asks for; a regression answers with its prediction, whichever it is.
 Output = Literal["probability", "logits"]
 _SHOWN = 40  # letters of a name in a sentence
@@ -25,7 +25,8 @@ class Explained:
 
     Attributes:
         index: The class, the output of a regression, or (position, class) of a model that predicts for each token.
-        unit: ``"probability"``, ``"logit"``, or ``"prediction"`` of a regression.
+        unit: ``"probability"``, ``"logit"``, ``"log probability"`` (in the place of a logit, of a model that ends in
+            softmax), or ``"prediction"`` of a regression.
         name: Name of the class or output; None where it has none.
         value: The model's answer for the input itself.
         is_predicted: Whether nobody chose the class: it is the one that the model predicts.

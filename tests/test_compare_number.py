@@ -23,6 +23,7 @@ from captum_attn_lime import (
 )
 from captum_attn_lime.adapters import WordTokenizer
 from captum_attn_lime.errors import InputError, TargetError
+from captum_attn_lime.lime import word_weights
 
 ROWS = np.random.RandomState(0).normal(size=(600, 2))
 NAMES = ["no", "yes"]
@@ -283,3 +284,30 @@ def test_a_model_that_writes_into_its_input():
     compare({"FA": FeatureAblation(adapter)}, x, target=1)
     LimeTabular(adapter).attribute(x.inputs, target=1, n_samples=30)
     assert x.inputs.tolist() == [[1.0, 2.0]]
+
+
+def test_log_probabilities_are_called_so():
+    model = nn.Sequential(table(2).model, nn.Softmax(1))
+    adapter = TabularAdapter(model, training_data=ROWS, feature_names=["up", "down"], class_names=NAMES)
+    x = adapter.encode([1.0, 0.5])
+    lime = LimeTabular(adapter).explain([1.0, 0.5], "yes", num_samples=50, output="logits")
+    found = compare({"LIME": lime, "FA": FeatureAblation(adapter)}, x, output="logits")
+    assert found.explained.label == "log probability of class 'yes'"
+    assert np.exp(found.explained.value) == pytest.approx(adapter.predict_proba([1.0, 0.5])[0, 1], rel=1e-5)
+    alone = compare({"FA": FeatureAblation(adapter)}, x, target="yes", output="logits")
+    np.testing.assert_allclose(alone.scores["FA"], found.scores["FA"])
+
+
+def test_words_that_lime_did_not_select_have_no_value():
+    words = nn.Embedding.from_pretrained(torch.tensor([[0.0], [0.0], [1.0], [-3.0], [0.5]]))
+
+    class Bag(nn.Module):
+        def forward(self, input_ids):
+            return words(input_ids).sum(dim=1)
+
+    adapter = TextAdapter(Bag(), WordTokenizer({"<pad>": 0, "<unk>": 1, "good": 2, "bad": 3, "film": 4}))
+    lime = LimeText(adapter).explain("good bad film", 1, num_samples=200, num_features=1)
+    scores = compare({"LIME": lime, "FA": FeatureAblation(adapter)}, adapter.encode("good bad film")).scores["LIME"]
+    assert scores.isna().tolist() == [True, False, True]
+    own = adapter.encode("good bad film").words[0]
+    assert word_weights(lime, own).tolist()[::2] == [0.0, 0.0]

@@ -142,6 +142,7 @@ class Adapter(nn.Module):
         self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
         self.outputs_are: Outputs = outputs
         self._columns: int | None = None  # of the last output
+        self._last_kind: Kind | None = None  # what the last output was found to be
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Return the model's outputs, (n, columns), for encoded inputs; the form in which Captum calls a model."""
@@ -221,9 +222,8 @@ class Adapter(nn.Module):
         kind = self._kind_of(outputs, lambda: tensors)
         unit = _OWN_UNIT[kind] if unit is None else unit
         scores = self._in_unit(outputs.double(), unit, kind)
-        return choose(
-            scores[0].cpu(), target, unit, self._names_of(scores.shape[-1]), two_sided=self.is_two_sided(unit)
-        )
+        names, two_sided = self._names_of(scores.shape[-1]), self.is_two_sided(unit)
+        return choose(scores[0].cpu(), target, self.named_unit(unit), names, two_sided=two_sided)
 
     def columns(self, inputs: Tensors, forward_args: Any = ()) -> int:
         """Return how many columns the model puts out, looked up on the first of encoded examples."""
@@ -285,6 +285,11 @@ class Adapter(nn.Module):
         """Whether the classes exclude each other."""
         return self._problem_type != "multi_label_classification" and not self.is_regression
 
+    def named_unit(self, unit: Unit) -> Unit:
+        """Return what a unit is called: of probabilities that sum to 1 the logits are log probabilities."""
+        is_log = unit == "logit" and self._last_kind == "probabilities" and self.classes_exclude and self._columns != 1
+        return "log probability" if is_log else unit
+
     def is_two_sided(self, unit: Unit) -> bool:
         """Return whether what lowers one of two classes raises the other just as much: p and 1 - p, or z and -z."""
         return self.classes_exclude and (unit == "probability" or self._columns == 1)
@@ -306,6 +311,10 @@ class Adapter(nn.Module):
 
     def _kind_of(self, outputs: Tensor, example: Callable[[], tuple[Tensor, ...]]) -> Kind:
         """Return what outputs are; ``example`` gives the tensors of one of the examples."""
+        self._last_kind = self._found_kind(outputs, example)
+        return self._last_kind
+
+    def _found_kind(self, outputs: Tensor, example: Callable[[], tuple[Tensor, ...]]) -> Kind:
         if self.is_regression:
             return "predictions"
         if self.outputs_are != "auto":

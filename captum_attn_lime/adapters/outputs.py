@@ -162,6 +162,7 @@ def in_unit(outputs: Tensor, unit: Unit, kind: Kind, *, exclude: bool, dim: int 
         raise InputError(f"the model is {came}: it has no {unit}.")
     if unit == "prediction":
         return outputs
+    unit = "logit" if unit == "log probability" else unit
     is_one = outputs.dim() == 2 and outputs.shape[1] == 1
     if kind == "logits" and unit == "logit":
         return torch.cat([-outputs, outputs], dim=1) if is_one else outputs

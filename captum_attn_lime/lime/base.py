@@ -155,7 +155,7 @@ def chosen(
         labels = [int(k) for k in np.argsort(-scores, kind="stable")[:top_labels]]
     if labels is not None and (isinstance(labels, (str, int)) or not len(labels)):
         raise InputError(f"labels must be a sequence of at least one class, but is {labels!r}; one class is a target.")
-    two_sided = adapter.is_two_sided(unit)
+    two_sided, unit = adapter.is_two_sided(unit), adapter.named_unit(unit)
     found = tuple(
         choose(scores, one, unit, names, two_sided=two_sided) for one in ([target] if labels is None else labels)
     )

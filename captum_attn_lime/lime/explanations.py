@@ -113,7 +113,12 @@ def row_difference(explanation: Any, row: Sequence[float], names: Sequence[str])
 
 
 def word_weights(
-    explanation: Any, words: Sequence[Word], label: int | str | None = None, *, share: Sharing = "split"
+    explanation: Any,
+    words: Sequence[Word],
+    label: int | str | None = None,
+    *,
+    share: Sharing = "split",
+    unselected: float = 0.0,
 ) -> Tensor:
     """Return the weight of each word of a text explanation, so that LIME stands beside methods that score words.
 
@@ -128,11 +133,21 @@ def word_weights(
             over its characters, so that sums stay what they are. ``"first"``: divided over its occurrences, and all
             of it to the first word. ``"broadcast"``: the whole weight to every word, as Captum does with the cells of
             a feature.
+        unselected: The weight of units that lime did not select (``num_features``): 0, or NaN for no value.
 
     Returns:
         (words,) float64.
     """
-    return _shared(explanation, [(word.start, word.end) for word in words], label, share, by_characters=True)
+    spans: list[Span | None] = [(word.start, word.end) for word in words]
+    found = _shared(explanation, spans, label, share, by_characters=True)
+    selected = explanation_weights(explanation, label)
+    string = explanation.domain_mapper.indexed_string
+    units = [(start, end, 0.0) for unit, start, end in occurrences(string) if unit in selected]
+    has_weight = np.zeros(len(words), dtype=bool)
+    for overlaps in _overlaps(units, spans):
+        has_weight[list(overlaps)] = True
+    lacking = torch.from_numpy(~has_weight) & ~found.isnan()
+    return torch.where(lacking, torch.full_like(found, unselected), found)
 
 
 def token_weights(

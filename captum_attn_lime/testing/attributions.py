@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_forward_args
@@ -166,7 +167,8 @@ class _Check:
             asked["target"] = given.target
         (self._start if start is None else start).restore()
         found = attribution.attribute(**asked)
-        if isinstance(found, tuple) != is_tuple:
+        follows_layer = isinstance(attribution, LayerAttribution)  # what it returns has the form of the layer's output
+        if isinstance(found, tuple) != is_tuple and not follows_layer:
             raise LawError(f"a tuple gives a tuple: {type(asked['inputs']).__name__} gave {type(found).__name__}.")
         scores = found if isinstance(found, tuple) else (found,)
         return tuple(score.detach().clone() for score in scores)
