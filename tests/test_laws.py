@@ -31,7 +31,14 @@ def _check(family, method, layers=None, **options):
     return check_attribution(attribution, family.inputs, **{**given, **options})
 
 
-@pytest.mark.parametrize(("number", "make"), list(enumerate(FAMILIES)), ids=lambda x: getattr(x, "__name__", ""))
+# One in six with every run of the tests, all of them with the slow ones.
+NUMBERED = [
+    pytest.param(number, make, id=make.__name__, marks=() if number % 6 == 0 else pytest.mark.slow)
+    for number, make in enumerate(FAMILIES)
+]
+
+
+@pytest.mark.parametrize(("number", "make"), NUMBERED)
 def test_every_family(number, make):
     family = build(make)
     method = ("rollout", "raw", "relevance")[number % 3] if family.products else "raw"
