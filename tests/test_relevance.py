@@ -237,10 +237,15 @@ def test_every_form_of_a_target_names_the_class(model, target):
     assert not near(relevance(model, IDS, target=0), expected, 1e-3)
 
 
-@pytest.mark.parametrize("target", [None, 3, -4, (0, 1), [0], [0, 1, 2], "fresh", 1.5])
+@pytest.mark.parametrize("target", [None, 3, -4, (0, 1), [0], [0, 1, 2], 1.5])
 def test_a_target_that_names_no_number_of_the_output_is_refused(model, target):
     with pytest.raises(TargetError, match=r"output of shape \(2, 3\)"):
         relevance(model, IDS, target=target)
+
+
+def test_a_name_needs_an_adapter_that_has_names(model):
+    with pytest.raises(TargetError, match="has no class names"):
+        relevance(model, IDS, target="fresh")
 
 
 def test_one_number_per_example_needs_no_target(model):

@@ -149,7 +149,8 @@ class Adapter(nn.Module):
         if not tensors or not all(isinstance(t, Tensor) for t in tensors):
             came = ", ".join(type(t).__name__ for t in tensors) or "nothing"
             raise InputError(f"an adapter runs on tensors, but got {came}; call adapter.encode(...) for them.")
-        tensors = tuple(t.clone() for t in tensors)  # a model may write into its input
+        # A model may write into its input, unless that is one row in the place of many.
+        tensors = tuple(t if len(t) > 1 and t.stride(0) == 0 else t.clone() for t in tensors)
         with fast_path_off(), modes_kept(self._asked):
             outputs = self._read(self._call(tensors), tensors)
         self._columns = outputs.shape[-1]

@@ -81,8 +81,9 @@ class PatchedExample(MaskedExample):
 
     def _from_patches(self, kept: Tensor) -> Array | None:
         """Return what is asked, or None where the model does not take the known patches once."""
-        x = self.example.inputs[0].expand(len(kept), -1, -1, -1)
-        x = x.clone() if len(kept) == 1 else x  # so that a model which writes into its input cannot reach the example
+        n = len(kept)
+        kept = kept if n > 1 else kept.expand(2, -1)
+        x = self.example.inputs[0].expand(len(kept), -1, -1, -1)  # which cannot be written into
         patches = self.example.keep(kept)[:, self.segment_of].reshape(-1, 1, *self.whole.shape[2:])
         mode = _Known(x, self.weight, torch.where(patches, self.whole, self.replaced))
         try:
@@ -90,7 +91,7 @@ class PatchedExample(MaskedExample):
                 found = self.scalar((x,))
         except RuntimeError:  # one picture in the place of many cannot be written into
             return None
-        return found if mode.uses == 1 else None
+        return found[:n] if mode.uses == 1 else None
 
 
 def masked_example(

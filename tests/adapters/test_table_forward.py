@@ -239,5 +239,5 @@ def test_one_of_several_predictions_is_explained():
         assert max(weights, key=lambda c: abs(weights[c])) == column
         assert np.sign(weights[column]) == sign
     for wrong in (None, 2):
-        with pytest.raises(TargetError, match=r"2 numbers|2 classes"):
+        with pytest.raises(TargetError, match=r"2 numbers|2 outputs"):
             lime.explain(ROWS[0], wrong)

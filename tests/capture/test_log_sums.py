@@ -105,7 +105,7 @@ def test_outputs_gradients_and_log_sums_are_those_of_the_plain_call(call):
         scores = _scores(attention)
         open_rows = (scores > -math.inf).any(-1)
         expected = torch.where(open_rows, scores.logsumexp(-1), 0.0)
-        digits = 1e-12 if tensors[0].dtype == torch.float64 else 2e-5
+        digits = {torch.float64: 1e-12, torch.float32: 2e-5}.get(tensors[0].dtype, 1e-3)
         assert torch.allclose(attention.log_sums.double(), expected, rtol=digits, atol=digits)
     r, weights = torch.rand(attention.shape[0], attention.shape[2]), attention.dense().double().numpy()
     for fusion, fuse in FUSIONS.items():
