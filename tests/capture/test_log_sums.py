@@ -110,7 +110,7 @@ def test_outputs_gradients_and_log_sums_are_those_of_the_plain_call(call):
     r, weights = torch.rand(attention.shape[0], attention.shape[2]), attention.dense().double().numpy()
     for fusion, fuse in FUSIONS.items():
         found = attention.vecmat(r, head_fusion=fusion)
-        assert error(found, product(r, fuse(weights, axis=1))) < 1e-4
+        assert error(found, product(r, fuse(weights, axis=1))) < (1e-3 if tensors[0].dtype == torch.bfloat16 else 1e-4)
 
     leaves = [[x.detach().clone().requires_grad_() for x in tensors] for _ in range(2)]
     plain, (output, attention) = F.scaled_dot_product_attention(*leaves[0], **options), _captured(*leaves[1], **options)
