@@ -14,13 +14,14 @@ from captum.attr import DeepLift, LayerDeepLift, NeuronDeepLift
 
 from captum_attn_lime._captum import run_forward, select_target
 from captum_attn_lime.adapters import Adapter, Encoding
-from captum_attn_lime.adapters.base import Reading
+from captum_attn_lime.adapters.base import Answering
 from captum_attn_lime.adapters.layers import innermost_method
 from captum_attn_lime.adapters.state import evaluating
 from captum_attn_lime.errors import ForwardError, InputError, TargetError
 from captum_attn_lime.explained import Explained, Output, Unit, check_output, one_number, single_target
 from captum_attn_lime.lime.explanations import explained_label
 
+_NONE_FITS = object()
 # How near a function's answer must be to the number that is explained.
 _SAME = 1e-4
 
@@ -70,22 +71,35 @@ class Number:
             return method.attribute(**arguments, target=place)
         forward_func = getattr(inner, "forward_func", None)
         adapter = forward_func if isinstance(forward_func, Adapter) else self.adapter
-        is_known = forward_func is None or forward_func is self.adapter
-        for ours in (adapter, None):
-            with _answering(ours, self.explained.unit, encoding, calm=not hasattr(inner, "uses_target")) as reading:
-                targets = (self.explained.index,) if is_known else (self.explained.index, None)
-                for target in targets:
-                    if not is_known and not self._is_of(forward_func, encoding, target):
-                        continue
-                    _check_deep_lift(name, inner, reading)
-                    found = method.attribute(**arguments, target=target)
-                    if not is_known or reading is None or reading.is_used or reading.is_plain:
-                        return found
+        for ours in (adapter,) if adapter is None else (adapter, None):
+            with _answering(ours, self.explained.unit, encoding, calm=not hasattr(inner, "uses_target")) as answering:
+                target = self._target_of(forward_func, encoding)
+                if target is _NONE_FITS:
+                    continue
+                _check_deep_lift(name, inner, answering)
+                found = method.attribute(**arguments, target=target)
+                if forward_func is not None or self._must_be_of(answering):
+                    return found
         raise InputError(
             f"the comparison is of the {self.explained}, and {name!r} runs a function of its own, which gives out "
             "another number. Make the method with the adapter, whose answers compare brings to one number, choose that "
             "number with target= and output=, or run the method yourself and pass what it attributes."
         )
+
+    def _target_of(self, forward_func: Any, encoding: Encoding) -> Any:
+        """Return the target at which a function gives out what is explained, or that none does."""
+        assert self.explained is not None
+        if forward_func is None or forward_func is self.adapter:
+            return self.explained.index
+        fitting = [t for t in (self.explained.index, None) if self._is_of(forward_func, encoding, t)]
+        return fitting[0] if fitting else _NONE_FITS
+
+    def _must_be_of(self, answering: Answering | None) -> bool:
+        """Return whether a method that does not show its function must explain this number all the same."""
+        assert self.explained is not None
+        if answering is not None:
+            return answering.is_used or answering.is_plain
+        return self.adapter is None and self.explained.unit != "probability" and self.explained.opposite is None
 
     def _is_of(self, forward_func: Any, encoding: Encoding, target: Any) -> bool:
         """Return whether a function gives out what is explained, at a target."""
@@ -103,7 +117,7 @@ class Number:
 
 
 @contextmanager
-def _answering(adapter: Adapter | None, unit: Unit, encoding: Encoding, *, calm: bool) -> Iterator[Reading | None]:
+def _answering(adapter: Adapter | None, unit: Unit, encoding: Encoding, *, calm: bool) -> Iterator[Answering | None]:
     """Run a block in which an adapter answers in a unit; any other function answers as it does.
 
     Args:
@@ -116,16 +130,16 @@ def _answering(adapter: Adapter | None, unit: Unit, encoding: Encoding, *, calm:
         yield None
         return
     mode = evaluating(adapter.model) if calm else nullcontext()
-    with adapter.answering_in(unit, encoding.inputs, encoding.forward_args) as reading, mode:
-        yield reading
+    with adapter.answering_in(unit, encoding.inputs, encoding.forward_args) as answering, mode:
+        yield answering
 
 
-def _check_deep_lift(name: str, method: Any, reading: Reading | None) -> None:
+def _check_deep_lift(name: str, method: Any, answering: Answering | None) -> None:
     """Raise for DeepLift where the adapter makes probabilities of logits, a step that it has no rule for.
 
     DeepLift replaces the gradients of modules by hooks, and would go through any other step by its plain gradient.
     """
-    if reading is None or reading.is_linear or not isinstance(method, (DeepLift, LayerDeepLift, NeuronDeepLift)):
+    if answering is None or answering.is_linear or not isinstance(method, (DeepLift, LayerDeepLift, NeuronDeepLift)):
         return
     raise InputError(
         f"{name!r} is DeepLift, which has no rule for the step from logits to probabilities that an adapter makes. "

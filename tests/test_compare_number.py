@@ -256,7 +256,8 @@ def test_deep_lift_has_no_rule_for_the_adapters_softmax():
     adapter = table(2)
     x = adapter.encode([1.0, 0.5])
     x.inputs.requires_grad_()
-    assert compare({"DL": DeepLift(adapter), "IG": IntegratedGradients(adapter)}, x, target=1).agreement is not None
+    scores = compare({"DL": DeepLift(adapter), "IG": IntegratedGradients(adapter)}, x, target=1).scores
+    np.testing.assert_allclose(scores["DL"], scores["IG"], atol=1e-6)  # the model is linear
     with pytest.raises(InputError, match="no rule for the step from logits"):
         compare({"DL": DeepLift(adapter)}, x, target=1, output="probability")
 
@@ -311,3 +312,26 @@ def test_words_that_lime_did_not_select_have_no_value():
     assert scores.isna().tolist() == [True, False, True]
     own = adapter.encode("good bad film").words[0]
     assert word_weights(lime, own).tolist()[::2] == [0.0, 0.0]
+
+
+def test_a_method_that_hides_its_function():
+    class Hidden:
+        """Explains whatever it was made with, and shows nothing of it."""
+
+        def __init__(self, function):
+            self.function = function
+
+        def attribute(self, inputs, baselines=None, target=None):
+            return IntegratedGradients(self.function).attribute(inputs, baselines, target)
+
+    adapter = table(2)
+    x = adapter.encode([1.0, 0.5])
+    lime = LimeTabular(adapter).explain([1.0, 0.5], 1, num_samples=50)
+    scores = compare({"hidden": Hidden(adapter), "ours": IntegratedGradients(adapter), "LIME": lime}, x).scores
+    np.testing.assert_allclose(scores["hidden"], scores["ours"])
+    with pytest.raises(InputError, match="'hidden' runs a function of its own"):
+        compare({"hidden": Hidden(adapter.model), "ours": IntegratedGradients(adapter), "LIME": lime}, x)
+    with pytest.raises(InputError, match="'hidden' runs a function of its own"):
+        compare({"hidden": Hidden(adapter.model), "LIME": lime}, x)  # a probability, and nobody to ask
+    plain = compare({"hidden": Hidden(adapter.model), "ours": IntegratedGradients(adapter)}, x, target=1).scores
+    np.testing.assert_allclose(plain["hidden"], plain["ours"])

@@ -87,7 +87,7 @@ class Encoding:
 
 
 @dataclass
-class Reading:
+class Answering:
     """How an adapter answers within a block: one column for each class, in one unit.
 
     Attributes:
@@ -112,7 +112,7 @@ class Reading:
 
 # What Captum's methods explain of an adapter.
 _OWN_UNIT: dict[Kind, Unit] = {"logits": "logit", "probabilities": "probability", "predictions": "prediction"}
-_reading: ContextVar[Reading | None] = ContextVar("captum_attn_lime_reading", default=None)
+_answering: ContextVar[Answering | None] = ContextVar("captum_attn_lime_answering", default=None)
 
 
 class Adapter(nn.Module):
@@ -154,11 +154,11 @@ class Adapter(nn.Module):
         with fast_path_off(), modes_kept(self._asked):
             outputs = self._read(self._call(tensors), tensors)
         self._columns = outputs.shape[-1]
-        reading = _reading.get()
-        if reading is None or reading.adapter is not self:
+        answering = _answering.get()
+        if answering is None or answering.adapter is not self:
             return outputs
-        reading.is_used = True
-        return self._in_unit(outputs, reading.unit, reading.kind)
+        answering.is_used = True
+        return self._in_unit(outputs, answering.unit, answering.kind)
 
     def outputs(self, raw: Any, *, show_progress: bool = False) -> Array:
         """Return what the model puts out for raw inputs, (n, columns) float64, in eval mode and without gradients."""
@@ -232,7 +232,7 @@ class Adapter(nn.Module):
         return int(self._run_once(tuple(t[:1] for t in tensors)).shape[-1])
 
     @contextmanager
-    def answering_in(self, unit: Unit, inputs: Tensors, forward_args: Any = ()) -> Iterator[Reading]:
+    def answering_in(self, unit: Unit, inputs: Tensors, forward_args: Any = ()) -> Iterator[Answering]:
         """Have :meth:`forward` answer in a unit, with a column for each class, within a block of this thread.
 
         Any attribution that runs the adapter then explains that number, for whichever class, without knowing of it.
@@ -246,12 +246,12 @@ class Adapter(nn.Module):
         outputs = self._run_once(tensors)
         kind = self._kind_of(outputs, lambda: tensors)
         is_plain = _OWN_UNIT[kind] == unit and (unit == "prediction" or outputs.shape[-1] > 1)
-        reading = Reading(self, unit, kind, is_plain)
-        token = _reading.set(reading)
+        answering = Answering(self, unit, kind, is_plain)
+        token = _answering.set(answering)
         try:
-            yield reading
+            yield answering
         finally:
-            _reading.reset(token)
+            _answering.reset(token)
 
     @property
     def device(self) -> torch.device:
@@ -344,13 +344,13 @@ class Adapter(nn.Module):
 
     def _run_once(self, tensors: tuple[Tensor, ...]) -> Tensor:
         """Return the model's outputs as they are, in eval mode and without gradients."""
-        token = _reading.set(None)
+        token = _answering.set(None)
         try:
             with evaluating(self.model), torch.no_grad():
                 outputs: Tensor = self(*tensors)
                 return outputs
         finally:
-            _reading.reset(token)
+            _answering.reset(token)
 
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
         raise NotImplementedError
