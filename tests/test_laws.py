@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -181,6 +183,19 @@ class Broken(Saliency):
         np.random.random()  # noqa: NPY002
         return plain()
 
+    def _draws_from_python(self, inputs, plain):
+        random.random()
+        return plain()
+
+    def _leaves_requires_grad(self, inputs, plain):
+        scores = plain()
+        (inputs[0] if isinstance(inputs, tuple) else inputs).requires_grad_()
+        return tuple(s.detach() for s in scores) if isinstance(scores, tuple) else scores.detach()
+
+    def _leaves_an_attribute(self, inputs, plain):
+        self.forward_func.seen = True
+        return plain()
+
     def _switches_to_eval(self, inputs, plain):
         self.forward_func.eval()
         return plain()
@@ -242,6 +257,9 @@ BROKEN = {
     "writes into weights": "bias of Linear",
     "draws": "draws",
     "draws from numpy": "draws",
+    "draws from python": "draws",
+    "leaves requires grad": "requires_grad of the caller",
+    "leaves an attribute": "names of the attributes",
     "leaves gradients": "gradient of weight",
     "switches gradients off": "grad mode",
     "changes its options": "'calls'",

@@ -69,14 +69,8 @@ def explanation_spans(explanation: Any, label: int | str | None = None) -> list[
     Raises:
         InputError: Not the explanation of a text.
     """
-    string = getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None)
-    if string is None:
-        raise InputError(
-            f"{type(explanation).__name__} is not lime's explanation of a text, so it has no character spans; "
-            "for rows and images use explanation_weights."
-        )
+    units = _units_of(explanation)
     weights = explanation_weights(explanation, label)
-    units = occurrences(string)
     count = Counter(unit for unit, _, _ in units)
     return sorted((start, end, weights.get(unit, 0.0) / count[unit]) for unit, start, end in units)
 
@@ -139,15 +133,7 @@ def word_weights(
         (words,) float64.
     """
     spans: list[Span | None] = [(word.start, word.end) for word in words]
-    found = _shared(explanation, spans, label, share, by_characters=True)
-    selected = explanation_weights(explanation, label)
-    string = explanation.domain_mapper.indexed_string
-    units = [(start, end, 0.0) for unit, start, end in occurrences(string) if unit in selected]
-    has_weight = np.zeros(len(words), dtype=bool)
-    for overlaps in _overlaps(units, spans):
-        has_weight[list(overlaps)] = True
-    lacking = torch.from_numpy(~has_weight) & ~found.isnan()
-    return torch.where(lacking, torch.full_like(found, unselected), found)
+    return _shared(explanation, spans, label, share, by_characters=True, unselected=unselected)
 
 
 def token_weights(
@@ -231,32 +217,54 @@ def shown(explanation: Any, string: Any = None) -> Any:
 
 
 def _shared(
-    explanation: Any, spans: Sequence[Span | None], label: int | str | None, share: Sharing, *, by_characters: bool
+    explanation: Any,
+    spans: Sequence[Span | None],
+    label: int | str | None,
+    share: Sharing,
+    *,
+    by_characters: bool,
+    unselected: float = 0.0,
 ) -> Tensor:
     """Return what falls on each span of the weights of a text explanation's units; NaN where no unit is."""
     if share not in get_args(Sharing):
         raise InputError(f"share must be one of {', '.join(map(repr, get_args(Sharing)))}, but is {share!r}.")
-    units = explanation_spans(explanation, label)
+    units = _units_of(explanation)
+    count = Counter(unit for unit, _, _ in units)
     weights = explanation_weights(explanation, label)
-    whole = {start: weights.get(unit, 0.0) for unit, start, _ in occurrences(explanation.domain_mapper.indexed_string)}
     out = np.full(len(spans), np.nan)
-    for (start, end, weight), overlaps in zip(units, _overlaps(units, spans), strict=True):
+    places = [(start, end) for _, start, end in units]
+    for (unit, start, end), overlaps in zip(units, _overlaps(places, spans), strict=True):
+        whole = weights.get(unit, unselected)
+        if np.isnan(whole):
+            continue
+        weight = whole / count[unit]
         total = end - start if by_characters else sum(overlaps.values())
         for k, n in overlaps.items():
             part = {
                 "split": weight * n / total,
                 "first": weight if k == min(overlaps) else 0.0,
-                "broadcast": whole[start],
+                "broadcast": whole,
             }[share]
             out[k] = part if np.isnan(out[k]) else out[k] + part
     return torch.from_numpy(out)
 
 
-def _overlaps(units: Sequence[tuple[int, int, float]], spans: Sequence[Span | None]) -> Iterator[dict[int, int]]:
+def _units_of(explanation: Any) -> list[tuple[int, int, int]]:
+    """Return feature, start and end of each unit of a text explanation, in the order of the text."""
+    string = getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None)
+    if string is None:
+        raise InputError(
+            f"{type(explanation).__name__} is not lime's explanation of a text, so it has no character spans; "
+            "for rows and images use explanation_weights."
+        )
+    return occurrences(string)
+
+
+def _overlaps(units: Sequence[Span], spans: Sequence[Span | None]) -> Iterator[dict[int, int]]:
     """Give for each unit how many characters it shares with each span that it meets, by the span's index."""
     order = sorted((s[0], s[1], k) for k, s in enumerate(spans) if s is not None and s[1] > s[0])
     ends = list(accumulate((end for _, end, _ in order), max))  # no span up to here ends later
-    for start, end, _ in units:
+    for start, end in units:
         found = {}
         for a, b, k in order[bisect_right(ends, start) : bisect_left(order, (end,))]:
             if b > start:

@@ -198,11 +198,15 @@ class _Check:
         """Return the scores, and raise unless everything is as before."""
         self._laws.append(law)
         before = found_at(self._modules, self._caller_tensors())
+        wants_gradient = {name: x.requires_grad for name, x in self._caller_tensors().items()}
         public = {name: value for name, value in vars(self._used).items() if not name.startswith("_")}
         found = self._outcome(attribution, self._given) if allow_errors else self._scores(attribution, self._given)
         changed = difference(before, found_at(self._modules, self._caller_tensors()))
         if changed is not None:
             raise LawError(f"{law}: {changed} was changed.")
+        # After an error Captum's own methods leave it set.
+        if not allow_errors and wants_gradient != {n: x.requires_grad for n, x in self._caller_tensors().items()}:
+            raise LawError(f"{law}: requires_grad of the caller's tensors was changed.")
         for name, value in public.items():
             if vars(self._used).get(name) is not value:
                 raise LawError(f"{law}: {name!r} of the attribution was changed.")

@@ -35,6 +35,7 @@ def found_at(modules: list[nn.Module], tensors: dict[str, Tensor]) -> dict[str, 
                 out[f"requires_grad of {name} of {title}"] = held.requires_grad
         for name, value in _settings(module):
             out[f"{name} of {title}"] = value
+        out[f"the names of the attributes of {title}"] = sorted(vars(module))
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
         out[f"the hooks of {title}"] = [list(each) for each in hooks]
         out[f"the parts of {title}"] = [id(part) for part in module._modules.values()]  # alive as long as this is
@@ -70,7 +71,8 @@ def drew(state: RandomState) -> bool:
     """Return whether random numbers were drawn since a state."""
     now = RandomState()
     numpy = zip(state.numpy, now.numpy, strict=True)
-    return not torch.equal(state.torch, now.torch) or not all(np.array_equal(a, b) for a, b in numpy)
+    same = state.python == now.python and all(np.array_equal(a, b) for a, b in numpy)
+    return not same or not torch.equal(state.torch, now.torch)
 
 
 @contextmanager
