@@ -123,6 +123,7 @@ class Logits(nn.Module):
 def test_captums_own_methods_keep_the_laws(make):
     """KernelShap is random: it may draw, and its rows draw other numbers."""
     laws = check_attribution(make(Net(4).eval()), X, target=1)
+    assert not X.requires_grad
     assert ("a batch is its rows" in laws) == (make is not KernelShap)
 
 

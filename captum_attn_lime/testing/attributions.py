@@ -112,7 +112,10 @@ def check_attribution(
     check = _Check(attribution, given, isinstance(inputs, tuple), fresh, tolerance, thorough)
     with warnings.catch_warnings(), without_drawing():
         warnings.simplefilter("ignore")  # dropout, small samples: not what is asked here
-        return check.run(others, options)
+        try:
+            return check.run(others, options)
+        finally:
+            check.put_gradients_back()
 
 
 class _Check:
@@ -133,6 +136,7 @@ class _Check:
         self._tolerance, self._thorough = tolerance, thorough
         self._fresh = _copies(attribution, self._modules) if fresh is None else fresh
         self._start = RandomState()
+        self._wanted_gradients = self._wanting_gradients()  # from before the first call
         self._laws: list[str] = []
 
     def run(self, others: Sequence[Mapping[str, Any]], options: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -194,18 +198,26 @@ class _Check:
         named |= {"the target": given.target, **{f"{name}=": value for name, value in given.more.items()}}
         return {name: x for name, x in named.items() if isinstance(x, Tensor)}
 
+    def _wanting_gradients(self) -> list[str]:
+        return [name for name, x in self._caller_tensors().items() if x.requires_grad]
+
+    def put_gradients_back(self) -> None:
+        """Let the caller's tensors want gradients as before."""
+        for name, x in self._caller_tensors().items():
+            if x.is_leaf and x.is_floating_point():
+                x.requires_grad_(name in self._wanted_gradients)
+
     def _left(self, law: str, attribution: Any, *, allow_errors: bool = False) -> tuple[Tensor, ...]:
         """Return the scores, and raise unless everything is as before."""
         self._laws.append(law)
         before = found_at(self._modules, self._caller_tensors())
-        wants_gradient = {name: x.requires_grad for name, x in self._caller_tensors().items()}
         public = {name: value for name, value in vars(self._used).items() if not name.startswith("_")}
         found = self._outcome(attribution, self._given) if allow_errors else self._scores(attribution, self._given)
         changed = difference(before, found_at(self._modules, self._caller_tensors()))
         if changed is not None:
             raise LawError(f"{law}: {changed} was changed.")
         # After an error Captum's own methods leave it set.
-        if not allow_errors and wants_gradient != {n: x.requires_grad for n, x in self._caller_tensors().items()}:
+        if not allow_errors and self._wanting_gradients() != self._wanted_gradients:
             raise LawError(f"{law}: requires_grad of the caller's tensors was changed.")
         for name, value in public.items():
             if vars(self._used).get(name) is not value:
