@@ -22,6 +22,7 @@ from captum_attn_lime._captum import (
     log_usage,
     select_target,
 )
+from captum_attn_lime._random import without_drawing
 from captum_attn_lime.adapters.targets import plain_target
 from captum_attn_lime.attention import AttentionMap, HeadFusion
 from captum_attn_lime.attention.fusion import check_head_fusion, select_heads
@@ -37,7 +38,7 @@ from captum_attn_lime.facts import ModelFacts, shortened
 from captum_attn_lime.layers import Layers, select_layers
 from captum_attn_lime.memory import Kind, Memory, kind_of
 from captum_attn_lime.methods import Method, MethodFunction, get_method
-from captum_attn_lime.model_state import ModelState, without_drawing
+from captum_attn_lime.model_state import ModelState
 from captum_attn_lime.passes import ForwardPass, ForwardRunner, Wanted, positions_of, sum_explained
 from captum_attn_lime.query import Query, query_weights
 from captum_attn_lime.tokens import TokenMap, by_feature, check_token_map, place

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime._captum import plain_indices, run_forward, select_target
+from captum_attn_lime._random import RandomState
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.capture import Keep, Recorder, record
 from captum_attn_lime.capture.recorder import KEEP_SCORES
@@ -18,7 +19,6 @@ from captum_attn_lime.errors import AttentionKindError, ReadoutError, TargetErro
 from captum_attn_lime.gradients import take_gradients
 from captum_attn_lime.memory import Kind, Memory, kind_of
 from captum_attn_lime.methods.checks import require_tokens
-from captum_attn_lime.model_state import RandomState
 from captum_attn_lime.readout import ASK, Readout, read
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime._captum import run_forward
+from captum_attn_lime._random import without_drawing
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.capture import Recorder, record
 from captum_attn_lime.capture.recorder import RowView
-from captum_attn_lime.model_state import without_drawing
 from captum_attn_lime.passes import copied, with_one_more
 
 # A token's value has changed when it differs by more than this share of its own size.

@@ -1,6 +1,7 @@
 """Adapters: a model as a Captum forward function and as a lime classifier function, and raw input as tensors."""
 
-from captum_attn_lime.adapters.base import Adapter, Encoding
+from captum_attn_lime.adapters.base import Adapter
+from captum_attn_lime.adapters.encoding import Encoding
 from captum_attn_lime.adapters.image import ImageAdapter, ImageEncoding
 from captum_attn_lime.adapters.sequence import SequenceAdapter, SequenceEncoding
 from captum_attn_lime.adapters.tabular import TabularAdapter, TabularEncoding

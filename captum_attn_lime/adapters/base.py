@@ -1,4 +1,4 @@
-"""What all adapters share: the encoding, the forward function, and probabilities for lime."""
+"""What all adapters share: the forward function, and logits and probabilities of raw input for lime."""
 
 from __future__ import annotations
 
@@ -10,80 +10,14 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters.layers import (
-    baselines_for,
-    check_has_gradients,
-    innermost_method,
-    layer_features,
-    parameters_of,
-)
-from captum_attn_lime.adapters.outputs import Kind, Outputs, in_unit, kind_of
+from captum_attn_lime.adapters.encoding import Tensors
+from captum_attn_lime.adapters.outputs import Array, Kind, Outputs, as_logits, in_unit, kind_of
 from captum_attn_lime.adapters.state import asked, evaluating, fast_path_off, modes_kept
 from captum_attn_lime.adapters.wrappers import configuration
-from captum_attn_lime.errors import ForwardError, InputError
+from captum_attn_lime.errors import InputError
 from captum_attn_lime.explained import Explained, Unit, choose
-
-Array = NDArray[np.float64]
-Tensors = Tensor | tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Encoding:
-    """Raw inputs as the tensors that Captum wants, with their features.
-
-    Attributes:
-        inputs: What Captum attributes to, (B, ...).
-        forward_args: What the forward function needs besides, each (B, ...); Captum's ``additional_forward_args``.
-        baselines: Tensors of the inputs' shapes that stand for "nothing there".
-        feature_mask: Feature ids from 0 in the inputs' shapes, int64. Cells that stand for no feature (special and
-            padding tokens) share the last id.
-        feature_names: For each example the names of its features, ids 0 to len - 1.
-    """
-
-    inputs: Tensors
-    forward_args: tuple[Any, ...]
-    baselines: Tensors
-    feature_mask: Tensors
-    feature_names: tuple[tuple[str, ...], ...]
-
-    def __len__(self) -> int:
-        return len(self.feature_names)
-
-    def arguments(self, method: Any) -> dict[str, Any]:
-        """Return the keyword arguments of ``method.attribute`` that this encoding can fill.
-
-        These are ``inputs``, and of ``baselines``, ``additional_forward_args`` and ``feature_mask`` those that the
-        method takes, so that ``method.attribute(**x.arguments(method), target=1)`` is a full call. A method over the
-        output of a layer that embeds ids or categories gets ``layer_mask`` and ``layer_baselines`` too: the features of
-        what was embedded, and the embedded baselines; the model runs for them. Other layers' are left to the user.
-
-        Args:
-            method: A Captum attribution, or ``NoiseTunnel`` around one.
-
-        Raises:
-            InputError: The method follows gradients with respect to token ids or categories, or takes each of several
-                examples against the baselines of all.
-        """
-        names = parameters_of(method)
-        inputs, baselines = (t if isinstance(t, tuple) else (t,) for t in (self.inputs, self.baselines))
-        check_has_gradients(method, inputs)
-        have = {
-            "inputs": self.inputs,
-            "additional_forward_args": self.forward_args or None,
-            "feature_mask": self.feature_mask,
-        }
-        if "baselines" in names:
-            found = baselines_for(method, baselines)
-            have["baselines"] = found if isinstance(self.baselines, tuple) else found[0]
-        if "layer_mask" in names:
-            inner = innermost_method(method)
-            layer = layer_features(inner.forward_func, inner.layer, self)
-            if layer is not None:
-                have.update(layer_mask=layer.mask, layer_baselines=layer.baselines)
-        return {name: value for name, value in have.items() if name in names}
 
 
 @dataclass
@@ -223,7 +157,7 @@ class Adapter(nn.Module):
         kind = self._kind_of(outputs, lambda: tensors)
         unit = _OWN_UNIT[kind] if unit is None else unit
         scores = self._in_unit(outputs.double(), unit, kind)
-        names, two_sided = self._names_of(scores.shape[-1]), self.is_two_sided(unit)
+        names, two_sided = self.names_of(scores.shape[-1]), self.is_two_sided(unit)
         return choose(scores[0].cpu(), target, self.named_unit(unit), names, two_sided=two_sided)
 
     def columns(self, inputs: Tensors, forward_args: Any = ()) -> int:
@@ -300,7 +234,7 @@ class Adapter(nn.Module):
         """The dimension of the outputs over which probabilities sum to 1."""
         return -1
 
-    def _names_of(self, n: int) -> Sequence[str] | None:
+    def names_of(self, n: int) -> Sequence[str] | None:
         """Return the names of n classes or outputs, where they have any."""
         return self.class_names if self.class_names is not None and len(self.class_names) == n else None
 
@@ -373,50 +307,3 @@ class Adapter(nn.Module):
                 f"{len(self.class_names)} class_names were given, but the model has {classes} {kind} "
                 f"(its output has {outputs.shape[1]} columns); pass one name for each."
             )
-
-
-def without_nan(outputs: Array, model: str, example: str) -> Array:
-    """Return a model's outputs (n, outputs), or raise where they are no numbers."""
-    bad = np.flatnonzero(np.isnan(outputs).any(axis=1))
-    if len(bad):
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise ForwardError(
-            f"{model} gave NaN for {example} {bad[0]}{more}; nothing can be explained there. Look for a division by 0, "
-            f"a logarithm of 0, weights that are NaN, or values far outside what it was trained on."
-        )
-    return outputs
-
-
-def as_logits(output: Any, n: int, name: str) -> Tensor:
-    """Return a model's output as (n, classes): ``.logits``, the first of a tuple, or the tensor itself.
-
-    Args:
-        output: What the model returned.
-        n: Number of examples that went in.
-        name: The model's name, for the message.
-
-    Raises:
-        ForwardError: There is no tensor in it, or its shape is neither (n, classes) nor (n,).
-    """
-    found = output
-    if not isinstance(output, Tensor):
-        if isinstance(output, dict):
-            found = output.get("logits")
-        elif isinstance(output, (tuple, list)):
-            found = output[0] if output else None
-        else:
-            found = getattr(output, "logits", None)
-    if not isinstance(found, Tensor):
-        raise ForwardError(
-            f"{name} returned {type(output).__name__} without logits; an adapter needs a model that returns a tensor "
-            "(n, classes), an object with .logits, or a tuple that begins with the logits. "
-            "A bare encoder needs a classification head."
-        )
-    if found.dim() == 1 and len(found) == n:
-        return found.unsqueeze(1)
-    if found.dim() == 2 and len(found) == n:
-        return found
-    raise ForwardError(
-        f"{name} returned a tensor of shape {tuple(found.shape)} for {n} example(s); "
-        f"an adapter needs ({n}, classes), or ({n},) for a single output."
-    )

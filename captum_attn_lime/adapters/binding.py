@@ -80,7 +80,21 @@ class Binding:
             mask: 1 at real tokens (n, N), or None.
             types: Token type ids (n, N), or None.
             **options: Further arguments of the model.
+
+        Raises:
+            ForwardError: A token or a position has no embedding.
         """
+        try:
+            return self._call(model, ids, mask, types, options)
+        except IndexError as error:
+            raise ForwardError(
+                f"{type(model).__name__} has no embedding for a token or a position of {ids.shape[1]} tokens "
+                f"({error}). If it has fewer positions, pass max_length= to the adapter; else its tokenizer is another."
+            ) from error
+
+    def _call(
+        self, model: nn.Module, ids: Tensor, mask: Tensor | None, types: Tensor | None, options: dict[str, Any]
+    ) -> Any:
         named: dict[str, Any] = {}
         if mask is not None and self.mask is not None:
             named[self.mask] = mask == 0 if self.inverted else mask.clone()

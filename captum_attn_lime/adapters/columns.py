@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_attn_lime.adapters.base import Array
+from captum_attn_lime.adapters.outputs import Array
 from captum_attn_lime.errors import InputError
 
 

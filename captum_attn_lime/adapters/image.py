@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._progress import progress
-from captum_attn_lime.adapters.base import Adapter, Array, Encoding, without_nan
+from captum_attn_lime.adapters.base import Adapter
+from captum_attn_lime.adapters.encoding import Encoding
 from captum_attn_lime.adapters.limits import configured_class_names
-from captum_attn_lime.adapters.outputs import Outputs
+from captum_attn_lime.adapters.outputs import Array, Outputs, without_nan
 from captum_attn_lime.adapters.pixels import Pixels, pair, read_images
 from captum_attn_lime.adapters.preprocessing import Fit, Preprocessing, preprocessing_of
 from captum_attn_lime.adapters.segments import Labels, Segments, find_patch_size, hidden, patch_grid, segment

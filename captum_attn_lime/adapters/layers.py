@@ -16,7 +16,7 @@ from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import pool
 
 if TYPE_CHECKING:
-    from captum_attn_lime.adapters.base import Encoding
+    from captum_attn_lime.adapters.encoding import Encoding
 
 # Layer methods that move along the inputs all the same, or ask for their gradient.
 _MOVES = ("LayerConductance", "LayerGradientShap", "LayerDeepLiftShap", "InternalInfluence")
@@ -43,11 +43,11 @@ def innermost_method(method: Any) -> Any:
     return method
 
 
-def parameters_of(method: Any) -> set[str]:
+def method_parameters(method: Any) -> set[str]:
     """Return the names that ``method.attribute`` takes; a ``NoiseTunnel`` hands its keyword arguments on."""
     names = set(inspect.signature(method.attribute).parameters)
     wrapped = getattr(method, "attribution_method", None)
-    return names if wrapped is None else names | parameters_of(wrapped)
+    return names if wrapped is None else names | method_parameters(wrapped)
 
 
 def check_has_gradients(method: Any, inputs: Sequence[Tensor]) -> None:
@@ -150,7 +150,7 @@ def layer_scores(method: Any, attributions: Any, encoding: Encoding) -> Tensor |
         if found is None or not isinstance(part, Tensor) or part.shape != found.mask.shape:
             return None
         mask, cells = (t.detach().cpu().reshape(1, -1) for t in (found.mask, part))
-        if "layer_mask" in parameters_of(inner):  # each cell repeats its feature's value
+        if "layer_mask" in method_parameters(inner):  # each cell repeats its feature's value
             totals = pool(cells, mask, "first", n + 1)[0, :n]
         else:
             totals = pool(cells, mask, "sum", n + 1)[0, :n]

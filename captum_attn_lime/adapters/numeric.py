@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._progress import progress
-from captum_attn_lime.adapters.base import Adapter, Array, without_nan
+from captum_attn_lime.adapters.base import Adapter
 from captum_attn_lime.adapters.categories import another_category, check_whole, looked_up, with_no_value
-from captum_attn_lime.adapters.outputs import Outputs
+from captum_attn_lime.adapters.outputs import Array, Outputs, without_nan
 from captum_attn_lime.adapters.state import cudnn_off, evaluating
 from captum_attn_lime.adapters.trial import trial
 from captum_attn_lime.errors import InputError, SelectionError

@@ -1,4 +1,4 @@
-"""What the numbers are that a model puts out: logits, probabilities or predictions; and one kind made of another."""
+"""What a model puts out: its tensor; whether that is logits, probabilities or predictions; one made of another."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from captum_attn_lime.errors import InputError, OutputsWarning
+from captum_attn_lime.errors import ForwardError, InputError, OutputsWarning
 from captum_attn_lime.explained import Unit
 
+Array = NDArray[np.float64]
 Outputs = Literal["auto", "logits", "probabilities", "predictions"]
 Kind = Literal["logits", "probabilities", "predictions"]
 _SUM = 1e-3  # half precision sums to 1 so nearly
@@ -221,3 +224,50 @@ def _place(tensor: Tensor) -> int:
 
 def _is_view(func: Any) -> bool:
     return any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)
+
+
+def without_nan(outputs: Array, model: str, example: str) -> Array:
+    """Return a model's outputs (n, outputs), or raise where they are no numbers."""
+    bad = np.flatnonzero(np.isnan(outputs).any(axis=1))
+    if len(bad):
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ForwardError(
+            f"{model} gave NaN for {example} {bad[0]}{more}; nothing can be explained there. Look for a division by 0, "
+            f"a logarithm of 0, weights that are NaN, or values far outside what it was trained on."
+        )
+    return outputs
+
+
+def as_logits(output: Any, n: int, name: str) -> Tensor:
+    """Return a model's output as (n, classes): ``.logits``, the first of a tuple, or the tensor itself.
+
+    Args:
+        output: What the model returned.
+        n: Number of examples that went in.
+        name: The model's name, for the message.
+
+    Raises:
+        ForwardError: There is no tensor in it, or its shape is neither (n, classes) nor (n,).
+    """
+    found = output
+    if not isinstance(output, Tensor):
+        if isinstance(output, dict):
+            found = output.get("logits")
+        elif isinstance(output, (tuple, list)):
+            found = output[0] if output else None
+        else:
+            found = getattr(output, "logits", None)
+    if not isinstance(found, Tensor):
+        raise ForwardError(
+            f"{name} returned {type(output).__name__} without logits; an adapter needs a model that returns a tensor "
+            "(n, classes), an object with .logits, or a tuple that begins with the logits. "
+            "A bare encoder needs a classification head."
+        )
+    if found.dim() == 1 and len(found) == n:
+        return found.unsqueeze(1)
+    if found.dim() == 2 and len(found) == n:
+        return found
+    raise ForwardError(
+        f"{name} returned a tensor of shape {tuple(found.shape)} for {n} example(s); "
+        f"an adapter needs ({n}, classes), or ({n},) for a single output."
+    )

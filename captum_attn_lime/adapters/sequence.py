@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters.base import Array, Encoding
 from captum_attn_lime.adapters.columns import as_numbers, check_categories, column_indices, typical_row
+from captum_attn_lime.adapters.encoding import Encoding
 from captum_attn_lime.adapters.numeric import NumericAdapter, Task
-from captum_attn_lime.adapters.outputs import Outputs
+from captum_attn_lime.adapters.outputs import Array, Outputs
 from captum_attn_lime.adapters.series import (
     Units,
     as_sequences,

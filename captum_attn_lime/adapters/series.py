@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_attn_lime.adapters.base import Array
 from captum_attn_lime.adapters.columns import as_numbers, as_table, table_names
+from captum_attn_lime.adapters.outputs import Array
 from captum_attn_lime.errors import InputError
 
 Units = Literal["cell", "step", "series"]

@@ -7,7 +7,6 @@ makes it, the last one out undoes it.
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -131,28 +129,6 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
         for module, name, buffer, copy in written:
             if module._buffers[name] is buffer:  # what was written may still be wanted for a backward pass
                 module._buffers[name] = copy
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Run a block and put the random state of Python, NumPy and torch back after it.
-
-    Example:
-        >>> before = torch.get_rng_state()
-        >>> with random_state_kept():
-        ...     _ = torch.rand(2)
-        >>> torch.equal(torch.get_rng_state(), before)
-        True
-    """
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    # CUDA's state is read only where there is one: looking for it would start CUDA.
-    devices = list(range(torch.cuda.device_count())) if torch.cuda._initialized else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager

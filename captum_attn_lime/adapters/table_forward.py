@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from captum_attn_lime.adapters.trial import trial
+from captum_attn_lime.adapters.wrappers import parameters_of, wrapped
 from captum_attn_lime.errors import ForwardError, InputError
 
 Place = int | str
@@ -184,10 +185,10 @@ def innermost(model: nn.Module) -> nn.Module:
         Linear(in_features=2, out_features=1, bias=True)
     """
     while True:
-        inner = getattr(model, "_orig_mod", None)
+        inner = wrapped(model)
         if inner is None and all(p.kind in _ANYTHING for p in _parameters(model)):
-            inner = getattr(model, "module", None) or _only_child(model)
-        if not isinstance(inner, nn.Module):
+            inner = _only_child(model)
+        if inner is None:
             return model
         model = inner
 
@@ -203,7 +204,7 @@ def _only_child(model: nn.Module) -> nn.Module | None:
 
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter]:
-    return list(inspect.signature(model.forward).parameters.values())
+    return list(parameters_of(model).values())
 
 
 def _by_name(plain: Sequence[inspect.Parameter], required: Sequence[inspect.Parameter]) -> dict[str, inspect.Parameter]:

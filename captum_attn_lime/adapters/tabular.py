@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters.base import Array, Encoding
 from captum_attn_lime.adapters.categories import as_ids
 from captum_attn_lime.adapters.columns import as_table, check_categories, column_indices, table_names, typical_row
+from captum_attn_lime.adapters.encoding import Encoding
 from captum_attn_lime.adapters.numeric import NumericAdapter, Task
-from captum_attn_lime.adapters.outputs import Outputs
+from captum_attn_lime.adapters.outputs import Array, Outputs
 from captum_attn_lime.adapters.table_forward import Place, TableForward, TrialRows, decide, table_forwards
 from captum_attn_lime.errors import InputError
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime.adapters import raw as raws
-from captum_attn_lime.adapters.base import Adapter, Array
+from captum_attn_lime.adapters.base import Adapter
 from captum_attn_lime.adapters.binding import Binding, bindings, check_kind
 from captum_attn_lime.adapters.company import Side
 from captum_attn_lime.adapters.known import KnownModel, check_together
 from captum_attn_lime.adapters.limits import padding_token, position_limit
-from captum_attn_lime.adapters.outputs import Outputs
+from captum_attn_lime.adapters.outputs import Array, Outputs
 from captum_attn_lime.adapters.padding import is_doubtful, padding_id, without_doubt
 from captum_attn_lime.adapters.pairs import PairTokens, pair_tokens
 from captum_attn_lime.adapters.raw import Explain, Raw, is_pair
@@ -27,7 +27,7 @@ from captum_attn_lime.adapters.text_batches import check_rows, rows_of, scores_o
 from captum_attn_lime.adapters.text_encoding import TextEncoding, features_of, spans_of
 from captum_attn_lime.adapters.tokenize import PlainIds, Tokenizing, Tokens
 from captum_attn_lime.adapters.words import WORD_PATTERN
-from captum_attn_lime.errors import ForwardError, InputError, TargetError
+from captum_attn_lime.errors import InputError, TargetError
 from captum_attn_lime.explained import class_index
 
 
@@ -309,8 +309,9 @@ class TextAdapter(Adapter):
     def _excluding_dim(self) -> int:
         return 1 if self.task == "spans" else -1  # the start of an answer is one of the tokens
 
-    def _names_of(self, n: int) -> Sequence[str] | None:
-        return None if self._head.is_over_vocabulary(self.model) else super()._names_of(n)
+    def names_of(self, n: int) -> Sequence[str] | None:
+        """Return the names of n classes, where they have any; a vocabulary has its tokens."""
+        return None if self._head.is_over_vocabulary(self.model) else super().names_of(n)
 
     def _rows(self, items: Sequence[Raw]) -> list[PlainIds]:
         return rows_of(self._tokenizing, items)
@@ -365,14 +366,8 @@ class TextAdapter(Adapter):
         if ids.dim() == 2 and self._doubtful_padding():
             ids, lent = without_doubt(self.model, ids, mask, self._ending)
             lends = padding_id(self.model, lent)
-        try:
-            with lends:
-                return self._binding.call(self._asked, ids, mask, types, **options)
-        except IndexError as error:
-            raise ForwardError(
-                f"{type(self.model).__name__} has no embedding for a token or a position of {ids.shape[1]} tokens "
-                f"({error}). If it has fewer positions, pass max_length= to the adapter; else its tokenizer is another."
-            ) from error
+        with lends:
+            return self._binding.call(self._asked, ids, mask, types, **options)
 
     def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
         mask = tensors[1] if self._binding.mask is not None and len(tensors) > 1 else None

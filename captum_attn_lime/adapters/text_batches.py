@@ -11,9 +11,9 @@ from torch import Tensor
 
 from captum_attn_lime._progress import progress
 from captum_attn_lime.adapters import raw as raws
-from captum_attn_lime.adapters.base import Array, without_nan
 from captum_attn_lime.adapters.batches import batches, padded
 from captum_attn_lime.adapters.company import Side
+from captum_attn_lime.adapters.outputs import Array, without_nan
 from captum_attn_lime.adapters.pairs import pair_ids
 from captum_attn_lime.adapters.raw import Raw, is_pair
 from captum_attn_lime.adapters.stand_ins import AnyRow, check_ids, filled

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_attn_lime.adapters.base import Encoding
+from captum_attn_lime.adapters.encoding import Encoding
 from captum_attn_lime.adapters.pairs import PairTokens
 from captum_attn_lime.adapters.raw import SEGMENTS, Raw, is_pair, texts_of
 from captum_attn_lime.adapters.tokenize import Tokens

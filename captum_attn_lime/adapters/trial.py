@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from captum_attn_lime.adapters.state import evaluating, modes_kept, random_state_kept
+from captum_attn_lime._random import without_drawing
+from captum_attn_lime.adapters.state import evaluating, modes_kept
 
 
 @contextmanager
@@ -22,5 +23,5 @@ def trial(model: nn.Module) -> Iterator[nn.Module]:
         >>> own.training, torch.equal(before, torch.get_rng_state())
         (False, True)
     """
-    with evaluating(model) as own, random_state_kept(), torch.no_grad(), modes_kept(own):
+    with evaluating(model) as own, without_drawing(), torch.no_grad(), modes_kept(own):
         yield own

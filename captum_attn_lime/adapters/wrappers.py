@@ -77,8 +77,8 @@ def text_config(model: nn.Module) -> Any:
     return find() if callable(find) else config
 
 
-def _held(model: nn.Module) -> nn.Module | None:
-    """Return the module that a wrapper runs with what it is given, or None."""
+def wrapped(model: nn.Module) -> nn.Module | None:
+    """Return the module in a wrapper of a known kind, or None."""
     if isinstance(model, torch.jit.ScriptModule):
         return None
     if isinstance(model, (nn.DataParallel, DistributedDataParallel, AveragedModel)):
@@ -90,6 +90,14 @@ def _held(model: nn.Module) -> nn.Module | None:
     for found in _by_convention(model):
         if isinstance(found, nn.Module) and found is not model:
             return found
+    return None
+
+
+def _held(model: nn.Module) -> nn.Module | None:
+    """Return the module that a wrapper runs with what it is given, or None."""
+    found = wrapped(model)
+    if found is not None or isinstance(model, torch.jit.ScriptModule):
+        return found
     if any(p.kind in _VARIADIC for p in parameters_of(model).values()) and not _is_huggingface(model):
         children = [m for m in model.children() if next(m.parameters(), None) is not None]
         return children[0] if len(children) == 1 else None

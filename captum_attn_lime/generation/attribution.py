@@ -10,6 +10,7 @@ from captum.attr import Attribution, LLMAttributionResult
 from torch import Tensor, nn
 
 from captum_attn_lime._captum import log_usage
+from captum_attn_lime._random import without_drawing
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attribution import AttentionAttribution
 from captum_attn_lime.errors import AttentionKindError, InputError, SelectionError, TargetError, TokenizerError
@@ -17,7 +18,6 @@ from captum_attn_lime.generation.model import LanguageModel
 from captum_attn_lime.generation.prompt import Prompt, encode, read_prompt, token_names
 from captum_attn_lime.generation.shared import SharedMap
 from captum_attn_lime.methods import Method, get_method
-from captum_attn_lime.model_state import without_drawing
 from captum_attn_lime.passes import ForwardPass
 from captum_attn_lime.probing import looks_causal
 

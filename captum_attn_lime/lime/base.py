@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from captum_attn_lime._captum import Target, expand_forward_args, format_forward_args, run_forward, select_target
+from captum_attn_lime._random import without_drawing
 from captum_attn_lime.adapters import Adapter
-from captum_attn_lime.adapters.state import evaluating, random_state_kept
+from captum_attn_lime.adapters.state import evaluating
 from captum_attn_lime.adapters.targets import plain_target
 from captum_attn_lime.errors import ForwardError, InputError, TargetError
 from captum_attn_lime.explained import Explained, Output, Unit, check_output, choose
@@ -46,7 +47,7 @@ class TargetScalar:
             ForwardError: The output is not one finite number per copy.
         """
         n = len(inputs[0])
-        with random_state_kept():
+        with without_drawing():
             output = run_forward(self.forward_func, inputs, expand_forward_args(self.args, n) or None)
         values = select_target(output, self.target).reshape(-1)
         if len(values) != n:
@@ -81,7 +82,7 @@ def target_scalars(
         raise InputError(f"all inputs need the same batch size, but they have {[len(x) for x in inputs]}.")
     args = format_forward_args(additional_forward_args)
     target = plain_target(target, forward_func, inputs, args)
-    with random_state_kept():
+    with without_drawing():
         output = run_forward(forward_func, inputs, args or None)
     if select_target(output, target).numel() != n:
         raise TargetError(
@@ -148,8 +149,10 @@ def chosen(
         raise InputError("target=, labels= and top_labels= are three ways to choose classes; pass one of them.")
     if adapter.is_regression and (labels is not None or top_labels is not None):
         raise InputError("labels= and top_labels= are for classes, and the model is a regression; pass target=.")
-    names = adapter.class_names if names is None else names
-    names = names if names is not None and len(names) == len(scores) else None
+    if names is not None and len(names) != len(scores):
+        raise InputError(f"{len(names)} class_names were given, but there are {len(scores)}; pass one name for each.")
+    if names is None:
+        names = adapter.names_of(len(scores))
     if top_labels is not None:
         check_count("top_labels", top_labels, 1)
         labels = [int(k) for k in np.argsort(-scores, kind="stable")[:top_labels]]

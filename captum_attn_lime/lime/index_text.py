@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_attn_lime._progress import progress
-from captum_attn_lime.adapters.base import without_nan
+from captum_attn_lime._random import without_drawing
 from captum_attn_lime.adapters.batches import batches
 from captum_attn_lime.adapters.company import Batching
-from captum_attn_lime.adapters.state import evaluating, random_state_kept
+from captum_attn_lime.adapters.outputs import without_nan
+from captum_attn_lime.adapters.state import evaluating
 from captum_attn_lime.adapters.tokenize import PlainIds
 from captum_attn_lime.adapters.words import Word, word_of_tokens
 from captum_attn_lime.errors import InputError
@@ -242,7 +243,7 @@ def scores_of(
             width, left = int(widths[batch].max()), batching.side == "left"
             ids, further = cells.batch(cells.there(unique[batch]), adapter._pad, width, left=left)
             tensors: list[Tensor] = [torch.from_numpy(x).to(device) for x in (ids, *further)]
-            with random_state_kept():
+            with without_drawing():
                 values = run(*tensors)
             if not found.size:
                 found = np.empty((len(unique), values.shape[1]))

@@ -15,9 +15,10 @@ from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from captum_attn_lime._captum import Target, TensorOrTuple, as_tuple, format_forward_args
+from captum_attn_lime._random import RandomState, without_drawing
 from captum_attn_lime.capture.names import find_modules
 from captum_attn_lime.errors import InputError, LawError
-from captum_attn_lime.model_state import ModelState, RandomState, without_drawing
+from captum_attn_lime.model_state import ModelState
 from captum_attn_lime.passes import copied
 from captum_attn_lime.testing.left import (
     difference,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime.model_state import RandomState
+from captum_attn_lime._random import RandomState
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 

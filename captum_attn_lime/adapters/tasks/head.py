@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters.base import as_logits
 from captum_attn_lime.adapters.limits import configured_class_names
+from captum_attn_lime.adapters.outputs import as_logits
 from captum_attn_lime.adapters.tasks.find import Task, check_task, find_task, told_task, unpacked
 from captum_attn_lime.adapters.tasks.next_token import at_last_token, keep_last, last_positions
 from captum_attn_lime.adapters.tasks.spans import span_logits
