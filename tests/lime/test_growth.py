@@ -44,15 +44,11 @@ class Span(tuple):
         return super().__getitem__(k)
 
 
-def overlaps(units, spans):
-    return list(explanations._overlaps([(a, b, 0.0) for a, b in units], spans))
-
-
 def test_overlaps_look_at_each_span_a_few_times():
     for n in (100, 2000):
         spans = [Span((6 * k, 6 * k + 5)) for k in range(n)]
         Span.looks = 0
-        found = overlaps([(6 * k, 6 * k + 5) for k in range(n)], spans)
+        found = list(explanations._overlaps([(6 * k, 6 * k + 5) for k in range(n)], spans))
         assert found == [{k: 5} for k in range(n)]
         assert Span.looks <= 6 * n
 
@@ -67,4 +63,4 @@ def test_overlaps_of_any_spans_are_those_of_all_pairs():
         for start, end in units:
             shared = {k: min(end, s[1]) - max(start, s[0]) for k, s in enumerate(spans) if s is not None}
             slow.append({k: n for k, n in shared.items() if n > 0 and spans[k][1] > spans[k][0]})
-        assert overlaps(units, spans) == slow
+        assert list(explanations._overlaps(units, spans)) == slow
