@@ -72,7 +72,8 @@ print(
 # %% [markdown]
 # ## Four explanations
 # Attention methods are Captum attributions like any other: `attribute(inputs, target, ...)`. `x.arguments(method)`
-# fills in what a method takes: inputs, baselines, attention mask, feature mask.
+# fills in what a method takes: inputs, baselines, attention mask, feature mask. `compare` runs methods itself, and sees
+# to it that all of them explain one number: here the logit, for a probability near 1 hardly moves.
 
 # %%
 raw = AttentionAttribution(adapter, method="raw")
@@ -80,17 +81,10 @@ rollout = AttentionAttribution(adapter, method="rollout")
 gradients = LayerIntegratedGradients(adapter, adapter.embedding)
 lime = LimeText(adapter, class_names=CLASS_NAMES)
 
-gradient_scores, delta = gradients.attribute(
-    **x.arguments(gradients), target=target, n_steps=50, return_convergence_delta=True
-)
-explanation = lime.explain(text, target=target, num_samples=2000)
+_, delta = gradients.attribute(**x.arguments(gradients), target=target, n_steps=50, return_convergence_delta=True)
+explanation = lime.explain(text, target=target, num_samples=2000, output="logits")
 comparison = compare(
-    {
-        "raw attention": raw.attribute(**x.arguments(raw)),
-        "rollout": rollout.attribute(**x.arguments(rollout)),
-        "integrated gradients": gradient_scores,
-        "LIME": explanation,
-    },
+    {"raw attention": raw, "rollout": rollout, "integrated gradients": gradients, "LIME": explanation},
     x,
     target=target,
 )
@@ -120,6 +114,7 @@ print(f"\n{explanation.diagnostics}")
 
 # %%
 with pd.option_context("display.width", 120, "display.max_rows", None, "display.float_format", "{:+.3f}".format):
+    print(f"\nExplained: {comparison.explained}")
     print(f"\nWord by method (integrated gradients and LIME: + speaks for {CLASS_NAMES[target]}, - against it)\n")
     print(comparison.scores)
     print("\nHow far the methods agree\n")
@@ -134,8 +129,8 @@ print(
 How to read this
 * Raw attention and rollout are shares of attention: never negative, the same for every class. They say where the model
   looked, not whether a word spoke for or against. Small words and punctuation often get much of it.
-* Integrated gradients and LIME have a sign: they are about this class. Integrated gradients follow the logit's gradient
-  from a baseline without words to this text; LIME removes words at random and fits a linear model to what changes.
+* Integrated gradients and LIME have a sign: they are about the logit of this class. Integrated gradients follow its
+  gradient from a baseline without words to this text; LIME removes words at random and fits a linear model to it.
 * Agreement is not quality. Two methods can agree and both be wrong; which one describes the model better is a question
   of faithfulness, and takes another measurement.
 * All this explains the model, which is wrong on about one unseen review in five, and not the critic."""
@@ -145,7 +140,7 @@ How to read this
 # ## A picture and a page
 
 # %%
-title = f"“{CLASS_NAMES[target]}”, with probability {probabilities[target]:.2f}: which words?"
+title = f"“{CLASS_NAMES[target]}”, with probability {probabilities[target]:.2f}: which words move its logit?"
 plot.save(comparison.plot(title=title), OUTPUT / "quickstart.png", dpi=110, bbox_inches="tight")
 comparison.save_html(
     OUTPUT / "quickstart.html",

@@ -111,7 +111,7 @@ print(f"\nOne tumour: {classes[target]}, with probability {adapter.predict_proba
 # ## Four explanations
 # Attention needs no setting for tables: which token belongs to which column, and that the answer is read from the
 # class token, is found by looking at the model. Integrated gradients go from the adapter's baseline, the mean
-# of the training rows, to this one. LIME is the official `LimeTabularExplainer`.
+# of the training rows, to this one. LIME is the official `LimeTabularExplainer`; it explains the logit, as they do.
 
 # %%
 raw = AttentionAttribution(adapter, method="raw")
@@ -119,14 +119,9 @@ rollout = AttentionAttribution(adapter, method="rollout")
 gradients = IntegratedGradients(adapter)
 lime = LimeTabular(adapter, train, feature_names=columns, class_names=classes)
 
-explanation = lime.explain(row, target=target, num_samples=3000)
+explanation = lime.explain(row, target=target, num_samples=3000, output="logits")
 comparison = compare(
-    {
-        "raw attention": raw.attribute(**x.arguments(raw)),
-        "rollout": rollout.attribute(**x.arguments(rollout)),
-        "integrated gradients": gradients.attribute(**x.arguments(gradients), target=target),
-        "LIME": explanation,
-    },
+    {"raw attention": raw, "rollout": rollout, "integrated gradients": gradients, "LIME": explanation},
     x,
     target=target,
 )
@@ -155,10 +150,10 @@ How to read this
   largest of these is only {ratio:.2f} times the smallest. The work is done by the values that are handed over, not by
   the shares. An attention map always looks like an explanation; check that it is not merely even.
 * Integrated gradients answer "why is this logit not that of the average tumour?"; LIME answers "which conditions on the
-  columns move the probability near this tumour?". These are different questions."""
+  columns move the logit near this tumour?". These are different questions."""
 )
 
 # %%
-title = f"{classes[target]}: which columns?"
+title = f"{classes[target]}: which columns move its logit?"
 plot.save(comparison.plot(title=title, max_features=8), OUTPUT / "table.png", dpi=110, bbox_inches="tight")
 print(f"\nWritten: {OUTPUT / 'table.png'}.")
