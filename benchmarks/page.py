@@ -10,7 +10,7 @@ from typing import Any
 
 import tables
 
-from captum_attn_lime._files import write_whole
+from captum_attn_lime._util.files import write_whole
 from captum_attn_lime.plot import save
 
 Results = Mapping[str, Any]

@@ -1,17 +1,13 @@
 """Attention attributions, adapters and official LIME for Captum."""
 
 from captum_attn_lime import features, plot
+from captum_attn_lime._capture import Keep, capture, register_attention
+from captum_attn_lime._compare import Comparison, as_explanation_func, compare
+from captum_attn_lime._explained import Explained
 from captum_attn_lime.adapters import ImageAdapter, SequenceAdapter, TabularAdapter, TextAdapter, WordTokenizer
 from captum_attn_lime.attention import AttentionMap
-from captum_attn_lime.attribution import AttentionAttribution
-from captum_attn_lime.capture import Keep, capture, register_attention
-from captum_attn_lime.compare import compare
-from captum_attn_lime.comparison import Comparison
-from captum_attn_lime.describe import Description, describe
-from captum_attn_lime.explained import Explained
-from captum_attn_lime.explanation_func import as_explanation_func
+from captum_attn_lime.attr import AttentionAttribution, Description, describe
 from captum_attn_lime.generation import GenerationAttribution, GenerationAttributionResult
-from captum_attn_lime.global_view import global_view
 from captum_attn_lime.lime import (
     LimeImage,
     LimeSequence,
@@ -21,6 +17,7 @@ from captum_attn_lime.lime import (
     check_captum_lime,
     submodular_pick,
 )
+from captum_attn_lime.metrics import global_view
 
 __version__ = "0.1.0"
 

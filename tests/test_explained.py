@@ -16,10 +16,10 @@ from captum_attn_lime import (
     TabularAdapter,
     TextAdapter,
 )
+from captum_attn_lime._explained import Explained, choose, class_index, one_number
 from captum_attn_lime.adapters import WordTokenizer
-from captum_attn_lime.adapters.targets import plain_target
+from captum_attn_lime.adapters._targets import plain_target
 from captum_attn_lime.errors import InputError, TargetError
-from captum_attn_lime.explained import Explained, choose, class_index, one_number
 
 NAMES = ("rotten", "fresh")
 

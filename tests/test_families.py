@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from captum_attn_lime import AttentionAttribution, capture
+from captum_attn_lime.attr._tokens import place
 from captum_attn_lime.errors import AttentionKindError, ExplanationError, ReadoutError, TokenMapError
-from captum_attn_lime.tokens import place
 from tests.families import ENCODER_DECODERS, FAMILIES, build
 from tests.families.checks import (
     assert_same_weights,

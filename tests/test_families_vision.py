@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime import AttentionAttribution, capture
+from captum_attn_lime.attr._tokens import place
 from captum_attn_lime.errors import AttentionKindError, ReadoutError, UnreadableAttentionError
-from captum_attn_lime.tokens import place
 from tests.families.base import Family, build
 from tests.families.readouts import attention_pooling, weighted
 from tests.families.tables import ft_transformer, tab_transformer

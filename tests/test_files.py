@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from captum_attn_lime import LimeTabular, TabularAdapter, compare, plot
-from captum_attn_lime._files import encodable, write_whole
+from captum_attn_lime._util.files import encodable, write_whole
 from captum_attn_lime.adapters import Encoding
 from captum_attn_lime.errors import ExplanationError, FileError
 

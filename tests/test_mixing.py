@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from captum_attn_lime import AttentionAttribution, describe
+from captum_attn_lime.attr._probing import mixed_layers
 from captum_attn_lime.errors import AttentionKindError
-from captum_attn_lime.probing import mixed_layers
 from tests.families import FAMILIES, build
 
 N, WIDTH = 9, 8

@@ -10,7 +10,7 @@ from torch import nn
 
 from captum_attn_lime import AttentionAttribution, TabularAdapter, compare
 from captum_attn_lime.errors import TokenMapError
-from captum_attn_lime.global_view import global_view
+from captum_attn_lime.metrics._global_view import global_view
 
 RANDOM = np.random.RandomState(0)
 ROWS = np.column_stack([RANDOM.normal(size=(60, 2)), RANDOM.randint(0, 3, (60, 3))])

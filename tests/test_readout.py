@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime import AttentionAttribution
+from captum_attn_lime.attr._passes import ForwardRunner
 from captum_attn_lime.errors import ReadoutError
-from captum_attn_lime.passes import ForwardRunner
 from tests.families import IDS, MASK, HandWritten, bert, build, gpt2, llama, llama_left_padded, vit
 
 FIXED = 3.0 ** -torch.arange(7)

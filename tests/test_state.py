@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from captum_attn_lime import AttentionAttribution
-from captum_attn_lime.memory import Memory, kind_of
-from captum_attn_lime.model_state import ModelState
+from captum_attn_lime.attr._memory import Memory, kind_of
+from captum_attn_lime.attr._model_state import ModelState
 from tests.families import IDS, MASK, bert, build
 from tests.state_models import WIDTH, Gated, N, assert_same, layer, outcome
 

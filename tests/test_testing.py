@@ -73,7 +73,7 @@ def test_a_kernel_that_gives_out_something_else_is_found(monkeypatch):
     def odd(query, key, value, *args, **kwargs):
         return kernel(query, key, value.flip(2), *args, **kwargs)
 
-    from captum_attn_lime.capture import sdpa
+    from captum_attn_lime._capture.seams import sdpa
 
     monkeypatch.setattr(
         sdpa, "scaled_dot_product_attention", _with_kernel(sdpa.scaled_dot_product_attention, odd), raising=True

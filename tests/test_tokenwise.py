@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captum_attn_lime.attr._passes import ForwardRunner
 from captum_attn_lime.errors import ReadoutError
-from captum_attn_lime.passes import ForwardRunner
 from tests.families import FAMILIES, build
 
 B, N, D = 3, 7, 16

@@ -9,8 +9,8 @@ from torch import nn
 
 from captum_attn_lime import AttentionAttribution, TextAdapter, capture
 from captum_attn_lime.attention import ScoreMap
+from captum_attn_lime.attr._passes import ForwardRunner
 from captum_attn_lime.errors import AttentionKindError, ReadoutError, TokenMapError, UnreadableAttentionError
-from captum_attn_lime.passes import ForwardRunner
 
 
 def encoder(layers=2, width=16):

@@ -1,14 +1,10 @@
 """Adapters: a model as a Captum forward function and as a lime classifier function, and raw input as tensors."""
 
-from captum_attn_lime.adapters.base import Adapter
-from captum_attn_lime.adapters.encoding import Encoding
+from captum_attn_lime.adapters._base import Adapter
+from captum_attn_lime.adapters._encoding import Encoding
 from captum_attn_lime.adapters.image import ImageAdapter, ImageEncoding
-from captum_attn_lime.adapters.sequence import SequenceAdapter, SequenceEncoding
-from captum_attn_lime.adapters.tabular import TabularAdapter, TabularEncoding
-from captum_attn_lime.adapters.text import TextAdapter
-from captum_attn_lime.adapters.text_encoding import TextEncoding
-from captum_attn_lime.adapters.word_tokenizer import WordTokenizer
-from captum_attn_lime.adapters.words import Word
+from captum_attn_lime.adapters.numeric import SequenceAdapter, SequenceEncoding, TabularAdapter, TabularEncoding
+from captum_attn_lime.adapters.text import TextAdapter, TextEncoding, Word, WordTokenizer
 
 __all__ = [
     "Adapter",

@@ -1,12 +1,12 @@
 """Attention as a lazy linear operator: what produced the weights is kept, and a few verbs compute from it."""
 
-from captum_attn_lime.attention.dense import DenseMap, HeadFusedMap
-from captum_attn_lime.attention.fusion import HeadFusion, fuse_heads, select_heads
-from captum_attn_lime.attention.map import AttentionKind, AttentionMap
-from captum_attn_lime.attention.modified import ModifiedScoreMap
-from captum_attn_lime.attention.offload import OffloadedMap, offloaded
-from captum_attn_lime.attention.scores import ScoreMap
-from captum_attn_lime.attention.windowed import WindowedMap
+from captum_attn_lime.attention._dense import DenseMap, HeadFusedMap
+from captum_attn_lime.attention._fusion import HeadFusion, fuse_heads, select_heads
+from captum_attn_lime.attention._map import AttentionKind, AttentionMap
+from captum_attn_lime.attention._modified import ModifiedScoreMap
+from captum_attn_lime.attention._offload import OffloadedMap, offloaded
+from captum_attn_lime.attention._scores import ScoreMap
+from captum_attn_lime.attention._windowed import WindowedMap
 
 __all__ = [
     "AttentionKind",

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from captum_attn_lime._files import write_whole
+from captum_attn_lime._util.files import write_whole
 from captum_attn_lime.errors import CompilerError, InputError
 
 _SOURCE = Path(__file__).with_name("column_sums.cpp")

@@ -1,5 +1,5 @@
 """Attention behind generated text."""
 
-from captum_attn_lime.generation.attribution import GenerationAttribution, GenerationAttributionResult
+from captum_attn_lime.generation._attribution import GenerationAttribution, GenerationAttributionResult
 
 __all__ = ["GenerationAttribution", "GenerationAttributionResult"]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.methods.raw import raw
-from captum_attn_lime.methods.relevance import relevance, relevance_of_top
-from captum_attn_lime.methods.rollout import rollout, rollout_of_top
+from captum_attn_lime.methods._raw import raw
+from captum_attn_lime.methods._relevance import relevance, relevance_of_top
+from captum_attn_lime.methods._rollout import rollout, rollout_of_top
 
 MethodFunction = Callable[..., Tensor]
 

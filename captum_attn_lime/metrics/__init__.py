@@ -1,11 +1,12 @@
 """Measures over attributions: one pure function each, over arrays and tables."""
 
-from captum_attn_lime.metrics.agreement import (
+from captum_attn_lime.metrics._agreement import (
     agreement,
     jaccard_by_chance,
     kendall_tau,
     spearman,
     top_k_jaccard,
 )
+from captum_attn_lime.metrics._global_view import global_view
 
-__all__ = ["agreement", "jaccard_by_chance", "kendall_tau", "spearman", "top_k_jaccard"]
+__all__ = ["agreement", "global_view", "jaccard_by_chance", "kendall_tau", "spearman", "top_k_jaccard"]

@@ -1,13 +1,13 @@
 """Pictures of attributions and attention: arrays and tables in, Matplotlib axes or one HTML page out."""
 
-from captum_attn_lime.plot.comparison import agreement, bars
-from captum_attn_lime.plot.global_view import global_view
-from captum_attn_lime.plot.heads import attention, heads
-from captum_attn_lime.plot.html import html_page
-from captum_attn_lime.plot.image import image, images, images_height
-from captum_attn_lime.plot.save import save
-from captum_attn_lime.plot.text import text, texts, texts_height
-from captum_attn_lime.plot.weights import weights
+from captum_attn_lime.plot._comparison import agreement, bars
+from captum_attn_lime.plot._global_view import global_view
+from captum_attn_lime.plot._heads import attention, heads
+from captum_attn_lime.plot._html import html_page
+from captum_attn_lime.plot._image import image, images, images_height
+from captum_attn_lime.plot._save import save
+from captum_attn_lime.plot._text import text, texts, texts_height
+from captum_attn_lime.plot._weights import weights
 
 __all__ = [
     "agreement",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_attn_lime._files import encodable
+from captum_attn_lime._util.files import encodable
 from captum_attn_lime.errors import InputError
 
 if TYPE_CHECKING:

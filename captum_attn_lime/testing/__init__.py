@@ -1,6 +1,6 @@
 """What anyone can run on models and attributions of their own: is attention captured rightly, do the laws hold?"""
 
-from captum_attn_lime.testing.attributions import check_attribution
-from captum_attn_lime.testing.models import Check, ModelReport, check_model
+from captum_attn_lime.testing._attributions import check_attribution
+from captum_attn_lime.testing._models import Check, ModelReport, check_model
 
 __all__ = ["Check", "ModelReport", "check_attribution", "check_model"]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
-from captum_attn_lime.adapters.state import asked, evaluating, modes_kept
+from captum_attn_lime.adapters._state import asked, evaluating, modes_kept
 from captum_attn_lime.errors import ForwardError, InputError
 from captum_attn_lime.lime import LimeText
 from tests.adapters import models

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from captum_attn_lime.adapters import TextAdapter
-from captum_attn_lime.adapters.padding import without_doubt
+from captum_attn_lime.adapters.text._padding import without_doubt
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime import LimeText
 from tests.adapters import models

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
-from captum_attn_lime.adapters.pairs import shares
+from captum_attn_lime.adapters.text._pairs import shares
 from captum_attn_lime.errors import InputError, TextError, TokenizerError, TruncationWarning
 from captum_attn_lime.lime import LimeText
 from tests.adapters import heads, models

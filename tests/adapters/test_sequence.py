@@ -11,8 +11,8 @@ from lime.lime_tabular import RecurrentTabularExplainer
 from torch import nn
 
 from captum_attn_lime import AttentionAttribution, SequenceAdapter
-from captum_attn_lime.adapters.series import cells_of, sequences_of
-from captum_attn_lime.adapters.state import cudnn_off
+from captum_attn_lime.adapters._state import cudnn_off
+from captum_attn_lime.adapters.numeric._series import cells_of, sequences_of
 from captum_attn_lime.errors import ForwardError, InputError
 
 STEPS, SERIES = 4, 3

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from captum_attn_lime.adapters.limits import padding_token
-from captum_attn_lime.adapters.padding import padding_id
-from captum_attn_lime.adapters.state import asked, evaluating, fast_path_off
+from captum_attn_lime.adapters._limits import padding_token
+from captum_attn_lime.adapters._state import asked, evaluating, fast_path_off
+from captum_attn_lime.adapters.text._padding import padding_id
 
 
 def _fail_if_not(holds: bool) -> None:

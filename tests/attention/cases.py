@@ -13,7 +13,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_attn_lime.attention import ScoreMap, blocks, fused
+from captum_attn_lime.attention import ScoreMap
+from captum_attn_lime.attention import _blocks as blocks
+from captum_attn_lime.attention import _fused as fused
 
 FUSIONS = {"mean": np.mean, "max": np.max, "min": np.min}
 # Masks that differ from row to row need as many keys as queries where they are causal.

@@ -12,7 +12,7 @@ import torch
 
 from captum_attn_lime import Keep, capture
 from captum_attn_lime.attention import DenseMap, ScoreMap, offloaded
-from captum_attn_lime.attention.modified import ModifiedScoreMap
+from captum_attn_lime.attention._modified import ModifiedScoreMap
 from captum_attn_lime.errors import UnreadableAttentionError
 from tests.families import FAMILIES, bert, build
 

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_attn_lime import AttentionAttribution
-from captum_attn_lime.attention import DenseMap, ScoreMap, blocks, fused, select_heads
+from captum_attn_lime.attention import DenseMap, ScoreMap, select_heads
+from captum_attn_lime.attention import _blocks as blocks
+from captum_attn_lime.attention import _fused as fused
 from captum_attn_lime.errors import InputError, SelectionError, UnreadableAttentionError
 from tests.reference.attention import fuse, softmax_rows
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_attn_lime.attention import masks
+from captum_attn_lime.attention import _masks as masks
 from tests.attention.cases import Case, cases
 
 # Less than this and a key counts for nothing beside one that is not masked.

@@ -10,7 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from captum_attn_lime.attention import AttentionMap, DenseMap, ScoreMap, fused
+from captum_attn_lime.attention import AttentionMap, DenseMap, ScoreMap
+from captum_attn_lime.attention import _fused as fused
 from captum_attn_lime.errors import SelectionError
 from tests.attention.cases import (
     FUSIONS,

@@ -9,8 +9,8 @@ from torch import nn
 
 from captum_attn_lime import AttentionAttribution, capture, describe
 from captum_attn_lime.attention import DenseMap, ScoreMap
+from captum_attn_lime.attr._query import query_weights
 from captum_attn_lime.errors import ReadoutError
-from captum_attn_lime.query import query_weights
 from captum_attn_lime.testing import check_model
 from tests.reference.attention import rollout_matrix
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 import captum_attn_lime
 from captum_attn_lime import AttentionAttribution, Keep, capture
-from captum_attn_lime.capture import compiled, record
+from captum_attn_lime._capture import compiled, record
 from tests.families import EncoderClassifier
 
 # An interrupt in a generator or a finalizer that Python is just closing is swallowed by Python, with this warning.

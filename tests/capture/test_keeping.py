@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captum_attn_lime._capture import capture
+from captum_attn_lime._capture.keeping import Keep
+from captum_attn_lime._capture.recorder import KEEP_SCORES
 from captum_attn_lime.attention import DenseMap, HeadFusedMap, OffloadedMap, ScoreMap, WindowedMap
-from captum_attn_lime.capture import capture
-from captum_attn_lime.capture.keeping import Keep
-from captum_attn_lime.capture.recorder import KEEP_SCORES
 from captum_attn_lime.errors import InputError, SelectionError
 from captum_attn_lime.methods import rollout
 from tests.language_models import gpt2

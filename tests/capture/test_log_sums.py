@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from captum_attn_lime._capture import Recorder, capture
+from captum_attn_lime._capture.seams.sdpa import attend
 from captum_attn_lime.attention import ScoreMap
-from captum_attn_lime.capture import Recorder, capture
-from captum_attn_lime.capture.sdpa import attend
 from tests.attention.cases import FUSIONS, error, product
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from captum_attn_lime import capture
-from captum_attn_lime.capture.names import find_modules
+from captum_attn_lime._capture.names import find_modules
 from captum_attn_lime.errors import NoAttentionError
 from tests.families import EncoderClassifier, bert, build
 

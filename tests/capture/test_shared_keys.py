@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from captum_attn_lime import AttentionAttribution, describe
-from captum_attn_lime.capture import capture
+from captum_attn_lime._capture import capture
 from captum_attn_lime.errors import AttentionKindError
 from tests.families import IDS, MASK
 from tests.families.base import SIZES, sharpen

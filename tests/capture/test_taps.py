@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from captum_attn_lime import AttentionAttribution
-from captum_attn_lime.capture import capture
+from captum_attn_lime._capture import capture
 from captum_attn_lime.errors import AttentionKindError
 from captum_attn_lime.testing import check_model
 from tests.families import IDS, MASK

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_attn_lime import capture
-from captum_attn_lime.capture import register_attention
-from captum_attn_lime.capture.session import record
-from captum_attn_lime.capture.walk import _KEPT, walks_of
+from captum_attn_lime._capture import register_attention
+from captum_attn_lime._capture.session import record
+from captum_attn_lime._capture.walk import _KEPT, walks_of
 from tests.families import FAMILIES, build
 
 families = pytest.mark.parametrize("make", FAMILIES, ids=lambda f: f.__name__)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_attn_lime import AttentionAttribution, capture
-from captum_attn_lime.capture.session import record
+from captum_attn_lime._capture.session import record
 from captum_attn_lime.errors import AttentionKindError, SelectionError, TokenMapError, UnreadableAttentionError
 from captum_attn_lime.methods import rollout
 from tests.families.base import build

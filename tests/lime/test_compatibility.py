@@ -25,7 +25,7 @@ from captum_attn_lime import (
     WordTokenizer,
 )
 from captum_attn_lime.lime import explanation_prediction, explanation_score, explanation_weights, safe_html
-from captum_attn_lime.lime.shown import ShownExplanation
+from captum_attn_lime.lime._shown import ShownExplanation
 
 TEXT = "a fine film with a fine cast"
 ROWS = np.random.RandomState(0).normal(size=(60, 3))

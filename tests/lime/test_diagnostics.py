@@ -27,16 +27,16 @@ from captum_attn_lime import (
     TextAdapter,
     WordTokenizer,
 )
+from captum_attn_lime._explained import Explained
 from captum_attn_lime.adapters import ImageAdapter
 from captum_attn_lime.errors import InputError, LimeWarning, TruncationWarning
-from captum_attn_lime.explained import Explained
 from captum_attn_lime.lime import LimeImage, diagnosed, submodular_pick
-from captum_attn_lime.lime.diagnostics import About, FitData, diagnose
-from captum_attn_lime.lime.explainer import explain_masks, text_explainer
-from captum_attn_lime.lime.explanations import explanation_prediction, explanation_score, explanation_weights
-from captum_attn_lime.lime.image_masks import explain_image_masks
-from captum_attn_lime.lime.replicates import Plan
-from captum_attn_lime.lime.standard_errors import order_errors, ridge_alpha
+from captum_attn_lime.lime._diagnostics import About, FitData, diagnose
+from captum_attn_lime.lime._explainer import explain_masks, text_explainer
+from captum_attn_lime.lime._explanations import explanation_prediction, explanation_score, explanation_weights
+from captum_attn_lime.lime._image_masks import explain_image_masks
+from captum_attn_lime.lime._replicates import Plan
+from captum_attn_lime.lime._standard_errors import order_errors, ridge_alpha
 
 TEXT = "a fine film it is not bad and the actors are good"
 

@@ -10,7 +10,7 @@ from lime.explanation import Explanation
 from lime.lime_text import IndexedCharacters, IndexedString, TextDomainMapper
 
 from captum_attn_lime.adapters import Word
-from captum_attn_lime.adapters.words import find_words
+from captum_attn_lime.adapters.text._words import find_words
 from captum_attn_lime.errors import InputError, TargetError
 from captum_attn_lime.lime import (
     explanation_prediction,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from captum_attn_lime.explained import Explained
-from captum_attn_lime.lime import explanations
-from captum_attn_lime.lime.diagnostics import About, FitData, diagnose
+from captum_attn_lime._explained import Explained
+from captum_attn_lime.lime import _explanations as explanations
+from captum_attn_lime.lime._diagnostics import About, FitData, diagnose
 
 
 @pytest.mark.parametrize(("n", "d"), [(1500, 300), (1000, 1000), (300, 2500)])

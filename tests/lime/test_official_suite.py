@@ -28,7 +28,7 @@ from torch import nn
 
 from captum_attn_lime import ImageAdapter, LimeImage, LimeTabular, LimeText, TabularAdapter, TextAdapter, WordTokenizer
 from captum_attn_lime.lime import explanation_weights
-from captum_attn_lime.lime.units import UnitText
+from captum_attn_lime.lime._units import UnitText
 
 IRIS = load_iris()
 SYNTHETIC = make_classification(n_samples=1000, n_features=20, n_informative=2, n_redundant=2, random_state=10)

@@ -13,9 +13,9 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from captum_attn_lime.adapters import ImageAdapter
 from captum_attn_lime.lime import LimeImage, explanation_weights
-from captum_attn_lime.lime import image as lime_image
-from captum_attn_lime.lime.masked import MaskedExample, Removable
-from captum_attn_lime.lime.patches import PatchedExample, masked_example
+from captum_attn_lime.lime import _image as lime_image
+from captum_attn_lime.lime._masked import MaskedExample, Removable
+from captum_attn_lime.lime._patches import PatchedExample, masked_example
 
 pytestmark = pytest.mark.filterwarnings("ignore:LIME has few samples")
 

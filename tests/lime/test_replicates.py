@@ -16,9 +16,9 @@ from sklearn.linear_model import Lasso, LinearRegression
 from captum_attn_lime import LimeTabular, LimeText, TabularAdapter, TextAdapter, WordTokenizer
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime import Replicates, coefficients_stability, explanation_weights, variables_stability
-from captum_attn_lime.lime.diagnostics import FitData
-from captum_attn_lime.lime.explainer import Remembered
-from captum_attn_lime.lime.replicates import Plan, replicate_seeds
+from captum_attn_lime.lime._diagnostics import FitData
+from captum_attn_lime.lime._explainer import Remembered
+from captum_attn_lime.lime._replicates import Plan, replicate_seeds
 from captum_attn_lime.metrics import spearman
 from tests.lime.test_diagnostics import Bag, Square, bag, explained, sandwich
 

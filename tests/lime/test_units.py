@@ -16,9 +16,9 @@ from lime.lime_text import IndexedString, LimeTextExplainer
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.errors import InputError, TextError, TruncationWarning
 from captum_attn_lime.lime import LimeText, explanation_weights
-from captum_attn_lime.lime.explainer import Draws, distinct, explain_masks, masks_of, text_explainer
-from captum_attn_lime.lime.subject import Subject
-from captum_attn_lime.lime.units import UnitText, occurrences, split_spans
+from captum_attn_lime.lime._explainer import Draws, distinct, explain_masks, masks_of, text_explainer
+from captum_attn_lime.lime._subject import Subject
+from captum_attn_lime.lime._units import UnitText, occurrences, split_spans
 from tests.adapters import heads, models
 from tests.adapters.heads import hugging_face
 
@@ -501,7 +501,7 @@ def test_explanations_can_be_pickled():
 
 @pytest.mark.parametrize("text", ["good\0 film it is", "good\0film a", "\0good film\0 bad", " good\0\0 film \0 it"])
 def test_a_nul_moves_no_spans(text):
-    from captum_attn_lime.lime.units import lime_string
+    from captum_attn_lime.lime._units import lime_string
 
     string = lime_string(text, r"\W+", bow=True, mask_string=None)
     for k in range(string.num_words()):

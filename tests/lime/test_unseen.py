@@ -12,12 +12,12 @@ from sklearn.linear_model import Lasso, LinearRegression, Ridge
 from torch import nn
 
 from captum_attn_lime import LimeSequence, LimeTabular, LimeText, SequenceAdapter, TabularAdapter, TextAdapter
+from captum_attn_lime._explained import Explained
 from captum_attn_lime.adapters import ImageAdapter, WordTokenizer
-from captum_attn_lime.explained import Explained
 from captum_attn_lime.lime import LimeImage, diagnosed
-from captum_attn_lime.lime.diagnostics import About, Diagnostics, FitData, diagnose
-from captum_attn_lime.lime.standard_errors import order_errors, weight_errors
-from captum_attn_lime.lime.unseen import Features
+from captum_attn_lime.lime._diagnostics import About, Diagnostics, FitData, diagnose
+from captum_attn_lime.lime._standard_errors import order_errors, weight_errors
+from captum_attn_lime.lime._unseen import Features
 
 pytestmark = pytest.mark.filterwarnings("ignore::captum_attn_lime.errors.LimeWarning")
 NAMES = ["age", "insured", "region"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from captum_attn_lime.attention import DenseMap, ScoreMap
 from captum_attn_lime.errors import AttentionKindError, SelectionError
 from captum_attn_lime.methods import METHODS, get_method, relevance
-from captum_attn_lime.methods.relevance import relevance_of_top
+from captum_attn_lime.methods._relevance import relevance_of_top
 from tests.reference.relevance import Gated, gated_softmaxes, positive_part, relevance_rows
 
 

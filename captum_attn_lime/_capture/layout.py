@@ -1,0 +1,219 @@
+"""Bringing softmax weights, in whatever layout the model uses, to (B, H, Q, K), and its output to (B, H, Q, d)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_attn_lime._capture.operations import MATRIX_TRANSPOSE
+from captum_attn_lime._capture.provenance import Fold
+from captum_attn_lime._capture.recorder import Recorder, RowView
+from captum_attn_lime.errors import UnreadableAttentionError
+
+
+class Placed(NamedTuple):
+    """Weights in (B, H, Q, K), the value in (B, H, K, d), and the way from the call's output to (B, H, Q, d).
+
+    ``summed`` is the dimension of the value, as the model has it, that the product sums over.
+    """
+
+    weights: Tensor
+    value: Tensor
+    rows: RowView
+    summed: int = -2
+
+
+def from_matmul(weights: Tensor, value: Tensor, recorder: Recorder) -> Placed:
+    """Place ``weights @ value`` with keys last: (B, H, Q, K), (B, Q, K) or (B * H, Q, K)."""
+    if weights.dim() == 4:
+        swap = weights.shape[0] != recorder.batch and weights.shape[1] == recorder.batch
+        if swap and (fold := recorder.places.fold(value, recorder.batch)) is not None:
+            swap = fold.heads > 1  # else windows come first, of as many heads as there are examples
+
+        def rows(x: Tensor) -> Tensor:
+            return x.transpose(0, 1) if swap else x
+
+        return Placed(rows(weights), rows(value), rows)
+    if weights.dim() == 3:
+        unfold = _unfold(weights, value, recorder)
+        return Placed(unfold(weights), unfold(value), unfold)
+    raise UnreadableAttentionError(
+        f"the softmax attention in {recorder.module_name!r} has weights of shape {tuple(weights.shape)}; "
+        "(B, H, Q, K), (B, Q, K) or (B*H, Q, K) is needed to tell examples, heads, queries and keys apart."
+    )
+
+
+def _unfold(weights: Tensor, value: Tensor, recorder: Recorder) -> Callable[[Tensor], Tensor]:
+    """Return the function from (X, ...) to (B, H, ...), where X is the batch, or batch and heads in one."""
+    size, batch = weights.shape[0], recorder.batch
+    fold = recorder.places.fold(value, batch) or recorder.provenance.fold(weights) or recorder.provenance.fold(value)
+    if fold is None and size == batch:
+        fold = Fold(size, 1, True)
+    if fold is None and batch == 1:
+        fold = Fold(1, size, True)
+    if fold is None:
+        raise UnreadableAttentionError(
+            f"the softmax attention in {recorder.module_name!r} has weights of shape {tuple(weights.shape)} for a "
+            f"batch of {batch}, and how heads and examples share dimension 0 was not seen. Explain one example at a "
+            "time, or reshape from (B, H, N, d) inside the model."
+        )
+
+    return unfolding(fold)
+
+
+def unfolding(fold: Fold) -> Callable[[Tensor], Tensor]:
+    """Return the function from (B * H, ...) to (B, H, ...)."""
+
+    def unfold(x: Tensor) -> Tensor:
+        if fold.batch_first:
+            return x.reshape(fold.batch, fold.heads, *x.shape[1:])
+        return x.reshape(fold.heads, fold.batch, *x.shape[1:]).transpose(0, 1)
+
+    return unfold
+
+
+def transposed(placed: Placed) -> Placed:
+    """Return the same for ``valueᵀ @ weightsᵀ``, whose output is (..., d, Q)."""
+    return placed._replace(rows=lambda x: placed.rows(x.transpose(-1, -2)), summed=-1)
+
+
+def from_broadcast(weights: Tensor, value: Tensor, axis: int, recorder: Recorder) -> Placed:
+    """Place additive attention, ``(weights * value).sum(axis)``: one row of attention per head.
+
+    ``weights`` is (B, N, 1) against values (B, N, D), or (B, N, H, 1) against (B, N, H, d), in any order of N and H.
+    """
+    others = [d for d in range(1, weights.dim()) if d != axis and weights.shape[d] != 1]
+    if axis == 0 or len(others) > 1:
+        raise UnreadableAttentionError(
+            f"the additive attention in {recorder.module_name!r} has weights of shape {tuple(weights.shape)} summed "
+            f"over dimension {axis}; (B, N, 1) or (B, N, H, 1) is needed to tell heads from keys."
+        )
+    order = [0, *others, axis]
+    rest = [d for d in range(weights.dim()) if d not in order]
+    heads = weights.shape[others[0]] if others else 1
+
+    def place(x: Tensor, n: int) -> Tensor:
+        return x.permute(*order, *rest).reshape(len(x), heads, n, -1)
+
+    n = weights.shape[axis]
+    placed = place(weights, n).transpose(-1, -2)  # (B, H, 1, N)
+    full = torch.broadcast_tensors(weights, value)[1]  # type: ignore[no-untyped-call]
+
+    def rows(x: Tensor) -> Tensor:
+        """Return the sum (B, ...) with the heads in front of what is left of the features, (B, H, 1, d)."""
+        kept = x if x.dim() == weights.dim() else x.unsqueeze(axis)
+        return place(kept, 1)
+
+    return Placed(placed, place(full, n), rows, axis - value.dim())
+
+
+def from_einsum(
+    equation: str, index: int, weights: Tensor, axis: int, value: Tensor, recorder: Recorder
+) -> Placed | None:
+    """Place an einsum of weights and values by its letters; None where it does not contract the softmax dimension."""
+    inputs, _, out = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if len(terms) != 2 or not out:
+        return None
+    if "..." in inputs:
+        terms, out = _spelled_out(terms, out, index, weights, value)
+    own, other = terms[index], terms[1 - index]
+    if len(set(own)) != len(own) or len(own) != weights.dim():
+        return None
+    key = own[axis]
+    if key in out or key not in other:
+        return None
+    sizes = dict(zip(own, weights.shape, strict=True))
+    batch = [c for c in own if c in out and c in other]
+    queries = [c for c in own if c in out and c not in other]
+    heads: list[str] = []
+    if len(batch) == 2:
+        # The letter of the batch's size is the batch; where both have it or none is known, the first.
+        second = sizes[batch[1]] == recorder.batch and sizes[batch[0]] != recorder.batch
+        example = batch[1] if second else batch[0]
+        heads = [c for c in batch if c != example]
+        batch = [example]
+    elif len(queries) == 2:
+        # Keys shared by all heads: the query letter is the one of the keys' length, or the one beside the keys.
+        same = [c for c in queries if sizes[c] == sizes[key]]
+        query = same[0] if len(same) == 1 else min(queries, key=lambda c: abs(own.index(c) - axis))
+        heads = [c for c in queries if c != query]
+        queries = [query]
+    if len(batch) != 1 or len(queries) > 1 or len(heads) > 1:
+        raise UnreadableAttentionError(
+            f"the einsum attention {equation!r} in {recorder.module_name!r} cannot be read as examples, heads, "
+            "queries and keys."
+        )
+    if recorder.batch is not None and _differs_by_query(own, axis, batch[0], queries + heads, sizes, recorder.batch):
+        return None
+    return _by_letters(own, other, out, batch + heads, queries, key, weights, value)
+
+
+def _differs_by_query(own: str, axis: int, shared: str, others: list[str], sizes: dict[str, int], batch: int) -> bool:
+    """Return whether what the weights are contracted with has a row for each query and key, for all examples the same.
+
+    Such are relative positions: "bhij,ijd->bhid" has the letter of the queries where values have that of the examples.
+    """
+    beside_keys = abs(own.index(shared) - axis) == 1
+    is_query = beside_keys and any(sizes[c] == batch and own.index(c) < own.index(shared) for c in others)
+    return bool(sizes[shared] % batch) or is_query
+
+
+def _spelled_out(terms: list[str], out: str, index: int, weights: Tensor, value: Tensor) -> tuple[list[str], str]:
+    """Return an einsum's terms with letters in place of ``...``; shapes broadcast from the right."""
+    dims = (weights.dim(), value.dim()) if index == 0 else (value.dim(), weights.dim())
+    free = [c for c in "ABCDEFGHIJKLMNOP" if c not in "".join(terms)]
+    hidden = [n - len(t) + 3 if "..." in t else 0 for t, n in zip(terms, dims, strict=True)]
+    letters = "".join(free[: max(hidden)])
+    spelled = [t.replace("...", letters[len(letters) - n :]) for t, n in zip(terms, hidden, strict=True)]
+    return spelled, out.replace("...", letters)
+
+
+def _by_letters(
+    own: str,
+    other: str,
+    out: str,
+    lead: list[str],
+    queries: list[str],
+    key: str,
+    weights: Tensor,
+    value: Tensor,
+) -> Placed:
+    def arrange(x: Tensor, letters: str, last: list[str]) -> Tensor:
+        """Return x as (B, H or 1, *last or 1, the rest)."""
+        present = [c for c in lead if c in letters]
+        rest = [c for c in letters if c not in present and c not in last]
+        x = x.permute(*[letters.index(c) for c in (*present, *last, *rest)])
+        x = x.reshape(*x.shape[: len(present) + len(last)], -1)
+        if len(present) == 1:
+            x = x.unsqueeze(1)
+        return x if last else x.unsqueeze(2)
+
+    placed = arrange(weights, own, queries)  # (B, H, Q, K)
+    rows: RowView = lambda x: arrange(x, out, queries)  # noqa: E731
+    return Placed(placed, arrange(value, other, [key]), rows, other.index(key))
+
+
+def moved_axis(func: Callable[..., Any], args: tuple[Any, ...], before: Tensor, after: Tensor, axis: int) -> int | None:
+    """Return where the softmax dimension is after an operation that moves dimensions; None if it is lost."""
+    if func in (Tensor.transpose, torch.transpose, Tensor.swapaxes):
+        a, b = (d % before.dim() for d in args[1:3])
+        return int({a: b, b: a}.get(axis, axis))
+    if func in (Tensor.permute, torch.permute):
+        order = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
+        return [d % before.dim() for d in order].index(axis)
+    if func == MATRIX_TRANSPOSE:
+        return {before.dim() - 1: before.dim() - 2, before.dim() - 2: before.dim() - 1}.get(axis, axis)
+    if func in (Tensor.unsqueeze, torch.unsqueeze):
+        return axis + int(args[1] % after.dim() <= axis)
+    if after.shape == before.shape:
+        return axis
+    if func is Tensor.__getitem__ and after.dim() == before.dim():
+        return axis  # a slice, along the keys too: sinks are cut off so
+    same_size = [d for d in range(after.dim()) if after.shape[d] == before.shape[axis]]
+    if axis == before.dim() - 1 and after.dim() - 1 in same_size:
+        return after.dim() - 1
+    return same_size[0] if len(same_size) == 1 else None

@@ -1,0 +1,1 @@
+"""The seams: the places in torch where attention passes, one file each."""

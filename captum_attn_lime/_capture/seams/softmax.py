@@ -1,0 +1,245 @@
+"""The eager seam: a softmax whose result then weighs values.
+
+A softmax alone is not attention (class probabilities and expert routers are softmaxes too). It becomes attention when
+its result, perhaps cast, dropped out, reshaped or masked on the way, is contracted over the softmax dimension with
+another tensor: by a matrix product, an einsum, or a broadcast multiplication and a sum (additive attention).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captum_attn_lime._capture import layout
+from captum_attn_lime._capture.operations import MATRIX_TRANSPOSE
+from captum_attn_lime._capture.recorder import MULTIPLIES, Recorder, kind_of
+from captum_attn_lime._capture.seams.exponentials import EXPONENTIALS, LOG_SOFTMAXES, LOG_SUMS, ExponentialWatch
+from captum_attn_lime._capture.weak import TensorTable
+from captum_attn_lime.attention import DenseMap
+
+Func = Callable[..., Any]
+
+SOFTMAXES: frozenset[Func] = frozenset(
+    {torch.softmax, Tensor.softmax, F.softmax, F.softmin, torch.special.softmax, torch._softmax}
+)
+SQUASHES: frozenset[Func] = frozenset(
+    {
+        torch.sigmoid,
+        Tensor.sigmoid,
+        F.sigmoid,
+        F.log_softmax,
+        torch.log_softmax,
+        Tensor.log_softmax,
+        F.logsigmoid,
+    }
+)
+# Until one of these is met there is nothing to follow.
+BEGINS: frozenset[Func] = SOFTMAXES | EXPONENTIALS | LOG_SOFTMAXES | LOG_SUMS
+_MATMULS: frozenset[Func] = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
+_SUMS: frozenset[Func] = frozenset({torch.sum, Tensor.sum})
+# What may stand between the softmax and the product without making it anything else.
+_CARRIERS: frozenset[Func] = frozenset(
+    {
+        F.dropout, torch.dropout, Tensor.to, Tensor.type_as, Tensor.type, Tensor.float, Tensor.half, Tensor.bfloat16,
+        Tensor.double, Tensor.contiguous, Tensor.clone, Tensor.view, Tensor.reshape, torch.reshape, Tensor.unsqueeze,
+        torch.unsqueeze, Tensor.squeeze, torch.squeeze, Tensor.transpose, torch.transpose, Tensor.permute,
+        torch.permute, Tensor.expand, Tensor.flatten, torch.flatten, Tensor.masked_fill, torch.masked_fill,
+        Tensor.masked_fill_, Tensor.nan_to_num, torch.nan_to_num, MATRIX_TRANSPOSE, Tensor.swapaxes, torch.where,
+        Tensor.detach, Tensor.__getitem__, Tensor.narrow, torch.narrow, Tensor.div, torch.div, Tensor.__truediv__,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A tensor that still is a softmax's result."""
+
+    axis: int  # the softmax dimension in this tensor
+    call: int  # which softmax
+    same_source: bool | None  # whether its scores compare a tensor with itself
+    is_learned: bool  # whether its queries are parameters
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A product of softmax weights and values that awaits its sum."""
+
+    held: Weights
+    weights: Tensor
+    value: Tensor
+
+
+class SoftmaxWatch:
+    """Follows softmax results until they meet values."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._weights: TensorTable[Weights] = TensorTable()
+        self._weighted: TensorTable[Weighted] = TensorTable()
+        self._calls = 0
+        self.is_idle = True  # no softmax and no exponential has been seen yet
+        self._done: dict[int, int] = {}  # by softmax, the index of its map
+        self._elsewhere: set[int] = set()  # softmaxes that meet more than values, such as relative positions
+        # By a proxy: in a cycle the maps, and their files, would outlive the capture until they are collected.
+        number = partial(SoftmaxWatch._number, weakref.proxy(self))
+        self._exponentials = ExponentialWatch(number, _CARRIERS, MULTIPLIES)
+
+    def softmax(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a softmax and begin to follow its result."""
+        self.is_idle = False
+        scores = args[0] if args else kwargs["input"]
+        output = self._recorder.run(func, args, kwargs)
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        self._recorder.note_squash(scores)
+        if isinstance(dim, int) and output.dim() >= 2:
+            self._hold(output, dim % output.dim(), self._number(scores), scores)
+        return output
+
+    def _number(self, scores: Tensor) -> int:
+        """Return the number of a new softmax; one over scores of self-attention is awaited to weigh values."""
+        self._calls += 1
+        provenance = self._recorder.provenance
+        if provenance.scores_same_source(scores):
+            self._recorder.awaited[self._calls] = (self._recorder.module_name, provenance.compared(scores))
+        return self._calls
+
+    def _hold(self, output: Tensor, axis: int, call: int, scores: Tensor) -> None:
+        provenance = self._recorder.provenance
+        same, learned = provenance.scores_same_source(scores), provenance.scores_of_learned(scores)
+        self._weights[output] = Weights(axis, call, same, learned)
+
+    def see(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Look at an operation's result; return it, or the leaf that takes its place."""
+        if not isinstance(output, Tensor):
+            return output
+        if func in BEGINS:
+            self.is_idle = False
+        found = self._exponentials.see(func, args, kwargs, output)
+        if found is not None:
+            self._hold(output, found.axis, found.call, found.scores)
+            return output
+        if not (self._weights or self._weighted):
+            return output
+        if func in _MATMULS:
+            factors = [*args, *(kwargs[name] for name in ("input", "other", "mat2") if name in kwargs)]
+            return self._matmul(factors[0], factors[1], output) if len(factors) == 2 else output
+        if func is torch.einsum:
+            return self._einsum(args, output)
+        if func in _SUMS:
+            return self._sum(args, kwargs, output)
+        if func in MULTIPLIES and len(args) == 2:
+            self._multiply(args[0], args[1], output)
+        elif func in _CARRIERS:
+            self._carry(func, args, output)
+        elif func is F.linear:
+            self._note_elsewhere(args[:1])
+        return output
+
+    def _note_elsewhere(self, factors: tuple[Any, ...]) -> None:
+        """Note that weights meet something else than the values: the values are then not all that they act on."""
+        for factor in factors:
+            if isinstance(factor, Tensor) and factor in self._weights:
+                call = self._weights[factor].call
+                self._elsewhere.add(call)
+                if call in self._done:
+                    self._recorder.maps[self._done[call]].value = None
+
+    def _carry(self, func: Func, args: tuple[Any, ...], output: Tensor) -> None:
+        source = next((a for a in args if isinstance(a, Tensor) and a in self._weights), None)
+        if source is None:
+            return
+        held = self._weights[source]
+        axis = layout.moved_axis(func, args, source, output, held.axis)
+        if axis is not None:
+            self._weights[output] = replace(held, axis=axis)
+
+    def _multiply(self, a: Any, b: Any, output: Tensor) -> None:
+        for weights, value in ((a, b), (b, a)):
+            if not isinstance(weights, Tensor) or weights not in self._weights:
+                continue
+            held = self._weights[weights]
+            if output.shape == weights.shape:
+                # A scale, a head mask or a dropout mask: still weights, one per key.
+                self._weights[output] = held
+            elif isinstance(value, Tensor) and output.dim() == weights.dim():
+                # The weights were broadcast over the values' features.
+                self._weighted[output] = Weighted(held, weights, value)
+
+    def _sum(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Any:
+        source = args[0] if args else kwargs.get("input")
+        if not isinstance(source, Tensor) or source not in self._weighted:
+            return output
+        held = self._weighted[source]
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if isinstance(dim, (tuple, list)) and len(dim) == 1:
+            dim = dim[0]
+        axis = held.held.axis
+        if not isinstance(dim, int) or dim % source.dim() != axis:
+            return output
+        placed = layout.from_broadcast(held.weights, held.value, axis, self._recorder)
+        return self._record(placed, held.held, output, held.weights, held.value)
+
+    def _matmul(self, a: Tensor, b: Tensor, output: Tensor) -> Any:
+        if self._is_convolution(a, output) or self._is_convolution(b, output):
+            return output
+        if a in self._weights and (held := self._weights[a]).axis == a.dim() - 1 and _are_values(b, a):
+            return self._record(layout.from_matmul(a, b, self._recorder), held, output, a, b)
+        if b in self._weights and (held := self._weights[b]).axis == b.dim() - 2 and _are_values(a, b):
+            placed = layout.from_matmul(b.transpose(-1, -2), a.transpose(-1, -2), self._recorder)
+            return self._record(layout.transposed(placed), held, output, b, a)
+        self._note_elsewhere((a, b))
+        return output
+
+    def _is_convolution(self, weights: Tensor, output: Tensor) -> bool:
+        """Return whether a factor is the taps of a dynamic convolution: a softmax of its own for each token and head.
+
+        Each token's taps weigh that token's neighbours, and no query was compared with any key.
+        """
+        if weights not in self._weights or output.dim() != 3 or 1 not in weights.shape[1:]:
+            return False
+        groups = len(weights)
+        return groups != self._recorder.batch and self._recorder.provenance.is_of_features(weights, groups)
+
+    def _einsum(self, args: tuple[Any, ...], output: Tensor) -> Any:
+        operands = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
+        if not isinstance(args[0], str) or len(operands) != 2:
+            return output
+        for index, weights in enumerate(operands):
+            value = operands[1 - index]
+            if weights not in self._weights or isinstance(value, nn.Parameter) or weights.dim() < 3:
+                continue
+            held = self._weights[weights]
+            placed = layout.from_einsum(args[0], index, weights, held.axis, value, self._recorder)
+            if placed is not None:
+                return self._record(placed, held, output, weights, value)
+        self._note_elsewhere(tuple(operands))
+        return output
+
+    def _record(self, placed: layout.Placed, held: Weights, output: Tensor, weights: Tensor, value: Tensor) -> Tensor:
+        if held.call in self._done:
+            # The same weights used a second time, as with relative values: the first values are not all they act on.
+            self._recorder.maps[self._done[held.call]].value = None
+            return output
+        self._done[held.call] = len(self._recorder.maps)
+        self._recorder.awaited.pop(held.call, None)
+        pooled = placed.weights.shape[2] == 1
+        kind = kind_of(None if pooled and held.is_learned else held.same_source, pooled=pooled)
+        if self._recorder.places.mixes_channels(value, placed.summed):
+            kind = "channel"
+        attention = DenseMap(placed.weights, name=self._recorder.module_name, kind=kind)
+        output = self._recorder.add(attention, output, placed.rows, placed.value, weights, value)
+        if held.call in self._elsewhere:
+            self._recorder.maps[-1].value = None
+        return output
+
+
+def _are_values(value: Tensor, weights: Tensor) -> bool:
+    """Return whether a factor can be values: a matrix shared by the batch is class embeddings or a codebook."""
+    return not isinstance(value, nn.Parameter) and value.dim() >= 3 and weights.dim() >= 3

@@ -1,0 +1,7 @@
+"""Comparing attributions: methods on one explained number, and Captum's metrics on any."""
+
+from captum_attn_lime._compare.comparing import compare
+from captum_attn_lime._compare.comparison import Comparison
+from captum_attn_lime._compare.explanation_func import as_explanation_func
+
+__all__ = ["Comparison", "as_explanation_func", "compare"]

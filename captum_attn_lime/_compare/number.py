@@ -1,0 +1,228 @@
+"""Which one number the methods of a comparison explain, and how each of them is run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from captum.attr import DeepLift, LayerDeepLift, NeuronDeepLift
+
+from captum_attn_lime._explained import Explained, Output, Unit, check_output, one_number, single_target
+from captum_attn_lime._util.captum import run_forward, select_target
+from captum_attn_lime.adapters import Adapter, Encoding
+from captum_attn_lime.adapters._base import Answering
+from captum_attn_lime.adapters._layers import innermost_method
+from captum_attn_lime.adapters._state import evaluating
+from captum_attn_lime.errors import ForwardError, InputError, TargetError
+from captum_attn_lime.lime._explanations import explained_label
+
+_NONE_FITS = object()
+# How near a function's answer must be to the number that is explained.
+_SAME = 1e-4
+
+
+@dataclass(frozen=True)
+class Number:
+    """The number that a comparison is of.
+
+    Attributes:
+        explained: The number; None where neither an adapter nor an explanation says what it is.
+        adapter: The adapter that the methods run, if there is one.
+        target: What the caller gave.
+    """
+
+    explained: Explained | None
+    adapter: Adapter | None
+    target: Any
+
+    @property
+    def label(self) -> Any:
+        """The class, for lime's explanations."""
+        if self.explained is None:
+            return single_target(self.target)
+        return self.explained.column
+
+    def attribute(self, name: str, method: Any, encoding: Encoding, arguments: dict[str, Any]) -> Any:
+        """Return what a method attributes to this number.
+
+        Args:
+            name: The method's name, for messages.
+            method: A Captum attribution.
+            encoding: The input.
+            arguments: Keyword arguments of its ``attribute``, the target left out.
+
+        Raises:
+            InputError: The method explains another number.
+        """
+        takes = signature(method.attribute).parameters
+        has_target = "target" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        inner = innermost_method(method)
+        if self.explained is None:
+            return method.attribute(**arguments, **({"target": _plain(self.target)} if has_target else {}))
+        if not has_target:
+            return method.attribute(**arguments)
+        if not getattr(inner, "uses_target", True):  # attention: the target only names a position
+            place = self.explained.index if isinstance(self.explained.index, tuple) else None
+            return method.attribute(**arguments, target=place)
+        forward_func = getattr(inner, "forward_func", None)
+        adapter = forward_func if isinstance(forward_func, Adapter) else self.adapter
+        for ours in (adapter,) if adapter is None else (adapter, None):
+            with _answering(ours, self.explained.unit, encoding, calm=not hasattr(inner, "uses_target")) as answering:
+                target = self._target_of(forward_func, encoding)
+                if target is _NONE_FITS:
+                    continue
+                _check_deep_lift(name, inner, answering)
+                found = method.attribute(**arguments, target=target)
+                if forward_func is not None or self._must_be_of(answering):
+                    return found
+        raise InputError(
+            f"the comparison is of the {self.explained}, and {name!r} runs a function of its own, which gives out "
+            "another number. Make the method with the adapter, whose answers compare brings to one number, choose that "
+            "number with target= and output=, or run the method yourself and pass what it attributes."
+        )
+
+    def _target_of(self, forward_func: Any, encoding: Encoding) -> Any:
+        """Return the target at which a function gives out what is explained, or that none does."""
+        assert self.explained is not None
+        if forward_func is None or forward_func is self.adapter:
+            return self.explained.index
+        fitting = [t for t in (self.explained.index, None) if self._is_of(forward_func, encoding, t)]
+        return fitting[0] if fitting else _NONE_FITS
+
+    def _must_be_of(self, answering: Answering | None) -> bool:
+        """Return whether a method that does not show its function must explain this number all the same."""
+        assert self.explained is not None
+        if answering is not None:
+            return answering.is_used or answering.is_plain
+        return self.adapter is None and self.explained.unit != "probability" and self.explained.opposite is None
+
+    def _is_of(self, forward_func: Any, encoding: Encoding, target: Any) -> bool:
+        """Return whether a function gives out what is explained, at a target."""
+        assert self.explained is not None
+        inputs = encoding.inputs if isinstance(encoding.inputs, tuple) else (encoding.inputs,)
+        try:
+            with torch.no_grad():
+                found = select_target(run_forward(forward_func, inputs, encoding.forward_args or None), target)
+        except (TargetError, ForwardError):
+            return False
+        value = self.explained.value
+        if found.numel() != 1 or value is None:
+            return found.numel() == 1
+        return bool(np.isclose(float(found.reshape(-1)[0]), value, rtol=_SAME, atol=_SAME))
+
+
+@contextmanager
+def _answering(adapter: Adapter | None, unit: Unit, encoding: Encoding, *, calm: bool) -> Iterator[Answering | None]:
+    """Run a block in which an adapter answers in a unit; any other function answers as it does.
+
+    Args:
+        adapter: The adapter; None for none.
+        unit: The unit.
+        encoding: The input.
+        calm: Whether the adapter's model answers in eval mode; attention is read from the model as it is.
+    """
+    if adapter is None:
+        yield None
+        return
+    mode = evaluating(adapter.model) if calm else nullcontext()
+    with adapter.answering_in(unit, encoding.inputs, encoding.forward_args) as answering, mode:
+        yield answering
+
+
+def _check_deep_lift(name: str, method: Any, answering: Answering | None) -> None:
+    """Raise for DeepLift where the adapter makes probabilities of logits, a step that it has no rule for.
+
+    DeepLift replaces the gradients of modules by hooks, and would go through any other step by its plain gradient.
+    """
+    if answering is None or answering.is_linear or not isinstance(method, (DeepLift, LayerDeepLift, NeuronDeepLift)):
+        return
+    raise InputError(
+        f"{name!r} is DeepLift, which has no rule for the step from logits to probabilities that an adapter makes. "
+        "Compare logits: compare(..., output='logits'), and LIME's explain(..., output='logits')."
+    )
+
+
+def number_of(attributions: Mapping[str, Any], encoding: Encoding, target: Any, output: Output | None) -> Number:
+    """Return the number that a comparison is of.
+
+    It is the one that lime explanations among the methods are of; without any, the class that the target names, or
+    the predicted one, in the unit of the model's own outputs.
+
+    Args:
+        attributions: Name to attribution.
+        encoding: The input.
+        target: The class, or None.
+        output: ``"probability"`` or ``"logits"``; None for the one that explanations are of, or the model's own.
+
+    Raises:
+        InputError: Explanations are of different numbers.
+        TargetError: There is no such class, or it was not explained.
+    """
+    unit: Unit | None = None
+    if output is not None:
+        unit = "probability" if check_output(output) == "probability" else "logit"
+    adapter = next((a for a in map(_adapter, attributions.values()) if a is not None), None)
+    wanted: Any = target
+    if isinstance(single_target(target), str) and adapter is not None and adapter.class_names is not None:
+        wanted = adapter.explained(encoding.inputs, encoding.forward_args, target).column
+    explanations = [(name, _explained(e, wanted)) for name, e in attributions.items() if hasattr(e, "local_exp")]
+    explained = one_number(explanations)
+    if explained is None and adapter is not None:
+        if adapter.is_regression:
+            unit = None
+        explained = adapter.explained(encoding.inputs, encoding.forward_args, target, unit=unit)
+    elif explained is not None and unit is not None and not _is_asked_for(explained.unit, unit):
+        raise InputError(
+            f"output={output!r} was asked for, but {explanations[0][0]!r} explains the {explained.label}; explain with "
+            f"output={output!r}, too."
+        )
+    return Number(explained, adapter, target)
+
+
+def _adapter(method: Any) -> Adapter | None:
+    """Return the adapter that an attribution runs, if it is seen to run one."""
+    forward_func = getattr(innermost_method(method), "forward_func", None)
+    return forward_func if isinstance(forward_func, Adapter) else None
+
+
+def _explained(explanation: Any, target: Any) -> Explained:
+    """Return what a lime explanation is of; an official explainer's classes are taken to have probabilities."""
+    key = explained_label(explanation, _class_of(target))
+    known = getattr(explanation, "all_diagnostics", {}).get(key)
+    if known is not None:
+        found: Explained = known.explained
+        return found
+    if getattr(explanation, "mode", "classification") == "regression":
+        return Explained(0, "prediction", value=float(explanation.predicted_value))
+    scores = getattr(explanation, "predict_proba", None)
+    names = getattr(explanation, "class_names", None)
+    unit: Unit = "probability"
+    if scores is not None and not 0 <= float(np.min(scores)) <= float(np.max(scores)) <= 1:
+        unit = "logit"
+    return Explained(
+        int(key),
+        unit,
+        None if names is None else str(names[key]),
+        None if scores is None else float(scores[key]),
+    )
+
+
+def _is_asked_for(found: Unit, unit: Unit) -> bool:
+    """Return whether a number is in the unit that was asked for; of a regression there is but one."""
+    return found in (unit, "prediction") or (found, unit) == ("log probability", "logit")
+
+
+def _class_of(target: Any) -> Any:
+    """Return the class that a target for one example names; None where it names no single class."""
+    target = single_target(target)
+    return target if isinstance(target, (int, np.integer, str)) else None
+
+
+def _plain(target: Any) -> Any:
+    """Return a target as Captum's own methods understand it."""
+    return int(target) if isinstance(target, np.integer) else target

@@ -1,0 +1,52 @@
+"""Targets in words: class names and NumPy integers as the indices that Captum's functions understand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from captum_attn_lime._explained import class_index
+from captum_attn_lime._util.captum import plain_indices
+from captum_attn_lime.adapters._base import Adapter
+from captum_attn_lime.errors import TargetError
+
+
+def plain_target(target: Any, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], forward_args: Any) -> Any:
+    """Return a target in which NumPy integers are ints, and class names the columns of the forward function's output.
+
+    Args:
+        target: Any of Captum's forms of a target, with class names in the place of classes.
+        forward_func: The forward function; an adapter, where names are to be understood.
+        inputs: Its input tensors, on the first example of which the number of columns is looked up.
+        forward_args: Its further arguments.
+
+    Raises:
+        TargetError: There is no such class, or it is class 0 of a single logit, whose negative no column holds.
+
+    Example:
+        >>> import numpy as np
+        >>> plain_target([np.int64(1), (np.int64(0), 2)], len, (), ())
+        [1, (0, 2)]
+    """
+    if isinstance(target, (list, tuple)):
+        return type(target)(plain_target(one, forward_func, inputs, forward_args) for one in target)
+    if not isinstance(target, str):
+        return plain_indices(target)
+    names = forward_func.class_names if isinstance(forward_func, Adapter) else None
+    if names is None or not isinstance(forward_func, Adapter):
+        raise TargetError(
+            f"target {target!r} is a name, and {type(forward_func).__name__} has no class names; pass the index of the "
+            "class, or make the method with an adapter that has class_names."
+        )
+    index = class_index(target, len(names), names)
+    columns = forward_func.columns(inputs, forward_args)
+    if columns == 1 and len(names) == 2:
+        if index == 0:
+            raise TargetError(
+                f"the model has a single logit z, which is of class {names[1]!r}; {names[0]!r} is -z. Pass "
+                f"target={names[1]!r} and turn the signs, or use compare or LIME's explain, which do so."
+            )
+        return 0
+    return index

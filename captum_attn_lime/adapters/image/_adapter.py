@@ -1,0 +1,231 @@
+"""`ImageAdapter`: a model of pictures as a Captum forward function and a lime classifier function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_attn_lime._util.progress import progress
+from captum_attn_lime.adapters._base import Adapter
+from captum_attn_lime.adapters._encoding import Encoding
+from captum_attn_lime.adapters._limits import configured_class_names
+from captum_attn_lime.adapters._outputs import Array, Outputs, without_nan
+from captum_attn_lime.adapters._state import evaluating
+from captum_attn_lime.adapters.image._pixels import Pixels, pair, read_images
+from captum_attn_lime.adapters.image._preprocessing import Fit, Preprocessing, preprocessing_of
+from captum_attn_lime.adapters.image._segments import Labels, Segments, find_patch_size, hidden, patch_grid, segment
+from captum_attn_lime.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEncoding(Encoding):
+    """Pictures as tensors, with their segments as features.
+
+    Attributes:
+        images: The pictures at the model's size, each (H, W, 3), uint8 or floats from 0 to 1, to be shown.
+    """
+
+    images: tuple[Pixels, ...]
+
+    @property
+    def segments(self) -> Labels:
+        """The segment of each pixel, (B, H, W) int64; pixels of no segment have the number after the last."""
+        assert isinstance(self.feature_mask, Tensor)
+        return np.asarray(self.feature_mask[:, 0].cpu().numpy())
+
+
+class ImageAdapter(Adapter):
+    """A model of pictures, ready for Captum and for lime.
+
+    A picture comes as an array (H, W, 3), a tensor (C, H, W), a PIL image or a path; whole numbers run from 0 to 255
+    and floats from 0 to 1. It is resized, its middle cut out, and normalised, as the model wants it: that is read from
+    timm's configuration of the model, or from ``processor``, or said. What is said goes before what is read. A picture
+    that has the model's size already is only normalised, so that what :meth:`encode` gives to be shown, and what lime
+    makes of it, mean to the model what they show.
+
+    Args:
+        model: A model of normalised pixels (n, C, H, W) that returns (n, classes), a tuple that begins with it, or
+            ``.logits``.
+        processor: A HuggingFace image processor, a timm data configuration, or torchvision's ``weights.transforms()``.
+        mean: Mean of each channel (red, green, blue), of values from 0 to 1 and not 0 to 255; one channel, for models
+            of grey pictures, as ``(0.5,)``.
+        std: Standard deviation of each channel, of values from 0 to 1.
+        size: Height and width of the model's pictures, or one number for both. Without it, and where nothing else
+            tells it, pictures are taken at the size they have.
+        fit: ``"squash"`` (where nothing is read, the default) resizes a picture to ``size``; ``"crop"`` keeps its
+            proportions and cuts out its middle.
+        resize_to: Height and width before the middle is cut out; by default ``size``.
+        interpolation: ``"bilinear"``, ``"bicubic"``, ``"lanczos"``, ``"nearest"``, ``"box"`` or ``"hamming"``.
+        patch_size: Height and width of the model's patches, where its first convolution does not tell them.
+        class_names: Names of the classes; by default those of a HuggingFace configuration.
+        outputs: What the model puts out: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid) or
+            ``"predictions"`` (a regression); by default that is found out.
+        batch_images: Greatest number of pictures that :meth:`predict_proba` runs at once.
+
+    Raises:
+        InputError: How the model wants its pictures is not known, or settings contradict each other.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> adapter = ImageAdapter(model, mean=0.5, std=0.5, size=16)
+        >>> x = adapter.encode(np.zeros((20, 30, 3), dtype=np.uint8))
+        >>> x.inputs.shape, x.feature_names
+        (torch.Size([1, 3, 16, 16]), (('patch 0,0', 'patch 0,1', 'patch 1,0', 'patch 1,1'),))
+        >>> adapter.predict_proba(np.zeros((5, 16, 16, 3), dtype=np.uint8)).shape
+        (5, 4)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any = None,
+        *,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        size: int | Sequence[int] | None = None,
+        fit: Fit | None = None,
+        resize_to: int | Sequence[int] | None = None,
+        interpolation: str | None = None,
+        patch_size: int | Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+        outputs: Outputs = "auto",
+        batch_images: int = 16,
+    ) -> None:
+        super().__init__(model, class_names=class_names, outputs=outputs)
+        if self.class_names is None:
+            self.class_names = configured_class_names(model)
+        if not isinstance(batch_images, int) or batch_images < 1:
+            raise InputError(f"batch_images must be a positive number of pictures, but is {batch_images!r}.")
+        given = dict(mean=mean, std=std, size=size, fit=fit, resize_to=resize_to, interpolation=interpolation)
+        self.preprocessing: Preprocessing = preprocessing_of(model, processor, given)
+        self.batch_images = batch_images
+        channels = len(self.preprocessing.mean)
+        self.patch_size = find_patch_size(model, channels) if patch_size is None else pair(patch_size, "patch_size")
+
+    def encode(
+        self,
+        images: Any,
+        segments: Segments = "patches",
+        *,
+        baselines: Any = "segment",
+        seed: int = 42,
+        normalized: bool = False,
+    ) -> ImageEncoding:
+        """Return a picture or pictures as tensors with their segments as features.
+
+        Args:
+            images: One picture or several of one size: array, tensor, PIL image or path, or a list of these.
+            segments: ``"patches"``: those of the model; ``"quickshift"`` (with lime's settings), ``"slic"`` or
+                ``"felzenszwalb"`` of scikit-image; a function from a picture (H, W, 3), at the model's size, to labels
+                (H, W), such as ``functools.partial(slic, n_segments=50)``; or labels (H, W) or (B, H, W).
+            baselines: What stands for "nothing there": ``"segment"``, the mean colour of each segment, as in lime;
+                ``"mean"``, the mean colour of the picture; ``"black"``; ``"blur"``; or a number, a colour or a picture
+                in the picture's own values, 0 to 255 or 0 to 1.
+            seed: Seed of algorithms of segmentation that draw random numbers; the default is scikit-image's.
+            normalized: ``images`` is a tensor (C, H, W) or (B, C, H, W) that went through the model's own transforms.
+                It is taken as it is.
+
+        Raises:
+            InputError: No picture, pictures of several sizes, or segments or baselines that do not fit.
+        """
+        if normalized:
+            inputs = self._as_normalized(images)
+            shown: list[Pixels] = list(self.preprocessing.pictures(inputs))
+        else:
+            shown = self.images(images)
+            if len({image.shape for image in shown}) > 1:
+                sizes = ", ".join(f"{i.shape[0]} x {i.shape[1]}" for i in shown)
+                raise InputError(f"pictures of sizes {sizes} came; pass size= to the adapter, or encode each alone.")
+            inputs = torch.cat([self.tensors(image[None]) for image in shown])
+        masks, names, bases = [], [], []
+        for i, image in enumerate(shown):
+            labels, own_names = self._segmented(image, _of_example(segments, i, len(shown), 2), seed)
+            masks.append(torch.from_numpy(labels))
+            names.append(own_names)
+            base = hidden(image, labels, len(own_names), _of_example(baselines, i, len(shown), 3))
+            bases.append(self.tensors(base[None]))
+        mask = torch.stack(masks).to(inputs.device)[:, None].expand(inputs.shape)  # (B, C, H, W), stored once
+        stand_ins = torch.cat(bases)
+        if normalized:  # shown pictures are rounded: pixels of no segment must equal the input itself
+            inside = mask < torch.tensor([len(n) for n in names], device=mask.device).reshape(-1, 1, 1, 1)
+            stand_ins = torch.where(inside, stand_ins, inputs)
+        return ImageEncoding(
+            inputs=inputs,
+            forward_args=(),
+            baselines=stand_ins,
+            feature_mask=mask,
+            feature_names=tuple(names),
+            images=tuple(shown),
+        )
+
+    def outputs(self, raw: Any, *, show_progress: bool = False) -> Array:
+        """Return the model's outputs for pictures, (n, columns) float64, in eval mode and without gradients."""
+        images = self.images(raw)
+        found = []
+        with evaluating(self.model), torch.no_grad(), progress(len(images), show_progress, "images") as tick:
+            for start in range(0, len(images), self.batch_images):
+                part = images[start : start + self.batch_images]
+                same = len({(image.shape, image.dtype) for image in part}) == 1
+                batches = [np.stack(part)] if same else [image[None] for image in part]
+                found += [self._run(self.tensors(batch)) for batch in batches]
+                tick(len(part))
+        return without_nan(np.concatenate(found), type(self.model).__name__, "picture")
+
+    def images(self, raw: Any) -> list[Pixels]:
+        """Return pictures in any form as arrays (H, W, 3) at the model's size, not normalised."""
+        return [self.preprocessing.image(image) for image in read_images(raw)]
+
+    def tensors(self, images: Pixels) -> Tensor:
+        """Return pictures (n, H, W, 3) of the model's size as what :meth:`forward` takes, (n, C, H, W) normalised."""
+        return self._placed(self.preprocessing.tensor(images))
+
+    def _one(self, raw: Any) -> tuple[Tensor, ...]:
+        return (self.tensors(self.images(raw)[0][None]),)
+
+    def _placed(self, x: Tensor) -> Tensor:
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        return x.to(device=self.device, dtype=dtype)
+
+    def _as_normalized(self, images: Any) -> Tensor:
+        channels = len(self.preprocessing.mean)
+        found = images.unsqueeze(0) if isinstance(images, Tensor) and images.dim() == 3 else images
+        is_pixels = isinstance(found, Tensor) and found.dim() == 4 and found.is_floating_point()
+        if not is_pixels or found.shape[1] != channels or not len(found):
+            came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise InputError(
+                f"normalized=True takes a floating tensor ({channels}, H, W) or (B, {channels}, H, W), but got {came}."
+            )
+        return self._placed(found.detach())
+
+    def _segmented(self, image: Pixels, how: Segments, seed: int) -> tuple[Labels, tuple[str, ...]]:
+        if not (isinstance(how, str) and how == "patches"):
+            return segment(image, how, seed)
+        if self.patch_size is None:
+            raise InputError(
+                f"the first convolution of {type(self.model).__name__} does not cut pictures into patches; pass "
+                "patch_size= to the adapter, or segments='slic', 'quickshift' or your own."
+            )
+        return patch_grid((image.shape[0], image.shape[1]), self.patch_size)
+
+    def _call(self, tensors: tuple[Tensor, ...]) -> Any:
+        if len(tensors) != 1 or tensors[0].dim() != 4:
+            shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+            raise InputError(
+                f"{type(self.model).__name__} takes one tensor (n, C, H, W), but {shapes} came; take it from "
+                "adapter.encode(images).inputs."
+            )
+        return self._asked(tensors[0])
+
+
+def _of_example(given: Any, i: int, n: int, dimensions: int) -> Any:
+    """Return one example's own part of what has one more dimension than an example has, anything else as it is."""
+    if not isinstance(given, (np.ndarray, Tensor)) or given.ndim != dimensions + 1:
+        return given
+    if len(given) != n:
+        raise InputError(f"an array of shape {tuple(given.shape)} came for {n} picture(s); pass one row for each.")
+    return given[i]

@@ -1,0 +1,6 @@
+"""Models over numbers: rows of a table, and series over time steps."""
+
+from captum_attn_lime.adapters.numeric._sequence import SequenceAdapter, SequenceEncoding
+from captum_attn_lime.adapters.numeric._tabular import TabularAdapter, TabularEncoding
+
+__all__ = ["SequenceAdapter", "SequenceEncoding", "TabularAdapter", "TabularEncoding"]

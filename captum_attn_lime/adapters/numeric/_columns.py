@@ -1,0 +1,190 @@
+"""Tables as arrays: rows in the user's order of columns, checked, and columns by name or index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_attn_lime.adapters._outputs import Array
+from captum_attn_lime.errors import InputError
+
+
+def as_table(raw: Any, names: Sequence[str] | None = None, n_columns: int | None = None) -> Array:
+    """Return a row or rows as (n, columns) float64, in the order of ``names``.
+
+    Args:
+        raw: Numbers as a sequence, array, tensor, pandas Series or DataFrame; one row or several.
+        names: Names of the columns. A labelled Series or DataFrame is put in this order.
+        n_columns: Number of columns, if known.
+
+    Raises:
+        InputError: Wrong number or names of columns, something that is no number, or a NaN or infinite value.
+
+    Example:
+        >>> as_table([1, 2]).tolist()
+        [[1.0, 2.0]]
+    """
+    values = as_numbers(raw, names)
+    table = values[None] if values.ndim == 1 else values
+    if table.ndim != 2 or 0 in table.shape:
+        raise InputError(f"expected a row (columns,) or rows (n, columns), but the shape is {values.shape}.")
+    if n_columns is not None and table.shape[1] != n_columns:
+        wanted = f" ({', '.join(list(names)[:8])}{', ...' if len(names) > 8 else ''})" if names else ""
+        raise InputError(f"expected rows of {n_columns} columns{wanted}, but got {table.shape[1]}.")
+    bad = np.argwhere(~np.isfinite(table))
+    if len(bad):
+        row, column = (int(i) for i in bad[0])
+        name = names[column] if names else str(column)
+        raise InputError(
+            f"column {name!r} of row {row} is {table[row, column]}; fill in or drop missing values before explaining."
+        )
+    return table
+
+
+def table_names(table: Any) -> tuple[str, ...] | None:
+    """Return the column names of a DataFrame, None for anything else."""
+    columns = getattr(table, "columns", None)
+    return None if columns is None else tuple(str(c) for c in columns)
+
+
+def column_indices(
+    chosen: Sequence[int | str], names: Sequence[str] | None, *, argument: str = "categorical_features"
+) -> tuple[int, ...]:
+    """Return columns, given by index or name, as sorted indices.
+
+    Raises:
+        InputError: There is no such column.
+    """
+    out = set()
+    for column in chosen:
+        if isinstance(column, str):
+            if not names or column not in names:
+                raise InputError(f"{argument} names {column!r}, but the columns are {list(names or [])}.")
+            out.add(list(names).index(column))
+        elif isinstance(column, (int, np.integer)) and column >= 0 and (names is None or column < len(names)):
+            out.add(int(column))
+        else:
+            count = "" if names is None else f"; there are {len(names)} columns"
+            raise InputError(f"{argument} must hold column indices from 0 or names, got {column!r}{count}.")
+    return tuple(sorted(out))
+
+
+def names_of_categories(
+    given: Mapping[int | str, Sequence[str]] | None,
+    categorical: Sequence[int],
+    names: Sequence[str],
+    table: Array,
+) -> dict[int, tuple[str, ...]]:
+    """Return the names of the categories of each column, given by its index or name; category k has the k-th name.
+
+    Args:
+        given: For each column the names.
+        categorical: Indices of the categorical columns.
+        names: Names of all columns.
+        table: Rows (n, columns) that hold the categories that occur.
+
+    Raises:
+        InputError: There is no such column, it is not categorical, is given twice, or has categories without a name.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"categorical_names gives names by column, as a dict, but is {type(given).__name__}.")
+    out: dict[int, tuple[str, ...]] = {}
+    for column, categories in (given or {}).items():
+        (index,) = column_indices([column], names, argument="categorical_names")
+        name = names[index]
+        if index not in categorical:
+            raise InputError(f"categorical_names names {name!r}, which is not one of categorical_features.")
+        if index in out:
+            raise InputError(f"categorical_names gives the column {name!r} twice, by its name and by its index.")
+        if isinstance(categories, (str, Mapping)) or not hasattr(categories, "__iter__"):
+            raise InputError(f"categorical_names must give {name!r} a list of names, but gives {categories!r}.")
+        out[index] = tuple(str(category) for category in categories)
+        most = int(table[:, index].max())
+        if most >= len(out[index]):
+            raise InputError(
+                f"categorical_names gives {len(out[index])} names for the categories of {name!r}, which go up to "
+                f"{most}; give one for each from 0 on, {most + 1} in all."
+            )
+    return out
+
+
+def check_categories(
+    table: Array, categorical: Sequence[int], names: Sequence[str] | None, known: dict[int, Array]
+) -> None:
+    """Check that categorical columns hold integers from 0, and values that the training data has.
+
+    Args:
+        table: Rows, (n, columns).
+        categorical: Indices of the categorical columns.
+        names: Names of all columns, if there are any.
+        known: Sorted values of each categorical column in the training data; empty without training data.
+
+    Raises:
+        InputError: A value is not an integer from 0, or was never seen.
+    """
+    for column in categorical:
+        values = table[:, column]
+        name = names[column] if names else str(column)
+        wrong = values[(values != np.round(values)) | (values < 0)]
+        if len(wrong):
+            raise InputError(f"categorical column {name!r} has the value {wrong[0]:g}; categories are integers from 0.")
+        if column in known and not np.isin(values, known[column]).all():
+            value = values[~np.isin(values, known[column])][0]
+            seen = ", ".join(f"{v:g}" for v in known[column][:10])
+            more = ", ..." if len(known[column]) > 10 else ""
+            raise InputError(
+                f"categorical column {name!r} has the value {value:g}, which the training data has not: "
+                f"it has {seen}{more}."
+            )
+
+
+def typical_row(table: Array, categorical: Sequence[int]) -> Array:
+    """Return the row of each column's mean, or of the most frequent value in categorical columns.
+
+    Example:
+        >>> typical_row(np.array([[1.0, 2.0], [3.0, 2.0], [5.0, 0.0]]), [1]).tolist()
+        [3.0, 2.0]
+    """
+    row = table.mean(axis=0)
+    for column in categorical:
+        values, counts = np.unique(table[:, column], return_counts=True)
+        row[column] = values[counts.argmax()]
+    return np.asarray(row, dtype=np.float64)
+
+
+def as_numbers(raw: Any, names: Sequence[str] | None = None) -> Array:
+    """Return numbers in any form as float64 in the shape that they have; labelled ones in the order of the names."""
+    if isinstance(raw, Tensor):
+        raw = raw.detach().to(device="cpu", dtype=torch.float64).numpy()  # numpy has no bfloat16
+    elif hasattr(raw, "to_numpy"):
+        raw = _ordered(raw, names).to_numpy()
+    try:
+        return np.array(raw, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"expected rows of numbers, but got {type(raw).__name__} that cannot be read as such ({error}); "
+            "encode categories as integers."
+        ) from error
+
+
+def _ordered(raw: Any, names: Sequence[str] | None) -> Any:
+    """Return a DataFrame or Series with its columns in the order of the names."""
+    labels = list(raw.columns) if hasattr(raw, "columns") else list(raw.index)
+    is_series = not hasattr(raw, "columns")
+    unlabelled = labels == list(range(len(labels)))
+    if names is None or unlabelled:
+        return raw
+    by_name = {str(label): label for label in labels}
+    if set(by_name) != set(names):
+        missing = [n for n in names if n not in by_name]
+        extra = [n for n in by_name if n not in set(names)]
+        raise InputError(
+            f"the {'Series' if is_series else 'DataFrame'} has other columns than the adapter: "
+            f"missing {missing}, not known {extra}."
+        )
+    order = [by_name[n] for n in names]
+    return raw[order] if not is_series else raw.loc[order]

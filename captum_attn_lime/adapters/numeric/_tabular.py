@@ -1,0 +1,243 @@
+"""`TabularAdapter`: a model over feature rows as a Captum forward function and a lime classifier function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_attn_lime.adapters._encoding import Encoding
+from captum_attn_lime.adapters._outputs import Array, Outputs
+from captum_attn_lime.adapters.numeric._base import NumericAdapter, Task
+from captum_attn_lime.adapters.numeric._categories import as_ids
+from captum_attn_lime.adapters.numeric._columns import (
+    as_table,
+    check_categories,
+    column_indices,
+    table_names,
+    typical_row,
+)
+from captum_attn_lime.adapters.numeric._table_forward import Place, TableForward, TrialRows, decide, table_forwards
+from captum_attn_lime.errors import InputError
+
+_TAKE = "take them from adapter.encode(rows).inputs"
+
+
+@dataclass(frozen=True, eq=False)
+class TabularEncoding(Encoding):
+    """Rows as tensors, with their columns as features.
+
+    Attributes:
+        rows: The rows in the user's order of columns, (B, columns) float64.
+    """
+
+    rows: Array
+
+
+class TabularAdapter(NumericAdapter):
+    """A model over table rows, ready for Captum and for lime.
+
+    The model is called as ``model(x)`` with all columns as numbers, or with numeric and categorical columns apart, as
+    ``model(x_num, x_cat)`` or ``model(x_cat, x_num)``; None, or else (n, 0), stands for a kind of column that there is
+    not. Which of these is read off its forward: two parameters that have no default, or one of None and "cat" or
+    "categories" in its name, make the second form, and their names say which comes first. Where they do not, the model
+    is tried out on three rows: the categories are what it looks up. A forward of one dictionary gets one.
+
+    Whatever the order of the model, the adapter itself takes the numeric columns first.
+
+    Args:
+        model: The model. It returns (n, classes) or (n,), a tuple that begins with it, or ``.logits``.
+        training_data: Rows (n, columns) as array or DataFrame. Gives the names, the categories that may occur, and
+            the baselines: means of numeric and most frequent values of categorical columns; without it they are 0.
+        categorical_features: Indices or names of the columns that hold categories, as integers from 0.
+        feature_names: Names of the columns; by default those of the DataFrame, or "0", "1", ...
+        class_names: Names of the classes, or of several predicted numbers.
+        task: ``"classification"``, ``"multi_label"`` for labels that do not exclude each other, or ``"regression"``
+            for a model whose outputs are the predicted numbers, named by ``class_names``.
+        outputs: Whether a classifier puts out ``"logits"`` or ``"probabilities"`` (it ends in softmax or sigmoid); by
+            default that is found out.
+        batch_rows: Greatest number of rows that :meth:`predict_proba` runs at once.
+        forward_names: Where the model's forward takes the "numeric" and the "categorical" columns, if that cannot be
+            found: the names of parameters, their positions from 0, or keys of the dictionary that it takes, as in
+            ``{"numeric": "b", "categorical": "a"}`` or ``{"categorical": 0, "numeric": 1}``.
+
+    Raises:
+        ForwardError: How the model takes its columns cannot be found, or it needs more than columns.
+
+    Example:
+        >>> adapter = TabularAdapter(nn.Linear(2, 3), feature_names=["age", "income"])
+        >>> x = adapter.encode([[30, 2.5]])
+        >>> x.feature_names, adapter(x.inputs).shape, adapter.predict_proba([30, 2.5]).shape
+        ((('age', 'income'),), torch.Size([1, 3]), (1, 3))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        training_data: Any = None,
+        categorical_features: Sequence[int | str] = (),
+        feature_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
+        task: Task = "classification",
+        outputs: Outputs = "auto",
+        batch_rows: int = 1024,
+        forward_names: Mapping[str, Place] | None = None,
+    ) -> None:
+        super().__init__(model, class_names=class_names, task=task, outputs=outputs, batch_rows=batch_rows)
+        names = table_names(training_data) if feature_names is None else tuple(str(n) for n in feature_names)
+        self._training = None if training_data is None else as_table(training_data, names, _count(names))
+        if names is None and self._training is not None:
+            names = tuple(str(i) for i in range(self._training.shape[1]))
+        self.feature_names = names
+        self.categorical_features = column_indices(categorical_features, names)
+        self._known: dict[int, Array] = {}
+        if self._training is not None:
+            check_categories(self._training, self.categorical_features, names, {})
+            self._known = {c: np.unique(self._training[:, c]) for c in self.categorical_features}
+        self._ways = table_forwards(model, forward_names)
+        self._way: TableForward | None = None
+        if names is not None:
+            self._decided(len(names))
+
+    @property
+    def training_data(self) -> Array | None:
+        """The training rows, (n, columns) float64, or None."""
+        return self._training
+
+    def encode(self, rows: Any) -> TabularEncoding:
+        """Return a row or rows as tensors with their columns as features.
+
+        Args:
+            rows: One row or several: sequence, array, tensor, pandas Series or DataFrame.
+
+        Raises:
+            InputError: Wrong columns, a value that is not a finite number, or a category that cannot occur.
+        """
+        table = self.table(rows)
+        names = self.feature_names or tuple(str(i) for i in range(table.shape[1]))
+        ids = np.broadcast_to(np.arange(table.shape[1], dtype=np.float64), table.shape)
+        mask = tuple(t.to(torch.int64) for t in self._split(ids, torch.float64))
+        return TabularEncoding(
+            inputs=_one_or_all(self.tensors(table)),
+            forward_args=(),
+            baselines=_one_or_all(self.tensors(np.broadcast_to(self._baseline(table.shape[1]), table.shape))),
+            feature_mask=_one_or_all(mask),
+            feature_names=(names,) * len(table),
+            rows=table,
+        )
+
+    def arrays(self, raw: Any) -> Array:
+        """Return rows as :meth:`table` does."""
+        return self.table(raw)
+
+    def table(self, rows: Any) -> Array:
+        """Return rows as (n, columns) float64 in the user's order, checked."""
+        table = as_table(rows, self.feature_names, _count(self.feature_names))
+        if self.categorical_features and max(self.categorical_features) >= table.shape[1]:
+            raise InputError(
+                f"categorical_features names column {max(self.categorical_features)}, "
+                f"but the rows have {table.shape[1]} columns."
+            )
+        check_categories(table, self.categorical_features, self.feature_names, self._known)
+        return table
+
+    def tensors(self, table: Array) -> tuple[Tensor, ...]:
+        """Return rows (n, columns) as the tensors that :meth:`forward` takes.
+
+        One tensor (all columns), or for a model of two kinds of column the numeric ones (n, numeric) in the model's
+        dtype and the categorical ones (n, categorical) int64, whichever there are.
+        """
+        return self._split(table, self._dtype)
+
+    def rows_of(self, tensors: Sequence[Tensor]) -> Array:
+        """Return the rows, (n, columns) float64 in the user's order, that tensors of :meth:`tensors` stand for."""
+        groups = self.column_groups(sum(t.shape[-1] for t in tensors))
+        if len(groups) != len(tensors) or any(t.dim() != 2 for t in tensors):
+            raise InputError(
+                f"expected {len(groups)} tensor(s) (n, columns), got shapes {[tuple(t.shape) for t in tensors]}; "
+                "take them from adapter.encode(rows).inputs."
+            )
+        if any(t.shape[1] != len(group) for t, group in zip(tensors, groups, strict=True)):
+            raise InputError(
+                f"expected {[len(g) for g in groups]} columns per tensor, got {[t.shape[1] for t in tensors]}."
+            )
+        out = np.empty((len(tensors[0]), sum(len(g) for g in groups)))
+        for tensor, group in zip(tensors, groups, strict=True):
+            out[:, list(group)] = tensor.detach().to(device="cpu", dtype=torch.float64).numpy()
+        return out
+
+    def column_groups(self, n_columns: int) -> tuple[tuple[int, ...], ...]:
+        """Return for each tensor of :meth:`tensors` the columns that it holds, in order."""
+        if not self._decided(n_columns).takes_two:
+            return (tuple(range(n_columns)),)
+        numeric = tuple(c for c in range(n_columns) if c not in self.categorical_features)
+        return tuple(group for group in (numeric, self.categorical_features) if group)
+
+    def _split(self, table: Array, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        takes_two = self._decided(table.shape[1]).takes_two
+        out = []
+        for group in self.column_groups(table.shape[1]):
+            is_categories = takes_two and group == self.categorical_features
+            part = torch.from_numpy(np.ascontiguousarray(table[:, list(group)]))
+            out.append(part.to(device=self.device, dtype=torch.int64 if is_categories else dtype))
+        return tuple(out)
+
+    def _decided(self, n_columns: int) -> TableForward:
+        """Return how the model takes its columns, found out the first time."""
+        if self._way is None:
+            table = np.tile(np.zeros(n_columns) if self._training is None else self._training[0], (3, 1))
+            numeric = [c for c in range(n_columns) if c not in self.categorical_features]
+            categorical = list(self.categorical_features)
+            table[:2, numeric], table[2, numeric] = 0.0, 1.0
+            table[1] = self._with_other_categories(table[1])
+            whole = torch.from_numpy(table).to(device=self.device, dtype=self._dtype)
+            rows = TrialRows(
+                whole,
+                whole[:, numeric] if numeric else None,
+                whole[:, categorical].to(torch.int64) if categorical else None,
+            )
+            self._way = decide(self.model, self._ways, rows)
+        return self._way
+
+    def _baseline(self, n_columns: int) -> Array:
+        """Return one row that stands for "nothing known"."""
+        if self._training is None:
+            return np.zeros(n_columns)
+        return typical_row(self._training, self.categorical_features)
+
+    def _call(self, tensors: tuple[Tensor, ...]) -> Any:
+        name = type(self.model).__name__
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+        if any(t.dim() != 2 for t in tensors):
+            raise InputError(
+                f"a TabularAdapter runs on rows (n, columns), but tensors of shape {shapes} came; {_TAKE}."
+            )
+        n_columns = sum(t.shape[1] for t in tensors)
+        way = self._decided(n_columns if self.feature_names is None else len(self.feature_names))
+        if not way.takes_two:
+            if len(tensors) != 1:
+                raise InputError(f"{name} takes one tensor of rows, but {len(tensors)} came.")
+            return self._run_numbers(tensors[0])
+        wanted = [len(group) for group in self.column_groups(n_columns)]
+        if [t.shape[1] for t in tensors] != wanted:
+            raise InputError(
+                f"{name} takes the numeric and the categorical columns as two tensors, here of {wanted} columns, but "
+                f"{shapes} came; {_TAKE}."
+            )
+        numeric, categorical = tensors[0], tensors[-1]
+        if not self.categorical_features:
+            return way.call(self._asked, numeric, None)
+        return way.call(self._asked, numeric if len(tensors) == 2 else None, as_ids(categorical, name))
+
+
+def _count(names: Sequence[str] | None) -> int | None:
+    return None if names is None else len(names)
+
+
+def _one_or_all(tensors: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    return tensors[0] if len(tensors) == 1 else tensors

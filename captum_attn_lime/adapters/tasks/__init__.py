@@ -1,6 +1,0 @@
-"""What a text model's head predicts: one row of classes, one per token, the ends of a span, or the next token."""
-
-from captum_attn_lime.adapters.tasks.find import Task
-from captum_attn_lime.adapters.tasks.head import Head
-
-__all__ = ["Head", "Task"]

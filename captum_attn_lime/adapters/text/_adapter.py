@@ -1,0 +1,397 @@
+"""`TextAdapter`: a model over texts as a Captum forward function and a lime classifier function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_attn_lime._explained import class_index
+from captum_attn_lime.adapters._base import Adapter
+from captum_attn_lime.adapters._limits import padding_token, position_limit
+from captum_attn_lime.adapters._outputs import Array, Outputs
+from captum_attn_lime.adapters.text import _raw as raws
+from captum_attn_lime.adapters.text._batches import check_rows, rows_of, scores_of_texts, tensors_of
+from captum_attn_lime.adapters.text._binding import Binding, bindings, check_kind
+from captum_attn_lime.adapters.text._company import Side
+from captum_attn_lime.adapters.text._encoding import TextEncoding, features_of, spans_of
+from captum_attn_lime.adapters.text._known import KnownModel, check_together
+from captum_attn_lime.adapters.text._padding import is_doubtful, padding_id, without_doubt
+from captum_attn_lime.adapters.text._pairs import PairTokens, pair_tokens
+from captum_attn_lime.adapters.text._raw import Explain, Raw, is_pair
+from captum_attn_lime.adapters.text._stand_ins import baseline_token, padding_fill
+from captum_attn_lime.adapters.text._tasks import Head, Task
+from captum_attn_lime.adapters.text._tasks.next_token import of_target
+from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokenizing, Tokens
+from captum_attn_lime.adapters.text._words import WORD_PATTERN
+from captum_attn_lime.errors import InputError, TargetError
+
+
+class TextAdapter(Adapter):
+    """A model over texts, ready for Captum and for lime.
+
+    It wraps HuggingFace models and any module over token ids, also in a wrapper (compiled, data-parallel, averaged,
+    LoRA, ``forward(**kwargs)``, ``forward(batch)`` of a dictionary). Arguments are bound by name. Padding goes to the
+    tokenizer's ``padding_side``. Whether it changes the model's answers is tried out on the first texts of several
+    lengths; where it does so on that side it goes to the other, and where it does so on both, or the module takes no
+    mask, texts run without padding. A text that has no token at all, as lime makes them, stands as one bos, eos,
+    unknown or padding token, the first of these that the tokenizer has.
+
+    What a call returns, and what Captum's ``target`` is, depends on the task:
+
+    ================== ======================== ==================================================================
+    task               the adapter returns      target
+    ================== ======================== ==================================================================
+    "classification"   (n, classes)             class
+    "tokens"           (n, N, classes)          (position, class)
+    "spans"            (n, N, 2)                (position, 0) for the start of the answer, (position, 1) for its end
+    "next_token"       (n, vocabulary)          token id; read at each row's last real token
+    ================== ======================== ==================================================================
+
+    :meth:`TextEncoding.find` and :meth:`TextEncoding.positions` give positions. At padding the numbers of "tokens" and
+    "spans" mean nothing.
+
+    Args:
+        model: The model. It returns a tensor, a tuple that begins with it, or ``.logits``; for "spans" an object with
+            ``.start_logits`` and ``.end_logits``, a tuple of both, or a tensor (n, N, 2).
+        tokenizer: A HuggingFace tokenizer, a :class:`WordTokenizer`, or an object with
+            ``spans(text) -> (ids, character spans)``. For "next_token", special tokens that it puts at a text's end
+            are left out.
+        task: What the model predicts; by default what the HuggingFace class is made for, and "classification" for a
+            model written by hand (or "spans", once it returns start and end logits by name).
+        class_names: Names of the classes; by default those of the model's configuration.
+        max_length: Greatest number of tokens, special tokens included; by default the lesser of what the tokenizer and
+            the model's positions allow.
+        word_pattern: Regular expression of one word; words are the features.
+        baseline: What stands in for a removed word: ``"mask"``, ``"unk"`` or ``"pad"`` (where the tokenizer has no
+            mask token the unknown token stands in, then the padding token), or a token id. Special and padding tokens
+            keep their own ids.
+        batch_tokens: Greatest number of tokens that :meth:`predict_proba` runs at once.
+        forward_names: Role to parameter name, where the model's parameter names do not tell: ``"input_ids"``,
+            ``"attention_mask"`` (1 at real tokens), ``"padding_mask"`` (True at padding), ``"token_type_ids"``. None
+            for a role that is not to be given.
+        outputs: What the model puts out: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid) or
+            ``"predictions"`` (a regression); by default that is found out.
+
+    Example:
+        >>> from captum.attr import LayerIntegratedGradients
+        >>> from captum_attn_lime.adapters import WordTokenizer
+        >>> class Classifier(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 2)
+        ...
+        ...     def forward(self, ids):
+        ...         return self.head(self.embed(ids).mean(dim=1))
+        >>> adapter = TextAdapter(Classifier(), WordTokenizer.fit(["a fine film"]))
+        >>> x = adapter.encode("A fine film!")
+        >>> x.feature_names, x.inputs.tolist()
+        ((('A', 'fine', 'film', '!'),), [[2, 4, 3, 1]])
+        >>> ig = LayerIntegratedGradients(adapter, adapter.embedding)
+        >>> ig.attribute(**x.arguments(ig), target=1).shape
+        torch.Size([1, 4, 4])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        task: Task | None = None,
+        class_names: Sequence[str] | None = None,
+        max_length: int | None = None,
+        word_pattern: str = WORD_PATTERN,
+        baseline: str | int = "mask",
+        batch_tokens: int = 4096,
+        forward_names: Mapping[str, str | None] | None = None,
+        outputs: Outputs = "auto",
+    ) -> None:
+        check_kind(model)
+        super().__init__(model, class_names=class_names, outputs=outputs)
+        self._head = Head(model, task)
+        self._names_are_found = class_names is None
+        if class_names is None:
+            self.class_names = self._head.class_names(model)
+        for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} must be a positive number of tokens, but is {value!r}.")
+        self.word_pattern = word_pattern
+        self.batch_tokens = batch_tokens
+        ways = bindings(model, forward_names)
+        self._declines_types = "token_type_ids" in (forward_names or {})
+        self._tokenizing = Tokenizing(
+            tokenizer,
+            min((n for n in (max_length, position_limit(model)) if n is not None), default=None),
+            types=any(way.types is not None for way in ways),
+            open_ended=self.task == "next_token",
+        )
+        self._pad = padding_fill(model, self._tokenizing)
+        self._known = KnownModel(ways, "left" if getattr(tokenizer, "padding_side", "right") == "left" else "right")
+        self._baseline = baseline_token(self._tokenizing, baseline, self._pad)
+        self._ending = self._tokenizing.ending(self._pad) if padding_token(model) is not None else 0
+
+    @property
+    def task(self) -> Task:
+        """What the model predicts."""
+        return self._head.task
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self._tokenizing.tokenizer
+
+    @property
+    def max_length(self) -> int | None:
+        """Greatest number of tokens of one text, special tokens included; None for no limit."""
+        return self._tokenizing.max_length
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The layer that embeds the token ids, for Captum's layer methods.
+
+        An encoder-decoder embeds a text twice, and this is the encoder's layer: what the decoder reads stays as it is,
+        so that integrated gradients over this layer do not add up to the difference between text and baselines.
+
+        Raises:
+            SelectionError: It is not to be found.
+        """
+        return self._known.embedding(self)
+
+    def class_name(self, index: int) -> str:
+        """Return the name of a class: its token where the classes are the vocabulary, its number if it has none."""
+        if self.class_names is not None:
+            return self.class_names[index]
+        return self._tokenizing.names([index])[0] if self._head.is_over_vocabulary(self.model) else str(index)
+
+    def token_id(self, token: str) -> int:
+        """Return the id of a token of the vocabulary, as the tokenizer writes it or as the text has it.
+
+        Raises:
+            TargetError: It is not one token.
+        """
+        convert = getattr(self.tokenizer, "convert_tokens_to_ids", None)
+        found = convert(token) if callable(convert) else None
+        if isinstance(found, int) and self._tokenizing.names([found]) == (token,):
+            return found
+        ids = self._tokenizing.plain(token)
+        if len(ids) != 1:
+            raise TargetError(
+                f"target {token!r} is {len(ids)} tokens and not one; pass the id of the token to explain."
+            )
+        return ids[0]
+
+    def encode(self, texts: Raw | Sequence[Raw], *, explain: Explain = "both") -> TextEncoding:
+        """Return texts or pairs of texts as tensors with their words as features.
+
+        Args:
+            texts: One text, or one pair as a tuple of two; or a list of either.
+            explain: Of pairs, the texts whose words are the features: ``"both"``, ``"first"`` or ``"second"``. The
+                tokens of the other text keep their ids in the baselines and share the last feature id, as special
+                tokens do.
+
+        Raises:
+            TextError: A text is blank or has no word; or a pair has so little room that one of its texts would vanish.
+            TokenizerError: The tokenizer gives ids that the model has no embedding for, or takes no pairs.
+            InputError: Not a text; or texts of several lengths for a model whose answers padding changes.
+            ForwardError: The model does not run on tokens in any way that is known, or loses token types.
+
+        Warns:
+            TruncationWarning: A text is longer than the model takes.
+        """
+        items = self._items(texts)
+        explained = raws.segments_to_explain(explain, items)
+        rows = []
+        for i, item in enumerate(items):
+            raws.check_not_blank(item, i)
+            rows.append(pair_tokens(self._tokenizing, item) if is_pair(item) else self._tokenizing.tokens(str(item)))
+            raws.warn_cut(rows[-1], i, self.max_length, self.word_pattern)
+        check_rows(self, rows)
+        longest = max(len(row.ids) for row in rows)
+        batching = self._known.batching(self, rows)
+        check_together(self.model, self._binding, rows, batching)
+        side = batching.side or "right"
+        ids, forward_args = self._tensors(rows, longest, side)
+        words, segments, feature_mask = features_of(rows, ids, self.word_pattern, explained, left=side == "left")
+        is_word = feature_mask < max(len(w) for w in words)
+        return TextEncoding(
+            inputs=ids,
+            forward_args=forward_args,
+            baselines=torch.where(is_word, torch.full_like(ids, self._baseline), ids),
+            feature_mask=feature_mask,
+            feature_names=tuple(tuple(w.text for w in row) for row in words),
+            texts=tuple(row.texts if isinstance(row, PairTokens) else row.text for row in rows),
+            tokens=tuple(self._tokenizing.names(row) for row in ids.tolist()),
+            words=words,
+            segments=segments,
+            token_spans=tuple(spans_of(row, longest, left=side == "left") for row in rows),
+        )
+
+    def logits(self, raw: Raw | Sequence[Raw], *, target: int | None = None, show_progress: bool = False) -> Array:
+        """Return the logits of texts or pairs, (n, columns) float64; of a regression its predictions.
+
+        Args:
+            raw: One text or pair, or several; they may be empty.
+            target: Return this class's logits alone, (n, 1). Of a vocabulary all classes are a lot of memory.
+            show_progress: Show a bar over the texts that run.
+
+        Raises:
+            InputError: The model predicts for each token, or no texts came.
+            TargetError: There is no such class.
+
+        Warns:
+            TruncationWarning: A text is longer than the model takes.
+        """
+        if target is not None and self.task == "next_token":
+            return self._scores(raw, partial(self._run_target, target=target, probability=False), show_progress)
+        found = super().logits(raw, show_progress=show_progress)
+        return found if target is None else found[:, [class_index(target, found.shape[1], self.class_names)]]
+
+    def outputs(self, raw: Raw | Sequence[Raw], *, show_progress: bool = False) -> Array:
+        """Return what the model puts out for texts or pairs, (n, columns) float64, in eval mode, without gradients.
+
+        Equal texts run once, texts of similar length run together, and no batch is larger than ``batch_tokens``.
+
+        Args:
+            raw: One text or pair, or several; they may be empty.
+            show_progress: Show a bar over the texts that run.
+
+        Raises:
+            InputError: The model predicts for each token, or no texts came.
+        """
+        return self._scores(raw, self._run, show_progress)
+
+    def predict_proba(
+        self, raw: Raw | Sequence[Raw], *, target: int | None = None, show_progress: bool = False
+    ) -> Array:
+        """Return probabilities of texts or pairs, (n, classes) float64: lime's ``classifier_fn``.
+
+        A single logit z gives the two columns 1 - sigmoid(z) and sigmoid(z). Several logits give their softmax, or,
+        where a HuggingFace configuration says ``"multi_label_classification"``, the sigmoid of each. For "next_token"
+        that is the softmax over the vocabulary, and takes 8 bytes for each text and token of the vocabulary: with
+        ``target`` it takes 8 bytes a text.
+
+        Args:
+            raw: One text or pair, or several; they may be empty.
+            target: Return this class's probabilities alone, (n, 1).
+            show_progress: Show a bar over the texts that run.
+
+        Raises:
+            InputError: The model predicts for each token, or is configured for regression.
+            TargetError: There is no such class.
+        """
+        self._head.check_one_row(type(self.model).__name__)
+        if target is not None and self.task == "next_token":
+            return self._scores(raw, partial(self._run_target, target=target, probability=True), show_progress)
+        found = super().predict_proba(raw, show_progress=show_progress)
+        return found if target is None else found[:, [class_index(target, found.shape[1], self.class_names)]]
+
+    def _scores(self, raw: Any, run: Callable[..., Array], show_progress: bool) -> Array:
+        return scores_of_texts(self, raw, run, show_progress=show_progress)
+
+    def _one(self, raw: Any) -> tuple[Tensor, ...]:
+        rows = self._rows(self._items(raw)[:1])
+        ids, forward_args = self._tensors(rows, len(rows[0].ids), "right")
+        return (ids, *forward_args)
+
+    def _altered(self, tensors: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+        ids, *further = tensors
+        if ids.dim() != 2:
+            return super()._altered(tensors)
+        half = ids.clone()
+        half[:, ids.shape[1] // 2 :] = ids[:, :1]
+        return [(torch.full_like(ids, self._baseline), *further), (half, *further)]
+
+    @property
+    def _excluding_dim(self) -> int:
+        return 1 if self.task == "spans" else -1  # the start of an answer is one of the tokens
+
+    def names_of(self, n: int) -> Sequence[str] | None:
+        """Return the names of n classes, where they have any; a vocabulary has its tokens."""
+        return None if self._head.is_over_vocabulary(self.model) else super().names_of(n)
+
+    def _rows(self, items: Sequence[Raw]) -> list[PlainIds]:
+        return rows_of(self._tokenizing, items)
+
+    def _run(self, *tensors: Tensor) -> Array:
+        found = super()._run(*tensors)
+        self._head.check_one_row(type(self.model).__name__)  # The first output may have told that it is by token.
+        return found
+
+    def _run_target(self, *tensors: Tensor, target: int, probability: bool) -> Array:
+        """Return one class's logits, or its softmax, of one batch, (n, 1)."""
+        logits = self(*tensors).detach()
+        self._head.check_one_row(type(self.model).__name__)
+        found: Array = of_target(logits, target, probability=probability)
+        return found
+
+    def _items(self, raw: Any) -> list[Raw]:
+        """Return the texts or pairs as a list, if the model takes them."""
+        items = raws.as_list(raw)
+        if self.task == "next_token" and is_pair(items[0]):
+            raise InputError(
+                f"a pair came, but {type(self.model).__name__} continues one text (task='next_token'); join the two, "
+                "or pass several texts as a list."
+            )
+        return items
+
+    def forward(self, *tensors: Tensor, **named: Any) -> Tensor:
+        """Return the logits of encoded texts; what comes out depends on the task."""
+        raws.check_by_position(tensors, named)
+        if not self._known.is_alone or not tensors or len(tensors[0]) < 2:
+            return super().forward(*tensors)
+        return torch.cat([self(*(x[k : k + 1] for x in tensors)) for k in range(len(tensors[0]))])
+
+    @property
+    def _binding(self) -> Binding:
+        return self._known.binding
+
+    def _call(self, tensors: tuple[Tensor, ...]) -> Any:
+        ids, further = tensors[0], list(tensors[1:])
+        takes = self._further()
+        if len(further) > len(takes):
+            raise InputError(
+                f"{type(self.model).__name__} takes token ids{''.join(f', {name}' for name in takes)}, but "
+                f"{len(tensors)} tensors came."
+            )
+        raws.check_ids_tensor(ids)
+        named = dict(zip(takes, further, strict=False))
+        mask = named.get("attention_mask")
+        types = named.get("token_type_ids")
+        options = self._head.options(self.model, ids, mask)
+        lends: AbstractContextManager[object] = nullcontext()
+        if ids.dim() == 2 and self._doubtful_padding():
+            ids, lent = without_doubt(self.model, ids, mask, self._ending)
+            lends = padding_id(self.model, lent)
+        with lends:
+            return self._binding.call(self._asked, ids, mask, types, **options)
+
+    def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
+        mask = tensors[1] if self._binding.mask is not None and len(tensors) > 1 else None
+        was = self.task
+        found = self._head.read(output, tensors[0], mask, type(self.model).__name__)
+        if self.task != was and self.class_names is None:
+            self.class_names = self._head.class_names(self.model)
+        if self._names_are_found and self.class_names is not None and found.shape[-1] not in (1, len(self.class_names)):
+            self.class_names = None  # those of a part of the model
+        return found
+
+    def _doubtful_padding(self) -> bool:
+        return self.task == "classification" and is_doubtful(self.model, self._baseline)
+
+    def _further(self) -> list[str]:
+        """Return what goes to forward after the ids, in order."""
+        takes = ["attention_mask"] if self._binding.mask is not None else []
+        return [*takes, "token_type_ids"] if self._takes_types else takes
+
+    def _tensors(
+        self, rows: Sequence[Tokens | PairTokens | PlainIds], length: int, side: Side
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return tensors_of(self, rows, length, side)
+
+    @property
+    def _takes_types(self) -> bool:
+        return self._tokenizing.types and self._binding.types is not None

@@ -1,0 +1,326 @@
+"""Which parameter of a model's forward takes the token ids, the mask and the token types."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_attn_lime.adapters._wrappers import hands_all_on, inside, layers_of_wrapping, parameters_of
+from captum_attn_lime.errors import ForwardError, InputError
+
+# The names under which models take each role, most telling first. An attention mask is 1 at real tokens (HuggingFace);
+# a padding mask is True at padding (torch.nn).
+NAMES = {
+    "input_ids": ("input_ids", "ids", "token_ids", "tokens", "input", "inputs", "x", "text", "src"),
+    "attention_mask": ("attention_mask", "input_mask", "token_mask", "mask"),
+    "padding_mask": ("padding_mask", "src_key_padding_mask", "key_padding_mask", "pad_mask"),
+    "token_type_ids": ("token_type_ids", "segment_ids", "token_types", "type_ids"),
+}
+# Parameters that are no part of a tokenizer's output.
+_OPTIONS = ("labels", "label", "targets", "position_ids", "head_mask", "inputs_embeds", "return_dict", "batch_idx")
+# Names that can only be the ids', wherever they stand; the others count at the first place alone.
+_SURE = ("input_ids", "ids", "token_ids", "tokens")
+# What a tokenizer's output is called where forward takes all of it in one piece.
+_ONE_PIECE = ("batch", "features", "encoding", "encodings", "encoded", "tokenized", "batch_encoding", "model_inputs")
+_OF_ONE_PIECE = ("dict", "mapping", "batchencoding")
+# HuggingFace models take embeddings in place of ids under this name.
+_EMBEDS = "inputs_embeds"
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+Parameters = Mapping[str, inspect.Parameter]
+
+
+class Batch(dict[str, Any]):
+    """A tokenizer's output as one dictionary, whose entries are attributes too, as HuggingFace's are."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The parameters that a model takes text through; None where it takes none.
+
+    Attributes:
+        ids: Name of the parameter for token ids, or None where they go first by position.
+        mask: Name of the parameter for the mask.
+        inverted: Whether that mask is True at padding.
+        types: Name of the parameter for token type ids.
+        embeds: Name of the parameter that takes embeddings in place of token ids.
+        order: Names of all parameters in order, where forward takes everything by position.
+        in_one_piece: Whether forward takes all in one dictionary.
+        unnamed: Whether mask or token types go to a ``**kwargs``, and may get lost there.
+    """
+
+    ids: str | None
+    mask: str | None
+    inverted: bool
+    types: str | None
+    embeds: str | None = None
+    order: tuple[str, ...] = ()
+    in_one_piece: bool = False
+    unnamed: bool = False
+
+    def call(self, model: nn.Module, ids: Tensor, mask: Tensor | None, types: Tensor | None, **options: Any) -> Any:
+        """Run the model with every argument under its own name.
+
+        Ids, mask and types go in as copies, which a model may write into.
+
+        Args:
+            model: The model.
+            ids: Token ids (n, N), or embeddings in their place.
+            mask: 1 at real tokens (n, N), or None.
+            types: Token type ids (n, N), or None.
+            **options: Further arguments of the model.
+
+        Raises:
+            ForwardError: A token or a position has no embedding.
+        """
+        try:
+            return self._call(model, ids, mask, types, options)
+        except IndexError as error:
+            raise ForwardError(
+                f"{type(model).__name__} has no embedding for a token or a position of {ids.shape[1]} tokens "
+                f"({error}). If it has fewer positions, pass max_length= to the adapter; else its tokenizer is another."
+            ) from error
+
+    def _call(
+        self, model: nn.Module, ids: Tensor, mask: Tensor | None, types: Tensor | None, options: dict[str, Any]
+    ) -> Any:
+        named: dict[str, Any] = {}
+        if mask is not None and self.mask is not None:
+            named[self.mask] = mask == 0 if self.inverted else mask.clone()
+        if types is not None and self.types is not None:
+            named[self.types] = types.clone()
+        ids = ids if ids.is_floating_point() else ids.clone()
+        if self.in_one_piece:
+            return model(Batch({str(self.ids): ids, **named}), **options)
+        if self.order:
+            named[self.order[0]] = ids
+            last = max(self.order.index(name) for name in named)
+            return model(*(named.get(name) for name in self.order[: last + 1]))
+        if self.embeds is not None and ids.dim() == 3 and ids.is_floating_point():
+            return model(**{self.embeds: ids}, **named, **options)
+        if self.ids is None:
+            return model(ids, **named, **options)
+        return model(**{self.ids: ids}, **named, **options)
+
+    def without_types(self) -> Binding:
+        """Return the binding without token types."""
+        return replace(self, types=None)
+
+    def ways(self) -> Iterator[Binding]:
+        """Return this binding, and what is tried next where it does not run: less of what forward does not name."""
+        yield self
+        if not self.unnamed:
+            return
+        for fewer in (self.without_types(), replace(self, mask=None, types=None)):
+            if fewer != self:
+                yield fewer
+            if self.ids is not None and not self.in_one_piece:
+                yield replace(fewer, ids=None)
+
+
+def bindings(model: nn.Module, names: Mapping[str, str | None] | None = None) -> list[Binding]:
+    """Return how the model may take text, read off the signature of its ``forward``; the likeliest way comes first.
+
+    Wrappers that only hand on what they get are looked through.
+
+    Args:
+        model: The model.
+        names: Role to parameter name, for models whose names say nothing; None for a role that is not given. Roles:
+            ``"input_ids"``, ``"attention_mask"`` (1 at real tokens), ``"padding_mask"`` (True at padding),
+            ``"token_type_ids"``.
+
+    Raises:
+        ForwardError: ``forward`` takes no positional argument, or needs one that a text cannot fill.
+        InputError: ``names`` holds a role or a parameter that does not exist.
+    """
+    given = dict(names or {})
+    speaking = next((m for m in layers_of_wrapping(model) if not hands_all_on(m)), inside(model))
+    parameters = parameters_of(speaking)
+    first = next(iter(parameters.values()), None)
+    if first is not None and _looks_like_one_piece(first) and "input_ids" not in given:
+        piece = _in_one_piece(given)
+        _check_filled(parameters, replace(piece, ids=first.name), type(model).__name__)
+        return list(piece.ways())
+    own = _own_binding(speaking, parameters, given)
+    if any(hands_all_on(m) and not _is_library(m) for m in layers_of_wrapping(model)):
+        own = replace(own, unnamed=True)
+    if _only_by_position(model):
+        order = tuple(name for name, p in parameters.items() if p.kind in _POSITIONAL)
+        mask, types = (name if name in order else None for name in (own.mask, own.types))
+        return [replace(own, order=order, embeds=None, mask=mask, types=types)] if order else [own]
+    return list(own.ways()) if own.unnamed else [own, *_in_one_piece_too(first, own, given)]
+
+
+def _own_binding(model: nn.Module, parameters: Parameters, given: Mapping[str, str | None]) -> Binding:
+    """Return the binding by the names of forward's parameters, and of what its ``**kwargs`` may hand on."""
+    name = type(model).__name__
+    chosen = dict(given)
+    _check_names(chosen, parameters, name)
+    for role, known in NAMES.items():
+        found = next((n for n in known if n in parameters), None)
+        if found is not None and found not in chosen.values():
+            chosen.setdefault(role, found)
+    if given.get("padding_mask") and "attention_mask" not in given:
+        chosen.pop("attention_mask", None)
+    unnamed = _takes_any(parameters) and not _is_library(model)
+    if unnamed:
+        # As a tokenizer names them. What forward does not hand on is found out when it runs.
+        if not chosen.get("padding_mask"):
+            chosen.setdefault("attention_mask", "attention_mask")
+        chosen.setdefault("token_type_ids", "token_type_ids")
+        unnamed = any(chosen.get(role) not in (None, *parameters) for role in ("attention_mask", "token_type_ids"))
+        if all(
+            p.kind is inspect.Parameter.VAR_KEYWORD or p.kind is inspect.Parameter.VAR_POSITIONAL
+            for p in parameters.values()
+        ):
+            chosen.setdefault("input_ids", "input_ids")
+            given = {"input_ids": chosen["input_ids"], **given}
+            unnamed = True
+    ids = _ids_parameter(parameters, chosen, given, name)
+    inverted = not chosen.get("attention_mask") and bool(chosen.get("padding_mask"))
+    mask = chosen.get("padding_mask" if inverted else "attention_mask")
+    embeds = _EMBEDS if _EMBEDS in parameters else None
+    binding = Binding(ids, mask, inverted, chosen.get("token_type_ids"), embeds, unnamed=unnamed)
+    _check_filled(parameters, binding, name)
+    return binding
+
+
+def _in_one_piece(given: Mapping[str, str | None]) -> Binding:
+    """Return the binding to a dictionary as tokenizers give it."""
+    names = {role: given.get(role, role) for role in ("input_ids", "attention_mask", "token_type_ids")}
+    return Binding(
+        names["input_ids"], names["attention_mask"], False, names["token_type_ids"], in_one_piece=True, unnamed=True
+    )
+
+
+def _in_one_piece_too(
+    first: inspect.Parameter | None, own: Binding, given: Mapping[str, str | None]
+) -> Iterator[Binding]:
+    """Return the binding to a dictionary where the one parameter that is known of might take one."""
+    if first is not None and first.name not in _SURE and own.mask is None and own.types is None and not given:
+        yield from _in_one_piece(given).ways()
+
+
+def _looks_like_one_piece(first: inspect.Parameter) -> bool:
+    """Return whether a parameter's name or annotation says that it takes a tokenizer's whole output."""
+    if first.annotation is not inspect.Parameter.empty:
+        annotation = str(getattr(first.annotation, "__name__", first.annotation)).lower()
+        if any(word in annotation for word in _OF_ONE_PIECE):
+            return True
+        if "tensor" in annotation:
+            return False
+    return first.kind in _POSITIONAL and (first.name in _ONE_PIECE or first.name.endswith("_dict"))
+
+
+def _only_by_position(model: nn.Module) -> bool:
+    """Return whether a wrapper on the way to the model that names its parameters hands on by position alone."""
+    for module in layers_of_wrapping(model):
+        if not hands_all_on(module):
+            return False
+        if not _takes_any(parameters_of(module)):
+            return True
+    return False
+
+
+def _takes_any(parameters: Parameters) -> bool:
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def _is_library(model: nn.Module) -> bool:
+    """Return whether a library that names its inputs wrote ``forward``: its ``**kwargs`` are for options."""
+    return str(type(model).forward.__module__).partition(".")[0] in ("transformers", "torch")
+
+
+def _ids_parameter(
+    parameters: Parameters, chosen: Mapping[str, str | None], given: Mapping[str, str | None], model: str
+) -> str | None:
+    """Return the ids' parameter; None where it is the first positional one and has no name to call it by."""
+    if given.get("input_ids"):
+        return given["input_ids"]
+    first = next(iter(parameters.values()), None)
+    if first is None or first.kind is inspect.Parameter.VAR_KEYWORD:
+        raise ForwardError(f"{model}.forward takes no positional argument; an adapter passes it the token ids.")
+    taken = {name for role, name in chosen.items() if role != "input_ids"}
+    sure = next((n for n in _SURE if n in parameters and n not in taken and parameters[n].kind in _BY_NAME), None)
+    if sure is not None:
+        return sure
+    if first.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
+        return None
+    return first.name if first.name not in taken else chosen.get("input_ids", first.name)
+
+
+def _check_names(names: Mapping[str, str | None], parameters: Parameters, model: str) -> None:
+    for role, name in names.items():
+        if role not in NAMES:
+            raise InputError(f"forward_names has the role {role!r}; the roles are {', '.join(NAMES)}.")
+        if name is not None and name not in parameters and not _takes_any(parameters):
+            raise InputError(
+                f"forward_names gives {role!r} the parameter {name!r}, but {model}.forward takes "
+                f"{', '.join(parameters)}."
+            )
+
+
+def _check_filled(parameters: Parameters, binding: Binding, model: str) -> None:
+    filled = {binding.ids, binding.mask, binding.types}
+    if binding.ids is None:
+        filled.add(next(iter(parameters)))
+    for name, parameter in parameters.items():
+        needed = parameter.default is inspect.Parameter.empty and parameter.kind in (
+            *_POSITIONAL,
+            inspect.Parameter.KEYWORD_ONLY,
+        )
+        if needed and name not in filled:
+            raise ForwardError(
+                f"{model}.forward needs {name!r}, which a text does not give; make it optional, wrap the model in a "
+                f"module that fills it, or say what it is with forward_names= (roles: {', '.join(NAMES)})."
+            )
+
+
+def unclaimed(model: nn.Module, binding: Binding) -> list[str]:
+    """Return the parameters of ``forward`` that may be meant for what a tokenizer gives, but are not named so."""
+    speaking = next((m for m in layers_of_wrapping(model) if not hands_all_on(m)), inside(model))
+    if _is_library(speaking) or binding.in_one_piece:
+        return []
+    taken = {binding.ids, binding.mask, binding.types, *_OPTIONS}
+    return [
+        name
+        for name, p in list(parameters_of(speaking).items())[binding.ids is None :]
+        if p.kind in _BY_NAME and p.default is None and name not in taken and not name.startswith("output_")
+    ]
+
+
+def check_kind(model: Any) -> None:
+    """Raise for models that no adapter over texts can ask.
+
+    Raises:
+        InputError: It is TorchScript, chooses among several texts, or is no module but holds one.
+    """
+    if not isinstance(model, nn.Module):
+        if isinstance(getattr(model, "model", None), nn.Module):
+            name = type(model).__name__
+            raise InputError(f"{name} is no torch.nn.Module but holds one; pass its .model, and its .tokenizer.")
+        return
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "the model is TorchScript, whose forward does not say which of its inputs is the mask and whose attention "
+            "cannot be seen; pass the module that was scripted or traced, or call it from a module of your own whose "
+            "forward(input_ids, attention_mask) names what it takes."
+        )
+    if any(c.__name__.endswith("ForMultipleChoice") for c in type(inside(model)).__mro__):
+        raise InputError(
+            f"{type(inside(model)).__name__} chooses among several texts and takes ids (n, choices, N). Wrap it in a "
+            "module that scores one choice, forward(input_ids, attention_mask, token_type_ids) -> "
+            "model(input_ids[:, None], attention_mask[:, None], token_type_ids[:, None]).logits, which is (n, 1), and "
+            "pass the question and one choice as a pair."
+        )

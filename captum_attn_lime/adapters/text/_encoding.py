@@ -1,0 +1,169 @@
+"""`TextEncoding`: texts or pairs of texts as token ids with their words as features, and where a word's tokens are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from captum_attn_lime.adapters._encoding import Encoding
+from captum_attn_lime.adapters.text._pairs import PairTokens
+from captum_attn_lime.adapters.text._raw import SEGMENTS, Raw, is_pair, texts_of
+from captum_attn_lime.adapters.text._tokenize import Tokens
+from captum_attn_lime.adapters.text._words import Word, find_phrase, find_words, word_of_tokens
+from captum_attn_lime.errors import InputError, TextError
+
+TokenSpan = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoding(Encoding):
+    """Texts, or pairs of texts, as token ids, with their words as features.
+
+    Attributes:
+        texts: For each example the text, or the pair of texts, that the model sees: after truncation.
+        tokens: The tokens of each example, special and padding tokens included.
+        words: The words of each example that are features, ids 0 to len - 1; spans are in their own text. A word
+            without any token (a control character that the tokenizer drops) is left out.
+        segments: For each word which text of a pair it is of: 0 or 1; 0 for single texts.
+        token_spans: For each token its text (0 or 1) and its start and end in it; None for special and padding tokens.
+    """
+
+    texts: tuple[Raw, ...]
+    tokens: tuple[tuple[str, ...], ...]
+    words: tuple[tuple[Word, ...], ...]
+    segments: tuple[tuple[int, ...], ...]
+    token_spans: tuple[tuple[TokenSpan | None, ...], ...]
+
+    def positions(self, word: int, *, example: int = 0) -> tuple[int, ...]:
+        """Return the positions of a word's tokens, for targets such as ``(position, class)``.
+
+        Args:
+            word: Index of the word among ``words[example]``, which is its feature's id.
+            example: Index of the example.
+
+        Raises:
+            InputError: There is no such word or example.
+        """
+        words = self.words[self._example(example)]
+        if not 0 <= word < len(words):
+            raise InputError(f"example {example} has {len(words)} explained words, so there is no word {word}.")
+        mask = self.feature_mask[0] if isinstance(self.feature_mask, tuple) else self.feature_mask
+        return tuple(int(k) for k in (mask[example] == word).nonzero().flatten())
+
+    def find(
+        self,
+        text: str,
+        *,
+        example: int = 0,
+        segment: Literal["first", "second"] | None = None,
+        occurrence: int = 0,
+    ) -> tuple[int, ...]:
+        """Return the positions of the tokens of a word or phrase, whether or not it is explained.
+
+        Special tokens are no part of a text: ``x.tokens[0].index("[CLS]")`` finds those.
+
+        Args:
+            text: What to look for, as it is written; only whole words match, and whole characters in scripts without
+                spaces between words.
+            example: Index of the example.
+            segment: Which text of a pair to look in; by default the first one, then the second.
+            occurrence: Which one of several, from 0.
+
+        Raises:
+            TextError: It is not there, or not that often.
+            InputError: There is no such example or segment.
+
+        Example:
+            >>> from captum_attn_lime.adapters import TextAdapter, WordTokenizer
+            >>> class Tagger(torch.nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.table = torch.nn.Embedding(9, 3)
+            ...
+            ...     def forward(self, ids):
+            ...         return self.table(ids)
+            >>> adapter = TextAdapter(Tagger(), WordTokenizer.fit(["Ada left London"]), task="tokens")
+            >>> x = adapter.encode("Ada left London")
+            >>> x.find("London"), x.find("Ada left"), adapter(x.inputs).shape
+            ((2,), (0, 1), torch.Size([1, 3, 3]))
+        """
+        raw = self.texts[self._example(example)]
+        if segment is not None and (segment not in SEGMENTS or not is_pair(raw)):
+            raise InputError(
+                f"segment must be 'first' or 'second', of a pair, but is {segment!r} and came for {raw!r}."
+            )
+        places = [
+            (k, *span)
+            for k, own in enumerate(texts_of(raw))
+            if segment is None or SEGMENTS[k] == segment
+            for span in find_phrase(own, text)
+        ]
+        if not 0 <= occurrence < len(places):
+            raise TextError(f"{text!r} is {len(places)} times in {raw!r}, so there is no occurrence {occurrence}.")
+        of, start, end = places[occurrence]
+        spans = enumerate(self.token_spans[example])
+        return tuple(k for k, s in spans if s is not None and s[0] == of and s[1] < end and s[2] > start)
+
+    def _example(self, example: int) -> int:
+        if not 0 <= example < len(self):
+            raise InputError(f"the encoding holds {len(self)} example(s), so there is no example {example!r}.")
+        return example
+
+
+def features_of(
+    rows: Sequence[Tokens | PairTokens], ids: Tensor, pattern: str, explained: Sequence[int], *, left: bool
+) -> tuple[tuple[tuple[Word, ...], ...], tuple[tuple[int, ...], ...], Tensor]:
+    """Return the explained words that have a token, the text that each is of, and the feature mask (B, N).
+
+    Args:
+        rows: The tokens of each example.
+        ids: Their padded ids, (B, N).
+        pattern: Regular expression of one word.
+        explained: Indices of the texts whose words are features. All other tokens share the last id.
+        left: Whether the padding is on the left.
+
+    Raises:
+        TextError: An example has no word to explain.
+    """
+    words, segments, owners = [], [], []
+    for i, row in enumerate(rows):
+        own_words: list[Word] = []
+        own_segments: list[int] = []
+        owner: list[int | None] = [None] * len(row.ids)
+        for segment in explained:
+            spans = [s if of == segment else None for s, of in zip(row.spans, row.segments, strict=True)]
+            found = find_words(row.texts[segment], pattern, tokens=spans)
+            word_of = word_of_tokens(spans, found)
+            used = sorted({k for k in word_of if k is not None})
+            number = {k: len(own_words) + n for n, k in enumerate(used)}
+            owner = [o if k is None else number[k] for o, k in zip(owner, word_of, strict=True)]
+            own_words += [found[k] for k in used]
+            own_segments += [segment] * len(used)
+        if not own_words:
+            texts = " and ".join(repr(row.texts[k][:40]) for k in explained)
+            count = sum(len(find_words(row.texts[k], pattern)) for k in explained)
+            raise TextError(
+                f"text {i} ({texts}) has no word to attribute to: "
+                f"{count} word(s) found by word_pattern, none of them with a token that the model sees."
+            )
+        words.append(tuple(own_words))
+        segments.append(tuple(own_segments))
+        owners.append(owner)
+    last = max(len(row) for row in words)
+    mask = torch.full_like(ids, last)
+    for i, owner in enumerate(owners):
+        cells = slice(ids.shape[1] - len(owner), None) if left else slice(len(owner))
+        mask[i, cells] = torch.tensor([last if n is None else n for n in owner], device=ids.device)
+    return tuple(words), tuple(segments), mask
+
+
+def spans_of(row: Tokens | PairTokens, length: int, *, left: bool) -> tuple[TokenSpan | None, ...]:
+    """Return each token's text, start and end, filled up with None to the padded length."""
+    cells = zip(row.spans, row.segments, strict=True)
+    spans = [None if span is None or of is None else (of, *span) for span, of in cells]
+    padding = [None] * (length - len(spans))
+    return (*padding, *spans) if left else (*spans, *padding)

@@ -1,0 +1,265 @@
+"""`KnownModel`: what running a text model on a text has shown, forgotten when the model changes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_attn_lime.adapters._state import fast_path_off
+from captum_attn_lime.adapters._trial import trial
+from captum_attn_lime.adapters._wrappers import parameters_of
+from captum_attn_lime.adapters.text._binding import Binding, unclaimed
+from captum_attn_lime.adapters.text._company import (
+    Answers,
+    Array,
+    Batching,
+    Epsilon,
+    Side,
+    precision,
+    shortened,
+    try_company,
+    try_padding,
+)
+from captum_attn_lime.adapters.text._embedding import EmbeddingSearch, telling_ids
+from captum_attn_lime.adapters.text._fingerprint import fingerprint
+from captum_attn_lime.adapters.text._tokenize import PlainIds
+from captum_attn_lime.errors import ForwardError, InputError, PaddingWarning, SelectionError
+
+# Of a longer text only so many tokens are run to get to know a model.
+_FEW = 64
+# A text of fewer tokens is padded to so many where nothing else is there to compare it with.
+_LEAST = 6
+
+
+class KnownModel:
+    """How a model takes text, what embeds its ids, and what may share a batch.
+
+    Args:
+        ways: The ways in which the model may take text, the likeliest first.
+        side: The side on which the tokenizer pads.
+
+    Attributes:
+        binding: The way that was seen to run.
+    """
+
+    def __init__(self, ways: Sequence[Binding], side: Side) -> None:
+        self._ways = tuple(ways)
+        self._own_side: Side = side
+        self._mark: Any = None
+        self.binding = self._ways[0]
+        self._embedding: nn.Module | None = None
+        self._no_embedding: str | None = None
+        self._refusal: str | None = None
+        self._company: bool | None = None
+        self._padding: dict[int, Batching] = {}
+        self._has_warned = False
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether other texts in its batch were seen to change a text's answer."""
+        return bool(self._company)
+
+    @property
+    def side(self) -> Side:
+        """The side on which to pad as far as is known; the tokenizer's where nothing is."""
+        return next((b.side for b in reversed(self._padding.values()) if b.side is not None), self._own_side)
+
+    def meet(self, adapter: Any, row: Any) -> None:
+        """Run the model on a text, if it is new or has changed since it was last met.
+
+        Args:
+            adapter: The ``TextAdapter``.
+            row: The tokens of a text.
+        """
+        mark = fingerprint(adapter.model)
+        if mark == self._mark:
+            return
+        self._padding, self._company, self._refusal = {}, None, None
+        row = shortened(row, _FEW)
+        ids = torch.tensor([telling_ids(adapter.model, row.ids)], device=adapter.device)
+        types = None
+        if adapter._tokenizing.types:
+            own = row.types if row.types is not None and len(row.types) == ids.shape[1] else (0,) * ids.shape[1]
+            types = torch.tensor([own], device=adapter.device)
+        search = EmbeddingSearch(adapter.model)
+        failures = []
+        for way in self._ways:
+            with trial(adapter.model) as model, fast_path_off():
+                failure = search.watch(ids, lambda: way.call(model, ids, torch.ones_like(ids), types))  # noqa: B023
+            if failure is None:
+                self.binding = way
+                break
+            failures.append(failure)
+        try:
+            self._embedding, self._no_embedding = search.found(), None
+        except SelectionError as error:
+            self._embedding, self._no_embedding = None, str(error)
+        if len(failures) == len(self._ways) > 1:
+            self._refusal = _no_way(adapter.model, failures[0])
+        elif failure is None and adapter._tokenizing.gives_types and not adapter._declines_types:
+            self._refusal = _lost_types(adapter.model, self.binding, ids, types)
+        self._mark = fingerprint(adapter.model)
+
+    def embedding(self, adapter: Any) -> nn.Module:
+        """Return the layer that embeds the ids.
+
+        Raises:
+            SelectionError: It is not to be found.
+        """
+        if self._embedding is None or not any(m is self._embedding for m in adapter.model.modules()):
+            self._mark = None if self._embedding is not None else self._mark
+            self.meet(adapter, PlainIds(()))
+        if self._embedding is None:
+            raise SelectionError(str(self._no_embedding))
+        return self._embedding
+
+    def check(self) -> None:
+        """Raise where the model was seen not to run, or to lose what it is given.
+
+        Raises:
+            ForwardError: No way of passing a text runs, or token types get lost.
+        """
+        if self._refusal is not None:
+            raise ForwardError(self._refusal)
+
+    def batching(self, adapter: Any, rows: Sequence[Any], width: int | None = None) -> Batching:
+        """Return how these rows may run together, after trying it out where that is new; :meth:`meet` comes first.
+
+        Args:
+            adapter: The ``TextAdapter``.
+            rows: The tokens of some texts.
+            width: The number of tokens to which they are padded, the longest row's by default.
+
+        Warns:
+            PaddingWarning: Once, where padding changes the model's answer.
+        """
+        seeds = count()
+        dtypes = [p.dtype for p in adapter.model.parameters()]
+
+        def answers(some: Sequence[PlainIds], side: Side, width: int) -> list[Array]:
+            with trial(adapter.model):
+                ids, further = adapter._tensors(some, width, side)
+                # Each time in another random state, or a random model would seem to be none.
+                torch.manual_seed(next(seeds))
+                np.random.seed(next(seeds))  # noqa: NPY002
+                output = adapter(ids, *further)
+            dtypes.append(output.dtype)
+            return _by_row(output, some, side)
+
+        def epsilon() -> float:
+            return precision(*dtypes)
+
+        if self.binding.mask is None:
+            found = Batching(None, self._changes_in_company(answers, rows, epsilon))
+        else:
+            found = self._padded(answers, rows, width, epsilon, adapter.batch_tokens)
+        self._warn(adapter.model, found)
+        return found
+
+    def _padded(
+        self, answers: Answers, rows: Sequence[Any], width: int | None, epsilon: Epsilon, budget: int
+    ) -> Batching:
+        """Return how rows may run together for a model that takes a mask."""
+        longest = max(len(row.ids) for row in rows)
+        width = longest if width is None else max(width, longest)
+        if all(len(row.ids) == width for row in rows):  # nothing to pad now
+            rows = [shortened(rows[0], _FEW)]
+            width = max(len(rows[0].ids), _LEAST)
+        kind = max(width, _FEW).bit_length()
+        if kind in self._padding:
+            return self._padding[kind]
+        found, is_certain = try_padding(answers, rows, width, self._own_side, epsilon, budget=budget)
+        if found.side is None:
+            found = Batching(None, self._changes_in_company(answers, rows, epsilon))
+        if is_certain:
+            self._padding[kind] = found
+        return found
+
+    def _changes_in_company(self, answers: Answers, rows: Sequence[Any], epsilon: Epsilon) -> bool:
+        if self._company is None:
+            self._company = try_company(answers, shortened(rows[0], _FEW), epsilon)
+        return self._company
+
+    def _warn(self, model: nn.Module, found: Batching) -> None:
+        """Say once that a model's texts do not run together as others' do."""
+        if self._has_warned or (not found.alone and (found.side is not None or self.binding.mask is None)):
+            return
+        self._has_warned = True
+        why = "with the other texts of its batch" if found.alone else "with padding, though it takes a mask"
+        how = "one at a time" if found.alone else "without padding, equal lengths together"
+        warnings.warn(
+            f"{type(model).__name__}'s answer to a text changes {why}. Texts run {how}, so that each gets the answer "
+            "that it gets alone; that is slower.",
+            PaddingWarning,
+            stacklevel=5,
+        )
+
+
+def check_together(model: nn.Module, binding: Binding, rows: Sequence[Any], batching: Batching) -> None:
+    """Raise where rows cannot be one batch.
+
+    Raises:
+        InputError: Each would get another answer there than alone.
+    """
+    lengths = [len(row.ids) for row in rows]
+    if len(rows) == 1 or not (batching.alone or (batching.side is None and len(set(lengths)) > 1)):
+        return
+    why = "takes no mask" if binding.mask is None else "reads padding, though it takes a mask"
+    raise InputError(
+        f"the texts have {', '.join(map(str, lengths))} tokens and {type(model).__name__} "
+        f"{'answers to a text by what else is in its batch' if batching.alone else why}, so they cannot share a batch; "
+        "encode them one at a time, or mend the model's forward (an attention_mask that hides padding from the answer)."
+    )
+
+
+def _by_row(output: Tensor, rows: Sequence[Any], side: Side) -> list[Array]:
+    """Return what a model said of each row, (1, C), or (N, C) for its real tokens where it speaks of each."""
+    values = np.asarray(output.detach().to(device="cpu", dtype=torch.float64).numpy())
+    if values.ndim == 2:
+        return [row[None] for row in values]
+    lengths = [len(row.ids) for row in rows]
+    return [v[:n] if side == "right" else v[len(v) - n :] for v, n in zip(values, lengths, strict=True)]
+
+
+def _no_way(model: nn.Module, error: Exception) -> str:
+    return (
+        f"{type(model).__name__}.forward did not run on token ids, neither by name, by position nor as a dictionary "
+        f"({type(error).__name__}: {error}); say which of its arguments are which with forward_names= (roles: "
+        "input_ids, attention_mask, padding_mask, token_type_ids), or name them in forward's signature."
+    )
+
+
+def _lost_types(model: nn.Module, binding: Binding, ids: Tensor, types: Tensor | None) -> str | None:
+    """Return why token types do not arrive, if a part of the model takes them and other ones change nothing."""
+    takers = [m for m in model.modules() if "token_type_ids" in parameters_of(m)]
+    rest = [] if binding.types is not None else unclaimed(model, binding)
+    if not takers or not (binding.unnamed or rest):
+        return None
+    outputs: list[list[Tensor]] = []
+    try:
+        for kind in () if types is None or binding.types is None else (types, 1 - types.clamp(max=1)):
+            with trial(model) as own, fast_path_off():
+                outputs.append(_tensors_in(binding.call(own, ids, torch.ones_like(ids), kind)))
+    except Exception:
+        return None  # one kind of tokens alone
+    if len(outputs) == 2 and not all(torch.equal(a, b) for a, b in zip(*outputs, strict=True)):
+        return None
+    return (
+        f"{type(takers[0]).__name__} in {type(model).__name__} takes token types, and the tokenizer gives them, but "
+        f"{type(model).__name__}.forward does not hand them on by that name; name the parameter that takes them with "
+        "forward_names={'token_type_ids': ...}, or pass forward_names={'token_type_ids': None} if it is to go without."
+    )
+
+
+def _tensors_in(output: Any) -> list[Tensor]:
+    """Return the numbers in whatever a model returned; ids, masks and types that it hands back are none."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    values = output.values() if isinstance(output, dict) else output
+    return [x for v in values if isinstance(v, (Tensor, dict, list, tuple)) for x in _tensors_in(v)]

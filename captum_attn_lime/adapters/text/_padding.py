@@ -1,0 +1,114 @@
+"""Which cells a model takes for padding: never a real token, also where it tells padding by a token id alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_attn_lime.adapters._limits import lacks_padding_token, padding_token
+from captum_attn_lime.adapters._state import asked, standing_in
+from captum_attn_lime.adapters._twins import Twin
+from captum_attn_lime.adapters._wrappers import configured, text_config
+from captum_attn_lime.errors import InputError
+
+# No token has it: with it as the padding id, no cell is padding.
+_NO_TOKEN = -1
+
+
+def is_doubtful(model: nn.Module, baseline: int) -> bool:
+    """Return whether a model could take a real token for padding: it has no padding id, or that of the baseline."""
+    return lacks_padding_token(model) or padding_token(model) == baseline
+
+
+def without_doubt(model: nn.Module, ids: Tensor, mask: Tensor | None, ending: int) -> tuple[Tensor, int]:
+    """Return ids and a padding id such that the model takes exactly the padded cells for padding.
+
+    Causal classifiers read the last token whose id is not the padding id. A word that was replaced by a token with
+    that id would be skipped, so the padding gets an id that no real cell has.
+
+    Args:
+        model: A model whose configuration has a place for a padding id.
+        ids: Token ids (n, N).
+        mask: 1 at real tokens (n, N); None where all are.
+        ending: Number of real tokens at each text's end that the tokenizer adds and that are padding ids themselves.
+            The model passes over those, and goes on doing so.
+
+    Returns:
+        The ids, with another id at the padding where needed, and the padding id to lend to the configuration.
+
+    Raises:
+        InputError: Every id of the vocabulary is a real token of this batch.
+    """
+    own = padding_token(model)
+    padded = padded_cells(ids, mask, ending)
+    if own is None and not bool(padded.any()):
+        return ids, _NO_TOKEN
+    used = set(ids[~padded].tolist())
+    if own is not None and own not in used:
+        return ids, own
+    free = unused_id(model, used)
+    return ids.masked_fill(padded, free), free
+
+
+def unused_id(model: nn.Module, used: Collection[int | None], first: int = 0) -> int:
+    """Return a token id that none of these is, to stand for padding.
+
+    Args:
+        model: A model whose configuration may say how many ids there are.
+        used: The ids that real tokens have.
+        first: The id to return if it is not used.
+
+    Raises:
+        InputError: Every id of the vocabulary is used.
+    """
+    known = getattr(text_config(model), "vocab_size", None)
+    size: int = known if isinstance(known, int) else max(k for k in used if k is not None) + 1
+    free: int | None = next((k for k in (first, *range(size)) if k not in used), None)
+    if free is None:
+        raise InputError(
+            f"all {size} ids of the vocabulary are used, so none can stand for padding; run fewer or shorter texts at "
+            "once (encode them one at a time, or a lower perturbations_per_eval or batch_tokens)."
+        )
+    return free
+
+
+@contextmanager
+def padding_id(model: nn.Module, value: int) -> Iterator[None]:
+    """Run a block in which the model is asked with this padding id in its configuration.
+
+    Causal HuggingFace classifiers look for the last token that is not padding and refuse batches without that id. A
+    twin of the model's outermost modules has the id; the model and its configuration stay as they are.
+    """
+    own = asked(model)
+    holder: Any = configured(own)
+    text = text_config(model)
+    if holder is None or getattr(text, "pad_token_id", value) == value:
+        yield
+        return
+    config = copy.copy(holder.config)
+    if text is holder.config:
+        config.pad_token_id = value
+    else:
+        part = copy.copy(text)
+        part.pad_token_id = value
+        vars(config).update({name: part for name, held in vars(config).items() if held is text})
+    readers = [m for m in own.modules() if getattr(m, "config", None) is holder.config]
+    # Layers keep the configuration too, but only whole models read the padding id.
+    twin = Twin(own, [holder, *(m for m in readers if hasattr(m, "get_input_embeddings"))])
+    for module in twin.copies:
+        if vars(module).get("config") is holder.config:
+            vars(module)["config"] = config
+    with standing_in(model, twin.root):
+        yield
+
+
+def padded_cells(ids: Tensor, mask: Tensor | None, ending: int) -> Tensor:
+    """Return which cells are padding or one of the last ``ending`` real cells, (n, N) bool."""
+    real = torch.ones_like(ids) if mask is None else (mask != 0).to(ids.dtype)
+    from_end = real.flip(1).cumsum(1).flip(1)  # counts the real cells from a cell to its row's end
+    return (real == 0) | (from_end <= ending)

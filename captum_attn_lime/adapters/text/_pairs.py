@@ -1,0 +1,189 @@
+"""Two texts as one sequence of tokens: which token is whose, and what is left where both are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokenizing
+from captum_attn_lime.adapters.text._words import Span, find_words
+from captum_attn_lime.errors import TextError, TokenizerError
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """Two tokenised texts.
+
+    Attributes:
+        texts: The two texts that the tokens cover: whole, or what truncation left of them.
+        ids: Token ids, special tokens included.
+        spans: Character span of each token in its own text; None for special tokens.
+        segments: Which text each token is of, 0 or 1; None for special tokens.
+        types: Token type ids, where the tokenizer gives them.
+        cut: Number of tokens that truncation cut off.
+        rests: What was cut off each text.
+        cut_left: Whether it was cut off on the left.
+    """
+
+    texts: tuple[str, str]
+    ids: tuple[int, ...]
+    spans: tuple[Span | None, ...]
+    segments: tuple[int | None, ...]
+    types: tuple[int, ...] | None = None
+    cut: int = 0
+    rests: tuple[str, str] = ("", "")
+    cut_left: bool = False
+
+    def of(self, segment: int) -> list[tuple[int, Span]]:
+        """Return the ids and spans of one text's tokens."""
+        cells = zip(self.ids, self.spans, self.segments, strict=True)
+        return [(i, span) for i, span, own in cells if own == segment and span is not None]
+
+
+def pair_tokens(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
+    """Return the tokens of two texts, with what the tokenizer puts around and between them.
+
+    A pair that is too long loses tokens of the longer text first, then of both alike, on the tokenizer's
+    ``truncation_side``. What is returned are the tokens of the texts that are left.
+
+    Raises:
+        TokenizerError: The tokenizer has nothing to put between two texts.
+        TextError: There is not even room for a token of each text.
+    """
+    whole = _whole(tokenizing, pair)
+    limit = tokenizing.max_length
+    if limit is None or len(whole.ids) <= limit:
+        return whole
+    sizes = [len(whole.of(0)), len(whole.of(1))]
+    room = limit - (len(whole.ids) - sum(sizes))
+    while True:
+        kept = shares(sizes[0], sizes[1], room)
+        if any(size and keep < 1 for size, keep in zip(sizes, kept, strict=True)):
+            raise TextError(
+                f"the model takes {limit} tokens, of which a pair needs {len(whole.ids) - sum(sizes)} special ones: "
+                f"no room for the {sizes[0]} and {sizes[1]} tokens of the two texts; raise max_length, or shorten them."
+            )
+        parts = [_part(tokenizing, whole, k, kept[k]) for k in (0, 1)]
+        found = _whole(tokenizing, (parts[0][0], parts[1][0]))
+        # A text cut inside a word may have more tokens than it had of the whole.
+        if len(found.ids) <= limit:
+            rests = (parts[0][1], parts[1][1])
+            return replace(found, cut=len(whole.ids) - len(found.ids), rests=rests, cut_left=tokenizing.cuts_left())
+        room -= len(found.ids) - limit
+
+
+def pair_ids(tokenizing: Tokenizing, pairs: Sequence[tuple[str, str]]) -> list[PlainIds]:
+    """Return the ids of many pairs, cut to the greatest length."""
+    out: list[PlainIds] = []
+    if tokenizing.is_huggingface:
+        full = tokenizing.encode([first for first, _ in pairs], [second for _, second in pairs])
+        types = full.get("token_type_ids", [None] * len(pairs))
+        out = [
+            PlainIds(tuple(i), None if t is None else tuple(t)) for i, t in zip(full["input_ids"], types, strict=True)
+        ]
+        limit = tokenizing.max_length
+        long = [k for k, row in enumerate(out) if limit is not None and len(row.ids) > limit]
+    else:
+        out, long = [PlainIds(())] * len(pairs), list(range(len(pairs)))
+    for k in long:
+        row = pair_tokens(tokenizing, pairs[k])
+        out[k] = PlainIds(row.ids, row.types, row.cut)
+    return out
+
+
+def shares(first: int, second: int, room: int) -> tuple[int, int]:
+    """Return how many tokens of each text stay, where the longer one gives way first.
+
+    Example:
+        >>> shares(3, 9, 20), shares(3, 9, 8), shares(8, 9, 7)
+        ((3, 9), (3, 5), (3, 4))
+    """
+    if first + second <= room:
+        return first, second
+    half = max(room, 0) // 2
+    if first <= second:
+        keep = min(first, half)
+        return keep, max(room, 0) - keep
+    keep = min(second, half)
+    return max(room, 0) - keep, keep
+
+
+def _whole(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
+    """Return the tokens of two texts, however many."""
+    if not tokenizing.is_huggingface:
+        return _joined(tokenizing, pair)
+    if not tokenizing.tokenizer.is_fast:
+        return _found(tokenizing, pair)
+    # As a batch of one: by itself, a pair with an empty second text is taken for a single text.
+    encoded = tokenizing.encode([pair[0]], [pair[1]], return_offsets_mapping=True)
+    segments = tuple(encoded.sequence_ids(0))
+    offsets = zip(encoded["offset_mapping"][0], segments, strict=True)
+    spans = tuple(None if own is None else (int(span[0]), int(span[1])) for span, own in offsets)
+    return PairTokens(pair, tuple(encoded["input_ids"][0]), spans, segments, _types(encoded))
+
+
+def _joined(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
+    """Return the tokens of both texts with the separator between them."""
+    separator = tokenizing.special_id("sep")
+    if separator is None:
+        raise TokenizerError(
+            f"{type(tokenizing.tokenizer).__name__} has no token to stand between the two texts of a pair; give it a "
+            "sep_token_id (WordTokenizer.fit(texts, separator='<sep>'))."
+        )
+    first, second = (tokenizing.tokenizer.spans(text) for text in pair)
+    ids = (*first[0], separator, *second[0])
+    segments = (*[0] * len(first[0]), None, *[1] * len(second[0]))
+    return PairTokens(pair, tuple(ids), (*first[1], None, *second[1]), segments)
+
+
+def _found(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
+    """Return the tokens of a tokenizer without offsets: each text's own ids are looked for among the pair's."""
+    encoded = tokenizing.encode([pair[0]], [pair[1]])
+    ids = list(encoded["input_ids"][0])
+    spans: list[Span | None] = [None] * len(ids)
+    segments: list[int | None] = [None] * len(ids)
+    at = 0
+    for k, text in enumerate(pair):
+        own = tokenizing.plain(text)
+        start = next((s for s in range(at, len(ids) - len(own) + 1) if ids[s : s + len(own)] == own), None)
+        if start is None:
+            raise TokenizerError(
+                f"the ids of the pair's {('first', 'second')[k]} text are not a run among the ids of the pair; use the "
+                "fast tokenizer (AutoTokenizer.from_pretrained(..., use_fast=True))."
+            )
+        at = start + len(own)
+        spans[start:at] = tokenizing.spans_by_word(text, own)
+        segments[start:at] = [k] * len(own)
+    return PairTokens(pair, tuple(ids), tuple(spans), tuple(segments), _types(encoded))
+
+
+def _types(encoded: Any) -> tuple[int, ...] | None:
+    """Return the token type ids of a batch of one, where there are any."""
+    types = encoded.get("token_type_ids")
+    return None if types is None else tuple(types[0])
+
+
+def _part(tokenizing: Tokenizing, whole: PairTokens, segment: int, keep: int) -> tuple[str, str]:
+    """Return what is left of one text with this many tokens, and what is cut off it."""
+    text, tokens = whole.texts[segment], whole.of(segment)
+    if keep >= len(tokens):
+        return text, ""
+    if not tokenizing.cuts_left():
+        end = tokens[keep - 1][1][1]
+        return text[:end], text[end:]
+    start = _whole_word(tokenizing, text, tokens[len(tokens) - keep][1][0], [i for i, _ in tokens])
+    return text[start:], text[:start]
+
+
+def _whole_word(tokenizing: Tokenizing, text: str, start: int, ids: list[Any]) -> int:
+    """Return where the first whole word from here on begins, or the space before it where that keeps the tokens."""
+    word = next((w for w in find_words(text) if w.start >= start), None)
+    if word is None:
+        return start
+    before = word.start - 1 if word.start and text[word.start - 1].isspace() else word.start
+    for place in dict.fromkeys((word.start, before)):
+        own = tokenizing.plain(text[place:])
+        if own and ids[-len(own) :] == own:
+            return place
+    return word.start

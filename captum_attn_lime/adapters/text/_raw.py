@@ -1,0 +1,152 @@
+"""What comes to a text model: a text, a pair or a list of them, or tensors; and what is said of what was cut off."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeGuard, get_args
+
+from torch import Tensor
+
+from captum_attn_lime.adapters.text._pairs import PairTokens
+from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokens
+from captum_attn_lime.adapters.text._words import find_words
+from captum_attn_lime.errors import InputError, TextError, TruncationWarning
+
+Pair = tuple[str, str]
+Raw = str | Pair
+Explain = Literal["both", "first", "second"]
+SEGMENTS: tuple[Explain, Explain] = ("first", "second")
+
+
+def is_pair(raw: Any) -> TypeGuard[Pair]:
+    """Return whether this is a pair of texts: a tuple of exactly two.
+
+    Example:
+        >>> is_pair(("Who?", "Ada.")), is_pair(["Who?", "Ada."])
+        (True, False)
+    """
+    return isinstance(raw, tuple) and len(raw) == 2 and all(isinstance(text, str) for text in raw)
+
+
+def as_list(raw: Any) -> list[Raw]:
+    """Return one text or pair, or several, as a list of texts or a list of pairs.
+
+    Raises:
+        InputError: Neither texts nor pairs, some of both, or none at all.
+    """
+    items: Any = [raw] if isinstance(raw, str) or is_pair(raw) else raw
+    if isinstance(items, tuple):
+        raise InputError(
+            f"a tuple of two texts is a pair, but this tuple holds {', '.join(type(t).__name__ for t in items)}; "
+            "pass several texts or pairs as a list."
+        )
+    if isinstance(items, (bytes, dict)) or not hasattr(items, "__iter__"):
+        raise InputError(f"expected a text (str) or several, but got {type(raw).__name__}.")
+    out = list(items)
+    if not out:
+        raise InputError("expected a text or several, but the sequence is empty.")
+    for i, item in enumerate(out):
+        if not isinstance(item, str) and not is_pair(item):
+            raise InputError(
+                f"expected texts, but item {i} is {type(item).__name__}: {item!r}; convert it with str(), "
+                "or pass a pair as a tuple of two str."
+            )
+        if is_pair(item) != is_pair(out[0]):
+            raise InputError(f"item 0 and item {i} are a single text and a pair; pass texts alone or pairs alone.")
+    return [item if is_pair(item) else str(item) for item in out]
+
+
+def segments_to_explain(explain: Explain, items: Sequence[Raw]) -> tuple[int, ...]:
+    """Return which texts of each item give the features, as indices."""
+    if explain not in get_args(Explain):
+        raise InputError(f"explain must be one of {', '.join(map(repr, get_args(Explain)))}, but is {explain!r}.")
+    if explain != "both" and not is_pair(items[0]):
+        raise InputError(f"explain={explain!r} chooses a text of a pair, but single texts came; pass pairs as tuples.")
+    if explain == "both":
+        return (0, 1) if is_pair(items[0]) else (0,)
+    return (SEGMENTS.index(explain),)
+
+
+def texts_of(item: Raw) -> tuple[str, ...]:
+    """Return the texts of an item: its own one, or the two of a pair."""
+    return (item,) if isinstance(item, str) else item
+
+
+def check_not_blank(item: Raw, i: int) -> None:
+    """Raise if a text or one of a pair has nothing to be read."""
+    for k, text in enumerate(texts_of(item)):
+        if not text.strip():
+            what = f"the {SEGMENTS[k]} text of pair {i}" if is_pair(item) else f"text {i}"
+            raise TextError(
+                f"{what} is {'empty' if not text else 'blank'}; pass a text with at least one word"
+                f"{', or the other text alone' if is_pair(item) else ''}."
+            )
+
+
+def warn_cut(row: Tokens | PairTokens, i: int, max_length: int | None, pattern: str) -> None:
+    """Warn of what truncation left out of one text or pair; two calls below the user's."""
+    if not row.cut:
+        return
+    paired = len(row.texts) == 2
+    lost = []
+    for k, (text, rest) in enumerate(zip(row.texts, row.rests, strict=True)):
+        if not rest and paired:
+            continue
+        seen = len(find_words(text, pattern))
+        some = " ".join(w.text for w in find_words(rest, pattern)[:4])
+        of = f" of the {SEGMENTS[k]} text" if paired else ""
+        if row.cut_left:
+            lost.append(f"all but the last {seen} words{of}" if paired else f"all but its last {seen} words")
+        else:
+            lost.append(f"{'the' if paired else 'its'} words{of} from number {seen + 1} on ({some} ...)")
+    warnings.warn(
+        f"{'pair' if paired else 'text'} {i} has {row.cut + len(row.ids)} tokens and the model takes {max_length}: "
+        f"{row.cut} tokens were cut. Not seen and not explained: {'; '.join(lost)}.",
+        TruncationWarning,
+        stacklevel=3,
+    )
+
+
+def warn_cut_many(rows: Sequence[PlainIds], max_length: int | None) -> None:
+    """Warn once of all texts or pairs that truncation shortened; three calls below the user's."""
+    cut = [row.cut for row in rows if row.cut]
+    if cut:
+        warnings.warn(
+            f"{len(cut)} of {len(rows)} texts were longer than {max_length} tokens: up to {max(cut)} tokens were cut "
+            "and not seen. Explain the part that is seen: adapter.encode(text).texts.",
+            TruncationWarning,
+            stacklevel=4,
+        )
+
+
+def check_by_position(tensors: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Raise if a dictionary or named arguments came where tensors go by position.
+
+    Raises:
+        InputError: They did.
+    """
+    if named or any(hasattr(x, "keys") for x in tensors):
+        raise InputError(
+            "an adapter runs on tensors by position, but a dictionary or named arguments came; pass ids, mask and "
+            "types as adapter(x.inputs, *x.forward_args), with x = adapter.encode(text)."
+        )
+
+
+def check_ids_tensor(ids: Tensor) -> None:
+    """Raise if a tensor is neither token ids (n, N) nor embeddings (n, N, D).
+
+    Raises:
+        InputError: It is not.
+    """
+    if ids.dim() not in (2, 3):
+        raise InputError(
+            f"the token ids came with shape {tuple(ids.shape)}, but an adapter takes (n, N), or embeddings (n, N, D); "
+            "add the batch with ids.unsqueeze(0), and likewise for the mask."
+        )
+    if ids.dim() == 2 and ids.is_floating_point():
+        raise InputError(
+            f"the token ids came as {ids.dtype}: this method moves along its inputs, or adds noise to them, as "
+            "NoiseTunnel does, which ids do not allow. Without a NoiseTunnel, use a layer form: "
+            "LayerIntegratedGradients(adapter, adapter.embedding) and the like."
+        )

@@ -1,0 +1,147 @@
+"""Which task a model is for, by its place in transformers' own tables or by what it returns."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from captum_attn_lime.adapters._wrappers import inside
+from captum_attn_lime.adapters.text._tasks.tokens import named_tensor
+from captum_attn_lime.errors import ForwardError, InputError
+
+Task = Literal["classification", "tokens", "spans", "next_token"]
+
+# The tables of transformers' AutoModel classes, the more telling ones first. A masked language model gives each token
+# classes: the vocabulary. Some encoder-decoders stand in that table too; they write text, and are no task of these.
+_TABLES: tuple[tuple[str, Task], ...] = (
+    ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "classification"),
+    ("MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES", "classification"),
+    ("MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES", "tokens"),
+    ("MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES", "spans"),
+    ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "next_token"),
+    ("MODEL_FOR_MASKED_LM_MAPPING_NAMES", "tokens"),
+)
+_WRITES_TEXT = "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"
+# Classes of remote code are in no table, but are named like those that are.
+_ENDINGS: tuple[tuple[str, Task], ...] = (
+    ("ForTokenClassification", "tokens"),
+    ("ForQuestionAnswering", "spans"),
+    ("ForCausalLM", "next_token"),
+    ("LMHeadModel", "next_token"),
+    ("ForMaskedLM", "tokens"),
+)
+
+# Classes of transformers' outputs, by which a module of the user's that returns one tells its task.
+_OUTPUTS: tuple[tuple[str, Task], ...] = (
+    ("TokenClassifierOutput", "tokens"),
+    ("MaskedLMOutput", "tokens"),
+    ("CausalLMOutput", "next_token"),
+    ("SequenceClassifierOutput", "classification"),
+)
+
+
+def find_task(model: nn.Module) -> Task:
+    """Return the task of a model: by its class for a HuggingFace model, ``"classification"`` for any other.
+
+    Raises:
+        InputError: It is an encoder-decoder that writes text.
+
+    Example:
+        >>> find_task(nn.Linear(2, 2))
+        'classification'
+    """
+    model = inside(model)
+    classes = type(model).__mro__
+    if not any(c.__module__.startswith("transformers.") for c in classes):
+        return "classification"
+    from transformers.models.auto import modeling_auto
+
+    for name in (c.__name__ for c in classes):
+        if name in _names(modeling_auto, _WRITES_TEXT):
+            raise InputError(
+                f"{type(model).__name__} writes a text with a decoder of its own; TextAdapter takes models that "
+                "predict from the text alone. For generated text use GenerationAttribution, or say what it is with "
+                "task=."
+            )
+        for table, task in _TABLES:
+            if name in _names(modeling_auto, table):
+                return task
+    for ending, task in _ENDINGS:
+        if type(model).__name__.endswith(ending):
+            return task
+    return "classification"
+
+
+def check_task(task: Any) -> Task:
+    """Return the task that was asked for.
+
+    Raises:
+        InputError: There is no such task.
+    """
+    if task not in get_args(Task):
+        raise InputError(f"task must be one of {', '.join(map(repr, get_args(Task)))}, or None, but is {task!r}.")
+    found: Task = task
+    return found
+
+
+def holds_spans(output: Any) -> bool:
+    """Return whether a model's output names start and end logits.
+
+    Example:
+        >>> holds_spans({"start_logits": 1, "end_logits": 2}), holds_spans({"logits": 1})
+        (True, False)
+    """
+    if isinstance(output, dict):
+        return "start_logits" in output and "end_logits" in output
+    return hasattr(output, "start_logits") and hasattr(output, "end_logits")
+
+
+def told_task(output: Any, task: Task, n: int) -> Task:
+    """Return what a model's output says of its task: by the name of its class, its entries or its shape.
+
+    Args:
+        output: What the model returned.
+        task: The task as it is known so far.
+        n: Number of examples that went in.
+
+    Example:
+        >>> import torch
+        >>> told_task((torch.zeros(4, 2),), "tokens", 4), told_task(torch.zeros(4, 6, 2), "tokens", 4)
+        ('classification', 'tokens')
+    """
+    if holds_spans(output):
+        return "spans"
+    for beginning, told in _OUTPUTS:
+        if type(output).__name__.startswith(beginning):
+            return told
+    first = named_tensor(output, "logits")
+    if task == "tokens" and isinstance(first, Tensor) and first.dim() < 3 and len(first) == n:
+        return "classification"
+    return task
+
+
+def unpacked(output: Any, name: str) -> Any:
+    """Return a sentence-transformers output as others are: a cross-encoder's scores are its logits.
+
+    Raises:
+        ForwardError: It holds an embedding of the text and no number to explain.
+    """
+    if not isinstance(output, dict) or "logits" in output:
+        return output
+    if isinstance(output.get("scores"), Tensor):
+        return output["scores"]
+    if "sentence_embedding" in output:
+        raise ForwardError(
+            f"{name} returns an embedding of the text, 'sentence_embedding', and no number to explain; wrap it in a "
+            "module whose forward returns one: a head over the embedding, or its similarity to another one, (n, 1)."
+        )
+    return output
+
+
+def _names(module: Any, table: str) -> set[str]:
+    """Return the class names of one table; an entry is a name or several."""
+    names: set[str] = set()
+    for entry in getattr(module, table, {}).values():
+        names.update([entry] if isinstance(entry, str) else entry)
+    return names

@@ -1,0 +1,95 @@
+"""What is done differently for each task: options of the call, the reading of the output, names of its classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_attn_lime.adapters._limits import configured_class_names
+from captum_attn_lime.adapters._outputs import as_logits
+from captum_attn_lime.adapters._wrappers import inside
+from captum_attn_lime.adapters.text._tasks.find import Task, check_task, find_task, told_task, unpacked
+from captum_attn_lime.adapters.text._tasks.next_token import at_last_token, keep_last, last_positions
+from captum_attn_lime.adapters.text._tasks.spans import span_logits
+from captum_attn_lime.adapters.text._tasks.tokens import token_logits
+from captum_attn_lime.errors import InputError
+
+
+class Head:
+    """The head of a model: what it predicts.
+
+    Args:
+        model: The model.
+        task: What it predicts; None to find it from the model's class, or from what it returns.
+
+    Attributes:
+        task: What it predicts. Where neither a task nor a known class tells, a model is a classifier until it returns
+            start and end logits.
+    """
+
+    def __init__(self, model: nn.Module, task: Any = None) -> None:
+        self.task: Task = find_task(model) if task is None else check_task(task)
+        # What is known of a wrapped model need not hold of what its wrapper returns.
+        self._may_change = task is None and (self.task == "classification" or inside(model) is not model)
+        self._has_read = False
+
+    @property
+    def is_by_token(self) -> bool:
+        """Whether there is a row of numbers for each token, and not one for each text."""
+        return self.task in ("tokens", "spans")
+
+    def options(self, model: nn.Module, tokens: Tensor, mask: Tensor | None) -> dict[str, int]:
+        """Return further arguments of the model's call."""
+        if self.task != "next_token":
+            return {}
+        return keep_last(model, last_positions(tokens, mask), tokens.shape[1])
+
+    def read(self, output: Any, tokens: Tensor, mask: Tensor | None, name: str) -> Tensor:
+        """Return what the forward function gives out.
+
+        Args:
+            output: What the model returned.
+            tokens: The token ids (n, N), or embeddings (n, N, D), that went in.
+            mask: 1 at real tokens (n, N); None where all are.
+            name: The model's name, for messages.
+        """
+        n, length = tokens.shape[:2]
+        self._has_read = True
+        if self._may_change:
+            self.task = told_task(output, self.task, n)
+        output = unpacked(output, name)
+        if self.task == "tokens":
+            return token_logits(output, n, length, name)
+        if self.task == "spans":
+            return span_logits(output, n, length, name)
+        if self.task == "next_token":
+            return at_last_token(output, last_positions(tokens, mask), length, name)
+        return as_logits(output, n, name)
+
+    def class_names(self, model: nn.Module) -> tuple[str, ...] | None:
+        """Return the names of the classes; None where there are none, or where they are the vocabulary's tokens."""
+        if self.task == "spans":
+            return ("start", "end")
+        return None if self.is_over_vocabulary(model) else configured_class_names(model)
+
+    def is_over_vocabulary(self, model: nn.Module) -> bool:
+        """Return whether the classes are the tokens of the vocabulary."""
+        if self.task != "tokens":
+            return self.task == "next_token"
+        get = getattr(model, "get_output_embeddings", None)
+        return callable(get) and get() is not None
+
+    def check_one_row(self, name: str) -> None:
+        """Raise where one row of numbers for a whole text is asked for, and there is one for each token.
+
+        Raises:
+            InputError: The task is ``"tokens"`` or ``"spans"``.
+        """
+        if self.is_by_token and (self._has_read or not self._may_change):
+            place = "(position, class)" if self.task == "tokens" else "(position, 0 for start or 1 for end)"
+            raise InputError(
+                f"{name} predicts for each token (task={self.task!r}), so a text has no single row of classes, and "
+                "tokens move when words are deleted. Mask words in place instead: x = adapter.encode(text), then "
+                f"LimeText(adapter).attribute(..., target={place}); x.find(word) gives positions."
+            )

@@ -1,0 +1,353 @@
+"""`AttentionMap`: one captured attention call as a linear operator with the verbs rows, vecmat and their kin."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from captum_attn_lime.attention import _blocks as blocks
+from captum_attn_lime.attention._blocks import Block, Gate, Weights
+from captum_attn_lime.attention._fusion import HeadFusion, check_head_fusion, select_heads
+from captum_attn_lime.errors import SelectionError, UnreadableAttentionError
+
+AttentionKind = Literal["self", "windowed", "cross", "pool", "channel", "unknown"]
+
+
+class AttentionMap(ABC):
+    """One captured attention call: a row-stochastic operator A of shape (B, H, Q, K), rows are queries.
+
+    Attributes:
+        name: Path of the module that made the call; empty where no module was entered.
+        kind: ``"self"`` where queries and keys come from the same tokens, ``"windowed"`` where that is so and each
+            token sees only those of its window, ``"cross"`` where they do not come from the same tokens, ``"pool"`` for
+            attention without a query of its own (one learned row), ``"channel"`` where queries and keys are features
+            and not tokens, ``"unknown"`` where the call did not tell.
+        is_causal: Whether the call was flagged causal (query i sees keys up to i); a mask may be causal without it.
+        shape: ``(B, H, Q, K)``: examples, query heads, query tokens, key tokens.
+        index: Which call of the captured forward pass it was; None for a map made by hand.
+        follows: Indices of the calls that its query tokens had passed through before.
+        reads: Indices of the calls that its key tokens had passed through before.
+        mixed: Whether tokens were mixed by something else than attention since the first call of its stack, as far as
+            that was looked for; products of layers would leave that out.
+        value: The values that the weights were multiplied with, (B, Hk, K, d) where Hk divides H; None unless asked
+            for.
+        output_gradient: Gradient of what is explained with respect to the call's output, (B, H, Q, d); None unless
+            asked for.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], *, name: str, kind: AttentionKind, is_causal: bool) -> None:
+        self.shape = shape
+        self.name = name
+        self.kind: AttentionKind = kind
+        self.is_causal = is_causal
+        self.index: int | None = None
+        self.follows: frozenset[int] = frozenset()
+        self.reads: frozenset[int] = frozenset()
+        self.mixed = False
+        self.value: Tensor | None = None
+        self._held: tuple[Tensor, int] | None = None  # the values as the model made them, and their version then
+        self.output_gradient: Tensor | None = None
+
+    def __repr__(self) -> str:
+        causal = ", causal" if self.is_causal else ""
+        return f"{type(self).__name__}({self.name!r}, (B, H, Q, K)={self.shape}, {self.kind}{causal})"
+
+    def __copy__(self) -> AttentionMap:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied tensor counts its versions from its own beginning; what was written into stays known (-1).
+        def settled(watched: tuple[Tensor, int]) -> tuple[Tensor, int]:
+            tensor, version = watched
+            return tensor, 0 if tensor._version == version else -1
+
+        held = None if self._held is None else settled(self._held)
+        return {**self.__dict__, "_watched": [settled(each) for each in self._watched], "_held": held}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        def counted(watched: tuple[Tensor, int]) -> tuple[Tensor, int]:
+            tensor, version = watched
+            return tensor, version if version < 0 or tensor.is_inference() else tensor._version
+
+        held = state["_held"]
+        self.__dict__.update(state)
+        self._watched = [counted(each) for each in state["_watched"]]
+        self._held = None if held is None else counted(held)
+
+    def _watch(self, *tensors: Tensor) -> None:
+        """Remember the state of tensors that are kept as the model made them, not copied."""
+        self._watched = [(t, t._version) for t in tensors if not t.is_inference()]
+
+    def hold_value(self, value: Tensor) -> None:
+        """Keep the values without a copy; if the model writes into them, methods that need them will say so."""
+        self.value = value
+        self._held = None if value.is_inference() else (value, value._version)
+
+    def _check_unwritten(self) -> None:
+        if any(t._version != version for t, version in self._watched):
+            raise UnreadableAttentionError(
+                f"the model has written into the query, key, mask or weights of {self.name!r} since it computed this "
+                "attention, so the weights can no longer be read."
+            )
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The floating type of the weights; at least float32."""
+
+    @abstractmethod
+    def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
+        """Return the weights of chosen rows and heads, (B, h, q, K)."""
+
+    def rows(
+        self, queries: int | Sequence[int] | slice | Tensor, *, heads: int | Sequence[int] | None = None
+    ) -> Tensor:
+        """Return the weights of chosen query rows.
+
+        Args:
+            queries: Row indices, the same for every example; negative ones count from the end.
+            heads: Head indices; all by default.
+
+        Returns:
+            ``(B, heads, len(queries), K)``.
+
+        Raises:
+            SelectionError: A row or head the map does not have.
+        """
+        self._check_unwritten()
+        index = _row_index(queries, self.shape[2], self.name).to(self.device)
+        return self._rows(index, select_heads(heads, self.shape[1], name=self.name))
+
+    def vecmat(
+        self, r: Tensor, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None
+    ) -> Tensor:
+        """Return rᵀA with A fused over heads, in memory that does not grow with Q·K.
+
+        Rows on which ``r`` is zero for every example are not computed at all.
+
+        Args:
+            r: One weight per query, (B, Q), or several such vectors, (B, R, Q).
+            head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
+            heads: Head indices; all by default.
+
+        Returns:
+            ``(B, K)``, or ``(B, R, K)``.
+        """
+        vectors, chosen, fusion = self._checked(r, heads, head_fusion)
+        return self._known(self._product(vectors, chosen, fusion)).reshape(*r.shape[:-1], self.shape[3])
+
+    def residual_vecmat(
+        self,
+        r: Tensor,
+        *,
+        residual: float = 0.5,
+        head_fusion: HeadFusion = "mean",
+        heads: int | Sequence[int] | None = None,
+    ) -> Tensor:
+        """Return rᵀÂ for Â = (1 - residual)·A + residual·I, A fused over heads.
+
+        The mean of softmax rows sums to one. Rows fused by max or min do not, and Â is then divided by its row sums.
+
+        Args:
+            r: One weight per query, (B, N), or several such vectors, (B, R, N).
+            residual: Share of the residual connection.
+            head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
+            heads: Head indices; all by default.
+
+        Returns:
+            ``(B, N)``, or ``(B, R, N)``.
+
+        Raises:
+            SelectionError: There are not as many keys as queries, so no identity to add.
+        """
+        vectors, chosen, fusion = self._checked(r, heads, head_fusion)
+        if self.shape[2] != self.shape[3]:
+            raise SelectionError(
+                f"the residual connection of {self.name!r} needs square attention, but it has {self.shape[2]} queries "
+                f"and {self.shape[3]} keys; use vecmat."
+            )
+        if fusion == "mean":
+            passed = (1 - residual) * self._product(vectors, chosen, fusion) + residual * vectors
+        else:
+            passed = self._normalised_product(vectors, chosen, fusion, residual)
+        return self._known(passed).reshape(r.shape)
+
+    def gated_vecmat(
+        self, r: Tensor, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None
+    ) -> Tensor:
+        """Return rᵀ(A ⊙ ∂A)⁺ fused over heads, where ∂A is the gradient of what is explained with respect to A.
+
+        ∂A = ∂O Vᵀ is computed in blocks from the gradient of the output, so that nothing of size Q·K is kept.
+
+        Args:
+            r: One weight per query, (B, Q), or several such vectors, (B, R, Q).
+            head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads, taken of the positive parts.
+            heads: Head indices; all by default.
+
+        Returns:
+            ``(B, K)``, or ``(B, R, K)``.
+
+        Raises:
+            SelectionError: The map has no values or no gradient.
+        """
+        vectors, chosen, fusion = self._checked(r, heads, head_fusion)
+        return self._gated_product(vectors, chosen, fusion).reshape(*r.shape[:-1], self.shape[3])
+
+    def row_sums(self, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None) -> Tensor:
+        """Return the sum of each fused row, (B, Q): 1 for the mean of plain softmax rows, not so for max or min."""
+        ones = torch.ones(self.shape[0], self.shape[2])
+        vectors, chosen, fusion = self._checked(ones, heads, head_fusion)
+        weights, parts = self._parts(vectors, chosen, cut_keys=fusion == "mean")
+        return blocks.row_sums(weights, parts, (self.shape[0], self.shape[2]), fusion, vectors)
+
+    def dense(self) -> Tensor:
+        """Return all weights, (B, H, Q, K): memory grows with Q·K, so ask only for what is to be looked at."""
+        return self.rows(slice(None))
+
+    @abstractmethod
+    def reads_itself(self) -> Tensor:
+        """Return which tokens may attend to themselves, (B, N) of bool: padding may not."""
+
+    def first(self, examples: int) -> AttentionMap:
+        """Return the map of the first examples of the batch."""
+        part = self._first(examples)
+        part.take_labels(self)
+        part._watched = self._watched  # what was written into until now stays known
+        part.value = None if self.value is None else self.value[:examples]
+        part.output_gradient = None if self.output_gradient is None else self.output_gradient[:examples]
+        return part
+
+    def take_labels(self, other: AttentionMap) -> None:
+        """Take over what a capture has found out about another map of the same call."""
+        self.index, self.follows, self.reads, self.mixed = other.index, other.follows, other.reads, other.mixed
+        self._held = other._held
+
+    def with_fused_heads(self, head_fusion: HeadFusion, heads: int | Sequence[int] | None = None) -> AttentionMap:
+        """Return the map with its heads fused, where it holds weights of each; a map that holds none stays as it is."""
+        return self
+
+    @abstractmethod
+    def _first(self, examples: int) -> AttentionMap:
+        """Return the map of the first examples of the batch."""
+
+    def _parts(self, r: Tensor, heads: list[int], *, cut_keys: bool = True) -> tuple[Weights, Iterator[Block]]:
+        """Return the blocks that a product with r (B, R, Q) needs, and what computes the weights of one.
+
+        Args:
+            r: The vectors; rows on which all are zero are left out.
+            heads: Head indices.
+            cut_keys: Whether a block may hold a part of its rows only.
+        """
+        size = self.dtype.itemsize
+        parts = blocks.whole_rows(needed_rows(r), self.shape, len(heads), size)
+        return (lambda block: self._rows(block.queries, heads)), parts
+
+    def _product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        """Return rᵀA, (B, R, K), for r (B, R, Q)."""
+        weights, parts = self._parts(r, heads)
+        return blocks.product(weights, parts, r, self.shape[3], head_fusion)
+
+    def _normalised_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion, residual: float) -> Tensor:
+        """Return rᵀÂ, (B, R, N), with Â divided by its row sums."""
+        weights, parts = self._parts(r, heads, cut_keys=False)
+        return blocks.normalised_product(weights, parts, r, self.shape[3], head_fusion, residual)
+
+    def _gated_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        """Return rᵀ(A ⊙ ∂A)⁺, (B, R, K), for r (B, R, Q)."""
+        weights, parts = self._parts(r, heads)
+        return blocks.product(weights, parts, r, self.shape[3], head_fusion, self._gate(heads))
+
+    def _gate(self, heads: list[int]) -> Gate:
+        """Return what rebuilds the gradient of the weights of chosen heads."""
+        if self.value is None or self.output_gradient is None:
+            raise SelectionError(self._why_no_gate())
+        if self._held is not None and self._held[0]._version != self._held[1]:
+            raise UnreadableAttentionError(
+                f"the model has written into the values of {self.name!r} since it computed this attention, so the "
+                "gradient of the weights can no longer be known. Choose layers= without it, or use method='rollout'."
+            )
+        group = self.shape[1] // self.value.shape[1]  # grouped queries: this many heads share a value head
+        return Gate(pick_heads(self.output_gradient, heads), pick_heads(self.value, [h // group for h in heads]))
+
+    def _why_no_gate(self) -> str:
+        if self.output_gradient is not None:
+            return (
+                f"how the weights of {self.name!r} act on values is not known (they were told by register_attention, "
+                "or meet more than the values, such as relative positions), so neither is their gradient. "
+                "Choose layers= without it, or use a method without gradients (raw, rollout)."
+            )
+        if self.value is not None:
+            return (
+                f"no gradient of what is explained has reached {self.name!r}: the model detaches its output, or does "
+                "not use it for this target, or the map was captured by hand. Choose layers= that the gradient "
+                "reaches, or use a method without gradients (raw, rollout)."
+            )
+        return (
+            f"{self.name!r} was captured without its values and the gradient of its output, which methods gated by "
+            "the gradient need; use AttentionAttribution(model, method='relevance')."
+        )
+
+    def _checked(
+        self, r: Tensor, heads: int | Sequence[int] | None, head_fusion: str
+    ) -> tuple[Tensor, list[int], HeadFusion]:
+        """Return the vectors as (B, R, Q), the heads as a list and the head fusion, checked."""
+        self._check_unwritten()
+        chosen, fusion = select_heads(heads, self.shape[1], name=self.name), check_head_fusion(head_fusion)
+        batch, queries = self.shape[0], self.shape[2]
+        if r.dim() not in (2, 3) or (r.shape[0], r.shape[-1]) != (batch, queries):
+            raise SelectionError(
+                f"vecmat on {self.name!r} needs one weight per query, shape (B, Q) = {(batch, queries)}, or several "
+                f"such vectors (B, R, Q), but got {tuple(r.shape)}."
+            )
+        vectors = r.to(device=self.device, dtype=self.dtype)
+        return (vectors if r.dim() == 3 else vectors[:, None]), chosen, fusion
+
+    def _known(self, product: Tensor) -> Tensor:
+        """Return a product that has a value everywhere.
+
+        Raises:
+            UnreadableAttentionError: It is NaN somewhere, because the scores are.
+        """
+        if bool(product.isnan().any()):
+            raise UnreadableAttentionError(
+                f"a product with the attention of {self.name!r} is NaN: the weights that it is to be multiplied with, "
+                "or the scores of a row that counts, are NaN or infinite, or all keys of such a row are masked. Look "
+                "for NaN in the model's parameters and inputs (torch.isfinite), or at its mask."
+            )
+        return product
+
+
+def needed_rows(r: Tensor) -> Tensor:
+    """Return the rows on which one of the vectors (B, R, Q) is not zero, ascending."""
+    return (r != 0).flatten(0, 1).any(dim=0).nonzero().flatten()
+
+
+def pick_heads(x: Tensor, heads: list[int]) -> Tensor:
+    """Return ``x[:, heads]``, without a copy where that is all of them."""
+    return x if heads == list(range(x.shape[1])) else x[:, heads]
+
+
+def _row_index(queries: int | Sequence[int] | slice | Tensor, n_queries: int, name: str) -> Tensor:
+    if isinstance(queries, slice):
+        return torch.arange(n_queries)[queries]
+    index = torch.as_tensor(queries)
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise SelectionError(f"query rows must be integers, but came as {index.dtype}.")
+    index = index.reshape(-1).to(torch.int64)
+    if bool(((index < -n_queries) | (index >= n_queries)).any()):
+        raise SelectionError(
+            f"query {index.tolist()} is out of range: attention {name!r} has {n_queries} query rows "
+            f"(0 to {n_queries - 1})."
+        )
+    return index % n_queries

@@ -1,0 +1,190 @@
+"""`WindowedMap`: attention inside windows of tokens, as an operator over all tokens of an example."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_attn_lime.attention import _blocks as blocks
+from captum_attn_lime.attention._blocks import Block
+from captum_attn_lime.attention._dense import HeadFusedMap
+from captum_attn_lime.attention._fusion import HeadFusion
+from captum_attn_lime.attention._map import AttentionKind, AttentionMap
+from captum_attn_lime.errors import InputError
+
+
+class WindowedMap(AttentionMap):
+    """Attention of windows, (windows, H, w, w), seen as (B, H, N, N): zero between tokens of different windows.
+
+    What is kept and computed is the windows' own attention, so memory and time grow with N·w, not with N².
+    A place of a window may hold no token, as where the grid of tokens was padded to whole windows. The weight that
+    tokens give to such places is given to nothing: their rows then sum to less than 1.
+
+    Args:
+        inner: The windows' attention, (windows, H, w, w).
+        token: Which token each place of each window holds, (windows, w): example · N + token, or -1 for none. Each
+            token of each example stands in one place, and a window holds tokens of one example.
+        examples: Number of examples B.
+        name: Module path; by default the inner map's.
+
+    Raises:
+        InputError: The index does not fit the inner map, or tokens are missing or doubled.
+
+    Example:
+        >>> from captum_attn_lime.attention import DenseMap
+        >>> even = DenseMap(torch.full((2, 1, 2, 2), 0.5), kind="self")
+        >>> WindowedMap(even, torch.tensor([[0, 2], [1, -1]]), examples=1).dense()
+        tensor([[[[0.5000, 0.0000, 0.5000],
+                  [0.0000, 0.5000, 0.0000],
+                  [0.5000, 0.0000, 0.5000]]]])
+    """
+
+    def __init__(self, inner: AttentionMap, token: Tensor, *, examples: int, name: str | None = None) -> None:
+        windows, heads, width, keys = inner.shape
+        if tuple(token.shape) != (windows, width) or keys != width:
+            raise InputError(
+                f"windows of shape {inner.shape} need one token for each of their places, shape {(windows, width)}, "
+                f"but the index has shape {tuple(token.shape)}."
+            )
+        token = token.to(inner.device)
+        slot = _slots(token, examples)
+        n = slot.shape[1]
+        kind: AttentionKind = "windowed" if inner.kind == "self" else inner.kind
+        super().__init__((examples, heads, n, n), name=inner.name if name is None else name, kind=kind, is_causal=False)
+        self.inner = inner
+        self.token = token  # (windows, w): example * N + token, -1 for none
+        self._slot = slot  # (B, N): window * w + place
+        self._watch()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the windows' attention."""
+        return self.inner.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the windows' attention."""
+        return self.inner.dtype
+
+    def _check_unwritten(self) -> None:
+        self.inner._check_unwritten()
+
+    def of_places(self, x: Tensor) -> Tensor:
+        """Return what each token's place holds, (B, H, N, d), of a tensor over the windows, (windows, H, w, d)."""
+        windows, heads, width = x.shape[:3]
+        by_place = x.transpose(1, 2).reshape(windows * width, heads, -1)
+        return by_place[self._slot].transpose(1, 2)
+
+    def reads_itself(self) -> Tensor:
+        """Return which tokens may attend to themselves, (B, N) of bool."""
+        return self.inner.reads_itself().flatten()[self._slot]
+
+    def row_sums(self, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None) -> Tensor:
+        """Return the sum of each fused row, (B, N): less than 1 where weight went to places without a token."""
+        ones = torch.ones(self.shape[0], self.shape[2])
+        _, chosen, fusion = self._checked(ones, heads, head_fusion)
+        held = self.token >= 0  # (windows, w)
+        inner, cut_keys = torch.ones(self.inner.shape[0], 1, held.shape[1], dtype=self.dtype), fusion == "mean"
+        weights, parts = self.inner._parts(inner.to(self.device), chosen, cut_keys=cut_keys)
+
+        def without_empty_places(block: Block) -> Tensor:
+            return weights(block) * held[block.examples, None, None, block.keys]
+
+        shape = (held.shape[0], held.shape[1])
+        sums = blocks.row_sums(without_empty_places, parts, shape, fusion, inner.to(self.device))
+        return sums.flatten()[self._slot]
+
+    def _first(self, examples: int) -> WindowedMap:
+        n = self.shape[2]
+        token = torch.where(self.token < examples * n, self.token, -1)
+        return WindowedMap(self.inner, token, examples=examples, name=self.name)
+
+    def with_fused_heads(self, head_fusion: HeadFusion, heads: int | Sequence[int] | None = None) -> AttentionMap:
+        """Return the map with the windows' weights fused over heads, where they were kept."""
+        inner = self.inner.with_fused_heads(head_fusion, heads)
+        if inner is self.inner:
+            return self
+        fused = WindowedMap(inner, self.token, examples=self.shape[0], name=self.name)
+        fused.take_labels(self)
+        return fused
+
+    def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
+        batch, _, n, _ = self.shape
+        width = self.token.shape[1]
+        slot = self._slot[:, queries]  # (B, q)
+        places, which = torch.unique(slot % width, return_inverse=True)
+        inner = self.inner._rows(places, heads)  # (windows, h, places, w)
+        window = slot // width
+        weights = inner.transpose(1, 2)[window, which]  # (B, q, h, w)
+        keys = self._keys_within_example()[window].unsqueeze(2).expand_as(weights)  # (B, q, h, w)
+        # Places without a token are laid on a column behind the last token, which is then cut off.
+        out = weights.new_zeros(batch, len(queries), len(heads), n + 1).scatter_(3, keys, weights)
+        return out[..., :n].transpose(1, 2)
+
+    def _checked(
+        self, r: Tensor, heads: int | Sequence[int] | None, head_fusion: str
+    ) -> tuple[Tensor, list[int], HeadFusion]:
+        vectors, chosen, fusion = super()._checked(r, heads, head_fusion)
+        if isinstance(self.inner, HeadFusedMap):
+            self.inner.check_heads(chosen, fusion)
+        return vectors, chosen, fusion
+
+    def _product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        return self._from_windows(self.inner._product(self._to_windows(r), heads, head_fusion))
+
+    def _normalised_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion, residual: float) -> Tensor:
+        # The rows' sums leave out what lies on empty places, which the windows' own rows do not know of.
+        sums = (1 - residual) * self.row_sums(heads=heads, head_fusion=head_fusion) + residual
+        scaled = r / sums.masked_fill(sums == 0, 1.0)[:, None]
+        return (1 - residual) * self._product(scaled, heads, head_fusion) + residual * scaled
+
+    def _gated_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
+        gate = self._gate(list(range(self.shape[1])))
+        inner = self.inner.first(self.inner.shape[0])
+        inner.output_gradient, inner.value = self._at_places(gate.gradient), self._at_places(gate.value)
+        return self._from_windows(inner._gated_product(self._to_windows(r), heads, head_fusion))
+
+    def _to_windows(self, r: Tensor) -> Tensor:
+        """Return vectors over tokens, (B, R, N), as vectors over the places of each window, (windows, R, w)."""
+        return self._at_places(r[..., None]).squeeze(-1)
+
+    def _from_windows(self, passed: Tensor) -> Tensor:
+        """Return what each token's place holds, (B, R, N), of vectors over the windows, (windows, R, w)."""
+        return self.of_places(passed[..., None]).squeeze(-1)
+
+    def _at_places(self, x: Tensor) -> Tensor:
+        """Return what each place's token holds, (windows, h, w, d), of (B, h, N, d); zero for empty places."""
+        by_token = x.transpose(1, 2).flatten(0, 1)  # (B * N, h, d)
+        held = (self.token >= 0)[..., None, None]
+        return torch.where(held, by_token[self.token.clamp(min=0)], 0.0).transpose(1, 2)
+
+    def _keys_within_example(self) -> Tensor:
+        """Return the token in its example that each place holds, (windows, w); N for none."""
+        n = self.shape[2]
+        return torch.where(self.token >= 0, self.token % n, n)
+
+
+def _slots(token: Tensor, examples: int) -> Tensor:
+    """Return the place that holds each token, (B, N); the inverse of an index (windows, w)."""
+    held = token >= 0
+    total = int(held.sum())
+    n = total // examples if examples > 0 else 0
+    flat = token.flatten()
+    places = held.flatten().nonzero().flatten()
+    owner = torch.where(held, token // max(n, 1), -1)
+    whole = (
+        total > 0
+        and total == n * examples
+        and bool((flat[places].sort().values == torch.arange(total, device=token.device)).all())
+        and bool((~held | (owner == owner.amax(dim=1, keepdim=True))).all())
+    )
+    if not whole:
+        raise InputError(
+            f"the places of {token.shape[0]} windows hold {total} tokens for {examples} examples; each token of each "
+            "example must stand in one place, and a window must hold tokens of one example."
+        )
+    slot = torch.empty(total, dtype=torch.int64, device=token.device)
+    slot[flat[places]] = places
+    return slot.reshape(examples, n)

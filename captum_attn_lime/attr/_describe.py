@@ -1,0 +1,205 @@
+"""`describe`: a model's attention layers, the tokens its prediction reads, and what its tokens stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_attn_lime._util.captum import Target, TensorOrTuple, as_tuple, format_forward_args
+from captum_attn_lime.attention import AttentionMap
+from captum_attn_lime.attr._attribution import AttentionAttribution
+from captum_attn_lime.attr._passes import ForwardPass
+from captum_attn_lime.attr._probing import looks_causal, mixed_layers
+from captum_attn_lime.attr._tokens import TokenMap
+from captum_attn_lime.errors import AttentionKindError, ExplanationError, ReadoutError, TokenMapError
+
+
+@dataclass(frozen=True)
+class LayerDescription:
+    """One attention call of a model.
+
+    Attributes:
+        index: Its place among all calls.
+        name: Path of its module.
+        kind: ``"self"``, ``"windowed"``, ``"cross"``, ``"pool"``, ``"channel"`` or ``"unknown"``.
+        shape: (B, H, Q, K).
+        causal: Whether no query reads a key behind itself.
+        explained: Whether it belongs to the stack that explanations are made of.
+        mixed: Whether something else than attention has mixed its tokens since the stack's first layer.
+    """
+
+    index: int
+    name: str
+    kind: str
+    shape: tuple[int, int, int, int]
+    causal: bool
+    explained: bool
+    mixed: bool
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `describe` found.
+
+    Attributes:
+        layers: All attention calls, in order.
+        query: The weights with which each example's prediction reads the last layer's tokens, (B, Q); None where that
+            cannot be known.
+        token_map: For each input tensor the token of each of its cells, -1 for none; None where that cannot be known.
+        prefix: Tokens that stand for no part of the input: CLS, distillation and register tokens.
+        padding: Tokens that are padding, (B, N) of bool; None where the last layer is not over one sequence.
+        problems: What could not be found out, in the words of the errors that an attribution would raise.
+    """
+
+    layers: tuple[LayerDescription, ...]
+    query: Tensor | None
+    token_map: TokenMap | None
+    prefix: tuple[int, ...]
+    padding: Tensor | None
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return the description as lines to be read."""
+        lines = [f"{len(self.layers)} attention calls"]
+        width = max(len(layer.name) for layer in self.layers)
+        for layer in self.layers:
+            batch, heads, queries, keys = layer.shape
+            marks = [
+                "causal" if layer.causal else "",
+                "" if layer.explained else "not in the explained stack",
+                "tokens mixed by something else before it" if layer.mixed else "",
+            ]
+            told = ", ".join(mark for mark in marks if mark)
+            size = f"{batch} x {heads} heads, {queries} queries x {keys} keys"
+            lines.append(f"  {layer.index:>3}  {layer.name:<{width}}  {layer.kind:<8}  {size}  {told}".rstrip())
+        if self.query is not None:
+            lines += [f"example {i} reads {_told(row)}" for i, row in enumerate(self.query)]
+        if self.padding is not None and bool(self.padding.any()):
+            lines += [f"example {i} has {int(row.sum())} padding tokens" for i, row in enumerate(self.padding)]
+        if self.token_map is not None:
+            lines.append(f"tokens that stand for no part of the input: {_listed(self.prefix) or 'none'}")
+        return "\n".join([*lines, *(f"not known: {problem}" for problem in self.problems)])
+
+
+def describe(
+    forward_func: Callable[..., Any],
+    inputs: TensorOrTuple,
+    additional_forward_args: Any = None,
+    *,
+    target: Target = None,
+) -> Description:
+    """Return what is known of a model's attention on some inputs; ``print`` it to read it.
+
+    Args:
+        forward_func: The model, or any function of tensors that runs one.
+        inputs: Its input tensors, batch first.
+        additional_forward_args: Its further arguments.
+        target: For outputs with one row per token: (position, class), whose position is then the query.
+
+    Raises:
+        NoAttentionError: The model showed no attention.
+        UnreadableAttentionError: It has attention that cannot be read.
+
+    Example:
+        >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+        >>> print(describe(lambda x: encoder(x)[:, 0], torch.randn(1, 5, 8)))
+        2 attention calls
+            0  layers.0.self_attn  self      1 x 2 heads, 5 queries x 5 keys
+            1  layers.1.self_attn  self      1 x 2 heads, 5 queries x 5 keys
+        example 0 reads token 0
+        tokens that stand for no part of the input: none
+    """
+    tensors, forward_args = as_tuple(inputs), format_forward_args(additional_forward_args)
+    attribution = AttentionAttribution(forward_func, method="raw")
+    problems: list[str] = []
+    with attribution.explaining():
+        done, query = _read(attribution, tensors, forward_args, target, problems)
+        last = done.maps[-1] if done.top is None else done.top
+        token_map: TokenMap | None = None
+        try:
+            token_map = attribution.facts.token_map(forward_func, tensors, forward_args, done, last)
+        except TokenMapError as error:
+            problems.append(str(error))
+        stack = [m.index for m in done.maps if m.index is not None]
+        mixed = [i for part in _stacks(done.maps) for i in mixed_layers(forward_func, tensors, forward_args, part)]
+    # A batch of as many examples as heads was run with one example more.
+    batch = len(tensors[0])
+    calls = [m.first(batch) if m.shape[0] == batch + 1 else m for m in done.recorder.maps]
+    layers = tuple(_layer(m, m.index in stack or m is done.top, m.index in mixed) for m in calls)
+    return Description(layers, query, token_map, _prefix(token_map, last), _padding(last), tuple(problems))
+
+
+def _read(
+    attribution: AttentionAttribution,
+    tensors: tuple[Tensor, ...],
+    forward_args: tuple[Any, ...],
+    target: Target,
+    problems: list[str],
+) -> tuple[ForwardPass, Tensor | None]:
+    try:
+        done = attribution.run(tensors, target, forward_args, find=True)
+        return done, done.readout
+    except (AttentionKindError, ReadoutError) as error:
+        problems.append(str(error))
+        return attribution.run(tensors, target, forward_args, find=False), None
+
+
+def _stacks(maps: Sequence[AttentionMap]) -> list[list[int]]:
+    """Return the indices of the maps, those together whose tokens pass through one another: an encoder, a decoder."""
+    stacks: list[list[int]] = []
+    for attention in maps:
+        if attention.index is None:
+            continue
+        followed = next((stack for stack in stacks if stack[-1] in attention.follows), None)
+        if followed is None:
+            stacks.append([attention.index])
+        else:
+            followed.append(attention.index)
+    return stacks
+
+
+def _layer(attention: AttentionMap, explained: bool, mixed: bool) -> LayerDescription:
+    index = -1 if attention.index is None else attention.index
+    return LayerDescription(
+        index, attention.name, attention.kind, attention.shape, looks_causal(attention), explained, mixed
+    )
+
+
+def _prefix(token_map: TokenMap | None, layer: AttentionMap) -> tuple[int, ...]:
+    if token_map is None:
+        return ()
+    placed = {int(i) for index in token_map for i in torch.unique(index)}
+    return tuple(i for i in range(layer.shape[3]) if i not in placed)
+
+
+def _padding(layer: AttentionMap) -> Tensor | None:
+    if layer.kind not in ("self", "windowed") or layer.shape[2] != layer.shape[3]:
+        return None
+    try:
+        return ~layer.reads_itself()
+    except ExplanationError:
+        return None
+
+
+def _told(weights: Tensor) -> str:
+    read = weights.nonzero().flatten().tolist()
+    if len(read) == 1:
+        return f"token {read[0]}"
+    even = float(weights[read].max() / weights[read].min()) < 1.001
+    return f"the {'mean' if even else 'weighted mean'} of {len(read)} tokens: {_listed(read)}"
+
+
+def _listed(tokens: Sequence[int]) -> str:
+    """Return token numbers as text, runs as first to last."""
+    runs: list[list[int]] = []
+    for token in tokens:
+        if runs and token == runs[-1][-1] + 1:
+            runs[-1].append(token)
+        else:
+            runs.append([token])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)

@@ -1,8 +1,0 @@
-"""Seeing the attention of any model while it runs, and leaving the model exactly as it was."""
-
-from captum_attn_lime.capture.keeping import Keep
-from captum_attn_lime.capture.recorder import Recorder
-from captum_attn_lime.capture.registered import RegisteredAttention, register_attention
-from captum_attn_lime.capture.session import capture, record
-
-__all__ = ["Keep", "Recorder", "RegisteredAttention", "capture", "record", "register_attention"]

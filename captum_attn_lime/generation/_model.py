@@ -1,0 +1,108 @@
+"""`LanguageModel`: a model that writes text, plainly, and reads a text once under capture."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_attn_lime._capture import record
+from captum_attn_lime._capture.session import check_complete
+from captum_attn_lime.adapters._limits import position_limit
+from captum_attn_lime.attr._memory import kind_of
+from captum_attn_lime.attr._passes import ForwardPass, main_stack
+from captum_attn_lime.errors import InputError, TargetError
+
+# What Captum's LLMAttribution generates with where nothing else is asked for.
+GREEDY: Mapping[str, Any] = {"max_new_tokens": 25, "do_sample": False, "temperature": None, "top_p": None}
+
+
+class LanguageModel:
+    """What a language model is asked for: text, logits, and one captured pass over a text."""
+
+    def __init__(self, module: nn.Module) -> None:
+        if module.training:
+            raise InputError(f"{type(module).__name__} is in training mode, where its dropout is random; call .eval().")
+        self.module = module
+        self.is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+        self._parameters = inspect.signature(module.forward).parameters
+        first = next(module.parameters(), None)
+        self.device = torch.device("cpu") if first is None else first.device
+
+    @property
+    def vocabulary(self) -> int | None:
+        """The number of token ids, where the model tells."""
+        find = getattr(self.module, "get_input_embeddings", None)
+        return getattr(find(), "num_embeddings", None) if callable(find) else None
+
+    def start(self) -> Tensor:
+        """Return the token that a decoder starts from, (1,); empty for a model without an encoder."""
+        if not self.is_encoder_decoder:
+            return torch.zeros(0, dtype=torch.int64, device=self.device)
+        for config in (getattr(self.module, "generation_config", None), self.module.config):
+            found = getattr(config, "decoder_start_token_id", None)
+            if isinstance(found, int):
+                return torch.tensor([found], device=self.device)
+        raise InputError(
+            f"{type(self.module).__name__} does not say from which token its decoder starts; set "
+            "model.config.decoder_start_token_id."
+        )
+
+    def generate(self, ids: Tensor, gen_args: Mapping[str, Any] | None) -> tuple[Tensor, Tensor]:
+        """Return what the decoder started from and what was generated, (T,)."""
+        if not callable(getattr(self.module, "generate", None)):
+            raise TargetError(f"{type(self.module).__name__} has no generate(); pass the text it wrote as target=.")
+        ids = ids.to(self.device)
+        with torch.no_grad(), self._within_positions(ids.shape[1]):
+            made = self.module.generate(**self._inputs(ids), **(GREEDY if gen_args is None else gen_args))  # type: ignore[operator]
+        sequences = getattr(made, "sequences", made)
+        if len(sequences) != 1:
+            raise InputError(f"{len(sequences)} sequences were generated; one is explained: num_return_sequences=1.")
+        n = 1 if self.is_encoder_decoder else ids.shape[1]
+        if not self.is_encoder_decoder and not torch.equal(sequences[0, :n], ids[0]):
+            raise InputError("what was generated does not begin with the prompt, so its tokens cannot be told from it.")
+        if sequences.shape[1] == n:
+            raise TargetError("nothing was generated; raise max_new_tokens in gen_args, or pass a target.")
+        return sequences[0, : n * self.is_encoder_decoder], sequences[0, n:]
+
+    def logits(self, ids: Tensor, decoder_ids: Tensor | None = None) -> Tensor:
+        """Return the model's logits."""
+        ids = ids.to(self.device)
+        inputs = self._inputs(ids)
+        if "use_cache" in self._parameters:
+            inputs["use_cache"] = False
+        if decoder_ids is not None:
+            inputs["decoder_input_ids"] = decoder_ids
+        with self._within_positions(ids.shape[1] if decoder_ids is None else decoder_ids.shape[1]):
+            output = self.module(**inputs) if "input_ids" in self._parameters else self.module(ids)
+        output = getattr(output, "logits", output)
+        return output if isinstance(output, Tensor) else output[0]
+
+    def captured(self, ids: Tensor, decoder_ids: Tensor | None = None) -> ForwardPass:
+        """Run the model once under capture."""
+        with torch.inference_mode(False), torch.no_grad(), record(self.module, batch=1) as recorder:
+            output = self.logits(ids, decoder_ids)
+        check_complete(recorder, self.module)
+        given = (ids,) if decoder_ids is None else (ids, decoder_ids)
+        return ForwardPass(output, recorder, main_stack(recorder.maps), None, kind=kind_of(given, ()))
+
+    def _inputs(self, ids: Tensor) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": ids}
+        if "attention_mask" in self._parameters:
+            inputs["attention_mask"] = torch.ones_like(ids)
+        return inputs
+
+    @contextmanager
+    def _within_positions(self, n: int) -> Iterator[None]:
+        """Say that a text is too long where the model fails over its positions."""
+        try:
+            yield
+        except IndexError as error:
+            limit = position_limit(self.module)
+            if limit is None or n <= limit:
+                raise
+            raise InputError(f"prompt and output have {n} tokens, but the model has {limit} positions.") from error

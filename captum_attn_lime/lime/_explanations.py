@@ -1,0 +1,335 @@
+"""lime's ``Explanation`` objects read as weights of features, of character spans and of words."""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_attn_lime.adapters import TextEncoding, Word
+from captum_attn_lime.adapters.text._words import Span
+from captum_attn_lime.errors import InputError, TargetError
+from captum_attn_lime.lime._units import occurrences
+
+Sharing = Literal["split", "broadcast", "first"]
+
+
+def explanation_weights(explanation: Any, label: int | str | None = None) -> dict[int, float]:
+    """Return the weight of each feature id of a lime explanation.
+
+    Reads the explanations of every lime that calls itself 0.2.0.1, for text, rows and images.
+
+    Args:
+        explanation: A lime ``Explanation`` or ``ImageExplanation``.
+        label: The explained class; needed only if several were explained. Regression has none.
+
+    Raises:
+        InputError: Not a lime explanation.
+        TargetError: The class was not explained, or several were and none is named.
+    """
+    weights = _local_exp(explanation)[explained_label(explanation, label)]
+    return {int(feature): float(weight) for feature, weight in weights}
+
+
+def explanation_numbers(explanation: Any, label: int | str | None = None) -> dict[int, float]:
+    """Return the number of each feature id by the semantics of the LIME class that made the explanation.
+
+    For :class:`LimeTabular` and :class:`LimeSequence` these are what their ``attribute`` gives: with
+    ``semantics="gradient"`` slopes, and with ``"times_input"`` what a feature's distance from its mean accounts for,
+    where lime's own weights are per standard deviation. Of all other explanations they are lime's weights.
+
+    Args:
+        explanation: A lime ``Explanation`` or ``ImageExplanation``.
+        label: The explained class, by index or name; needed only if several were explained.
+    """
+    numbers = getattr(explanation, "by_semantics", None)
+    if numbers is None:
+        return explanation_weights(explanation, label)
+    return dict(numbers[explained_label(explanation, label)])
+
+
+def explanation_spans(explanation: Any, label: int | str | None = None) -> list[tuple[int, int, float]]:
+    """Return the character spans of a text explanation's units with their weights, in the order of the text.
+
+    With lime's default ``bow=True`` a unit is a word wherever it occurs, and its weight is the effect of removing all
+    occurrences; it is divided evenly over them, so that sums stay what they are. A unit that was not selected
+    (``num_features``) has the weight 0.
+
+    Args:
+        explanation: The ``Explanation`` of a text.
+        label: The explained class; needed only if several were explained.
+
+    Raises:
+        InputError: Not the explanation of a text.
+    """
+    units = _units_of(explanation)
+    weights = explanation_weights(explanation, label)
+    count = Counter(unit for unit, _, _ in units)
+    return sorted((start, end, weights.get(unit, 0.0) / count[unit]) for unit, start, end in units)
+
+
+def row_difference(explanation: Any, row: Sequence[float], names: Sequence[str]) -> str | None:
+    """Return what shows that a table explanation is of another row, in words; None where nothing does.
+
+    :meth:`LimeTabular.explain` leaves the row itself. The official explainer leaves what it would display: numbers
+    with two decimals, and "name=category" for categorical columns.
+
+    Args:
+        explanation: The ``Explanation`` of a row.
+        row: The row, one number per column.
+        names: The columns' names.
+    """
+    mapper = getattr(explanation, "domain_mapper", None)
+    shown, labels = getattr(mapper, "feature_values", None), getattr(mapper, "feature_names", None)
+    if shown is None or labels is None:
+        return "it is not lime's explanation of a row"
+    if getattr(mapper, "feature_indexes", None) is not None:  # a sparse row, of which zeros are left out
+        return None
+    if len(labels) != len(row):
+        return f"it has {len(labels)} columns, not {len(row)}"
+    exact = getattr(explanation, "explained_row", None)
+    for i, value in enumerate(row):
+        is_category = shown[i] == "True"
+        rest = _after_name(str(labels[i]), names[i], i, mark="=" if is_category else "")
+        if rest is None:
+            return f"its column {i} is {labels[i]!r}, not {names[i]!r}"
+        came = exact[i] if exact is not None else rest if is_category else shown[i]
+        if not _may_be(came, float(value), decimals=exact is None and not is_category):
+            return f"its {names[i]!r} is {came}, not {value:g}"
+    return None
+
+
+def word_weights(
+    explanation: Any,
+    words: Sequence[Word],
+    label: int | str | None = None,
+    *,
+    share: Sharing = "split",
+    unselected: float = 0.0,
+) -> Tensor:
+    """Return the weight of each word of a text explanation, so that LIME stands beside methods that score words.
+
+    Words that share no character with any unit have no weight in LIME: NaN. With lime's default units that is the
+    punctuation.
+
+    Args:
+        explanation: The ``Explanation`` of a text.
+        words: Words whose spans are in that text, such as ``adapter.encode(text).words[0]``.
+        label: The explained class; needed only if several were explained.
+        share: How a unit's weight goes to the words that it covers. ``"split"``: divided over its occurrences and
+            over its characters, so that sums stay what they are. ``"first"``: divided over its occurrences, and all
+            of it to the first word. ``"broadcast"``: the whole weight to every word, as Captum does with the cells of
+            a feature.
+        unselected: The weight of units that lime did not select (``num_features``): 0, or NaN for no value.
+
+    Returns:
+        (words,) float64.
+    """
+    spans: list[Span | None] = [(word.start, word.end) for word in words]
+    return _shared(explanation, spans, label, share, by_characters=True, unselected=unselected)
+
+
+def token_weights(
+    explanation: Any, encoding: TextEncoding, label: int | str | None = None, *, share: Sharing = "split"
+) -> Tensor:
+    """Return the weight of each token of a text explanation, (N,) float64, in the order of ``encoding.inputs``.
+
+    Tokens that LIME has no weight for are NaN: special tokens, those between units, and the other text of a pair.
+    ``.nan_to_num()`` gives them 0.
+
+    Args:
+        explanation: The ``Explanation`` of a text.
+        encoding: The encoding of that text alone.
+        label: The explained class; needed only if several were explained.
+        share: As in :func:`word_weights`, with tokens in the place of words: ``"split"`` divides a unit's weight over
+            its tokens in proportion to the characters that each has of it.
+
+    Raises:
+        InputError: The explanation is of another text.
+    """
+    raw = getattr(getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None), "raw", None)
+    texts = encoding.texts[0] if isinstance(encoding.texts[0], tuple) else (encoding.texts[0],)
+    marked = getattr(explanation, "explained_segment", None)
+    found = [k for k, text in enumerate(texts) if text == raw and marked in (None, ("first", "second")[k])]
+    if len(encoding) != 1 or not found:
+        raise InputError(
+            f"the explanation is of the text {str(raw)[:60]!r}, and the encoding of {len(encoding)} text(s), the first "
+            f"one {encoding.texts[0]!r:.60}; encode the explained text alone."
+        )
+    spans = [None if s is None or s[0] != found[0] else (s[1], s[2]) for s in encoding.token_spans[0]]
+    return _shared(explanation, spans, label, share, by_characters=False)
+
+
+def explanation_score(explanation: Any, label: int | str | None = None) -> float:
+    """Return how well lime's linear model fits (weighted R²), from the number of one lime or the dict of another.
+
+    Args:
+        explanation: A lime explanation.
+        label: The explained class; needed only if several were explained. PyPI's lime keeps the last one's alone.
+    """
+    return _number(explanation, explanation.score, label)
+
+
+def explanation_prediction(explanation: Any, label: int | str | None = None) -> float:
+    """Return what lime's linear model predicts for the input itself, as :func:`explanation_score` does."""
+    return _number(explanation, explanation.local_pred, label)
+
+
+def safe_html(explanation: Any) -> str:
+    """Return the explanation of a text or a row as lime's HTML page, with every bar under its class and names escaped.
+
+    lime itself draws positive weights of two classes under the second one, whichever was explained, and writes words
+    into a script as they are, where ``</script>`` in a word would end it.
+
+    Args:
+        explanation: An ``Explanation`` of the official explainer; those of this package do all of this by themselves.
+    """
+    from captum_attn_lime.lime._shown import ShownExplanation
+
+    if not isinstance(explanation, ShownExplanation):
+        explanation = copy.copy(explanation)
+        explanation.__class__ = ShownExplanation
+    return str(explanation.as_html())
+
+
+def shown(explanation: Any, string: Any = None) -> Any:
+    """Return lime's explanation of a text or a row such that it shows itself, safely.
+
+    Args:
+        explanation: What the official explainer returned.
+        string: The text with the units that are its features.
+    """
+    from captum_attn_lime.lime._shown import ShownExplanation, TextMapper, as_regression
+
+    if string is not None:
+        explanation.domain_mapper = TextMapper(string)
+    explanation.__class__ = ShownExplanation
+    if explanation.explained.unit == "prediction" and explanation.mode == "classification":
+        as_regression(explanation)
+    return explanation
+
+
+def _shared(
+    explanation: Any,
+    spans: Sequence[Span | None],
+    label: int | str | None,
+    share: Sharing,
+    *,
+    by_characters: bool,
+    unselected: float = 0.0,
+) -> Tensor:
+    """Return what falls on each span of the weights of a text explanation's units; NaN where no unit is."""
+    if share not in get_args(Sharing):
+        raise InputError(f"share must be one of {', '.join(map(repr, get_args(Sharing)))}, but is {share!r}.")
+    units = _units_of(explanation)
+    count = Counter(unit for unit, _, _ in units)
+    weights = explanation_weights(explanation, label)
+    out = np.full(len(spans), np.nan)
+    places = [(start, end) for _, start, end in units]
+    for (unit, start, end), overlaps in zip(units, _overlaps(places, spans), strict=True):
+        whole = weights.get(unit, unselected)
+        if np.isnan(whole):
+            continue
+        weight = whole / count[unit]
+        total = end - start if by_characters else sum(overlaps.values())
+        for k, n in overlaps.items():
+            part = {
+                "split": weight * n / total,
+                "first": weight if k == min(overlaps) else 0.0,
+                "broadcast": whole,
+            }[share]
+            out[k] = part if np.isnan(out[k]) else out[k] + part
+    return torch.from_numpy(out)
+
+
+def _units_of(explanation: Any) -> list[tuple[int, int, int]]:
+    """Return feature, start and end of each unit of a text explanation, in the order of the text."""
+    string = getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None)
+    if string is None:
+        raise InputError(
+            f"{type(explanation).__name__} is not lime's explanation of a text, so it has no character spans; "
+            "for rows and images use explanation_weights."
+        )
+    return occurrences(string)
+
+
+def _overlaps(units: Sequence[Span], spans: Sequence[Span | None]) -> Iterator[dict[int, int]]:
+    """Give for each unit how many characters it shares with each span that it meets, by the span's index."""
+    order = sorted((s[0], s[1], k) for k, s in enumerate(spans) if s is not None and s[1] > s[0])
+    ends = list(accumulate((end for _, end, _ in order), max))  # no span up to here ends later
+    for start, end in units:
+        found = {}
+        for a, b, k in order[bisect_right(ends, start) : bisect_left(order, (end,))]:
+            if b > start:
+                found[k] = min(end, b) - max(start, a)
+        yield found
+
+
+def _number(explanation: Any, value: Any, label: int | str | None) -> float:
+    if isinstance(value, dict):
+        value = value[explained_label(explanation, label)]
+    return float(np.asarray(value, dtype=float).reshape(-1)[0])
+
+
+def _after_name(label: str, name: str, i: int, *, mark: str) -> str | None:
+    """Return what a column's label says after its name and the mark; None where it is the label of another column.
+
+    Either side may have its columns numbered for lack of names.
+    """
+    for known in (name, str(i)):
+        if label.startswith(known + mark) and (mark or label == known):
+            return label[len(known + mark) :]
+    if name != str(i):
+        return None
+    return label.rpartition(mark)[2] if mark else ""
+
+
+def _may_be(came: Any, value: float, *, decimals: bool) -> bool:
+    """Return whether a number as lime shows it may be this value; what is no number (a category's name) may be."""
+    try:
+        number = float(came)
+    except ValueError:
+        return True
+    return abs(number - value) <= (0.005 if decimals else 0.0) + 1e-6 * abs(value)
+
+
+def _local_exp(explanation: Any) -> dict[Any, Any]:
+    found = getattr(explanation, "local_exp", None)
+    if not isinstance(found, dict) or not found:
+        raise InputError(f"expected lime's explanation, but got {type(explanation).__name__} without local_exp.")
+    return found
+
+
+def explained_label(explanation: Any, label: int | str | None) -> Any:
+    """Return the key of the explained class in ``local_exp``."""
+    have = _local_exp(explanation)
+    if getattr(explanation, "mode", "classification") == "regression":
+        return 1  # lime keeps the weights under 1 and their negatives under 0.
+    if label is None and len(have) == 1:
+        return next(iter(have))
+    explained = getattr(explanation, "explained", None)
+    if isinstance(label, str):
+        known = getattr(explanation, "all_diagnostics", {})
+        named = [key for key, one in known.items() if one.explained.name == label]
+        names = [str(name) for name in getattr(explanation, "class_names", None) or ()]
+        label = named[0] if named else names.index(label) if label in names else label
+    token = getattr(explanation, "explained_target", None)
+    if token is not None:  # lime itself knows two classes: this token and any other
+        if label in (token, getattr(explained, "name", None)) or (isinstance(label, str) and label in have):
+            return next(iter(have))
+        raise TargetError(f"token {label} was not explained; the explanation is of token {token}.")
+    if label in have:
+        return label
+    classes = sorted(int(key) for key in have)
+    raise TargetError(
+        f"several classes were explained, {classes}; pass label=."
+        if label is None
+        else f"class {label} was not explained; the explanation has {classes}."
+    )

@@ -1,0 +1,270 @@
+"""What `LimeText.explain` perturbs: a text, or one text of a pair, and what it asks the model about it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from captum_attn_lime._explained import Explained, Output, Unit
+from captum_attn_lime.adapters import TextAdapter
+from captum_attn_lime.adapters.text._words import Span
+from captum_attn_lime.errors import InputError, TextError
+from captum_attn_lime.lime._base import Array, unit_of
+from captum_attn_lime.lime._explainer import Masks
+from captum_attn_lime.lime._index_text import Cells, Removal, cells_of, is_exact, scores_of
+from captum_attn_lime.lime._steady_padding import hidden_as_padding
+from captum_attn_lime.lime._units import occurrences
+
+Segment = Literal["first", "second"]
+# Of two columns lime explains the second one by default.
+_OF_TOKEN = 1
+_ANY_OTHER = "any other token"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One text and the model's answers to its perturbed copies.
+
+    Attributes:
+        adapter: The adapter.
+        encoding: The text or pair as tokens.
+        segment: Which text of a pair is perturbed; None for a single text.
+        unit: The unit of the model's answers.
+        show_progress: Whether to show a bar.
+        token: The token id that is asked about, of a model whose classes are the vocabulary; else None.
+        cells: The tokens of which perturbed copies are made; None where they are made of the text.
+    """
+
+    adapter: Any
+    encoding: Any
+    segment: Segment | None
+    unit: Unit
+    show_progress: bool
+    token: int | None = None
+    cells: Cells | None = None
+
+    @property
+    def seen(self) -> str | tuple[str, str]:
+        """What the model sees, after truncation: a text or a pair."""
+        found: str | tuple[str, str] = self.encoding.texts[0]
+        return found
+
+    @property
+    def text(self) -> str:
+        """The text that is perturbed."""
+        if isinstance(self.seen, str):
+            return self.seen
+        return self.seen[0 if self.segment == "first" else 1]
+
+    @property
+    def is_next_token(self) -> bool:
+        """Whether the classes are a whole vocabulary."""
+        return getattr(self.adapter, "task", None) == "next_token"
+
+    def token_id(self, target: Any) -> Any:
+        """Return a target; of a language model a token's id in the place of its text."""
+        if not self.is_next_token or not isinstance(target, str):
+            return target
+        return self.adapter.token_id(target)
+
+    def about(self, numbers: Sequence[Explained]) -> tuple[Subject, tuple[Explained, ...]]:
+        """Return the same subject, asked about one token of a language model against all others.
+
+        Raises:
+            InputError: Several tokens came.
+        """
+        if len(numbers) != 1:
+            raise InputError("labels= and top_labels= are for classes; a language model's tokens are explained alone.")
+        (number,) = numbers
+        token = number.column
+        own = replace(number, name=str(self.adapter.class_name(token)), opposite=_ANY_OTHER)
+        return replace(self, token=token), (own,)
+
+    def label(self, number: Explained) -> int:
+        """Return lime's label of an explained class."""
+        return number.column if self.token is None else _OF_TOKEN
+
+    def names(self, given: Sequence[str] | None) -> list[str] | None:
+        """Return the names of lime's classes."""
+        if self.token is not None:
+            return [_ANY_OTHER, str(self.adapter.class_name(self.token))]
+        names = self.adapter.class_names if given is None else given
+        return None if names is None else list(names)
+
+    def scores(self, texts: Sequence[str]) -> Array:
+        """Return lime's classifier function, with one column per class also for a single logit."""
+        items = [self._item(text) for text in texts]
+        show = self.show_progress and len(items) > 1  # the one text whose class is looked up needs no bar
+        if self.token is None:
+            return np.asarray(self.adapter.scores(items, self.unit, show_progress=show))
+        function = self.adapter.predict_proba if self.unit == "probability" else self.adapter.logits
+        return self._of_token(function(items, target=self.token, show_progress=show))
+
+    def original(self) -> Array:
+        """Return the scores of the text as it is, (1, classes)."""
+        if self.cells is None:
+            return self.scores([self.text])
+        self.adapter._head.check_one_row(type(self.adapter.model).__name__)
+        kept = np.ones((1, self.cells.n_features), dtype=bool)
+        return self._on_cells(self.cells, kept, show_progress=False)
+
+    def scores_of_masks(self, kept: Masks, known: Array | None = None) -> Array:
+        """Return the scores of copies of the cells, one column per class.
+
+        Args:
+            kept: Which features each copy keeps, (n, features).
+            known: The scores of the text as it is, which then does not run again.
+        """
+        if self.cells is None:
+            raise InputError("this text is perturbed as a text; call scores.")
+        if known is None:
+            return self._on_cells(self.cells, kept, show_progress=self.show_progress)
+        rest = ~kept.all(axis=1)
+        out: Array = np.repeat(known, len(kept), axis=0)
+        if rest.any():
+            out[rest] = self._on_cells(self.cells, kept[rest], show_progress=self.show_progress)
+        return out
+
+    def _on_cells(self, cells: Cells, kept: Masks, *, show_progress: bool) -> Array:
+        adapter = self.adapter
+        if cells.fill == adapter._pad:
+            # The adapter then keeps a causal classifier from taking a removed last word for padding.
+            adapter = copy.copy(adapter)
+            adapter._baseline = cells.fill
+        is_probability = self.unit == "probability"
+        if self.token is not None:
+            of_token = partial(adapter._run_target, target=self.token, probability=is_probability)
+            return self._of_token(scores_of(adapter, cells, kept, of_token, show_progress=show_progress))
+        run = adapter._run if cells.hidden is None else hidden_as_padding(adapter, cells, adapter._run)
+        found = scores_of(adapter, cells, kept, run, show_progress=show_progress)
+        return np.asarray(adapter._as_unit(found, self.unit, adapter._kind(found, self.seen)))
+
+    def on_tokens(self, string: Any, removal: Removal) -> Subject:
+        """Return the same subject, with units removed from its tokens.
+
+        Args:
+            string: The text with its units.
+            removal: What becomes of the tokens of removed units.
+
+        Raises:
+            InputError: The adapter answers to texts in a way of its own, or the units do not tell where they stand.
+        """
+        if not _answers_by_tokens(self.adapter):
+            raise InputError(
+                f"{type(self.adapter).__name__} has its own predict_proba or logits, which take texts, so its answers "
+                "to tokens are not known; use units='lime' without removal=, or LimeText.attribute."
+            )
+        if "".join(string.as_list) != string.raw:
+            raise InputError(
+                "split_expression has a capturing group, with which lime repeats what stands between words; write it "
+                "as (?:...)."
+            )
+        units = occurrences(string)
+        return replace(self, cells=cells_of(self.adapter, self.encoding, self._segment, units, removal=removal))
+
+    def as_lime_does(self, string: Any) -> Subject:
+        """Return the same subject on tokens where that gives what lime's own texts give, else as it is.
+
+        Args:
+            string: lime's ``IndexedString`` of the text.
+        """
+        if not _answers_by_tokens(self.adapter) or "".join(string.as_list) != string.raw:
+            return self
+        units = occurrences(string)
+        replacement = None if string.bow else string.mask_string
+        cells = cells_of(self.adapter, self.encoding, self._segment, units, replacement=replacement)
+        places = [int(p) for p in np.searchsorted(string.string_start, [start for _, start, _ in units])]
+
+        def tokenize(removed: Sequence[Sequence[int]]) -> Any:
+            texts = (
+                "".join(replacement or "" if k in gone else p for k, p in enumerate(string.as_list))
+                for gone in map(frozenset, removed)
+            )
+            return self.adapter._rows([self._item(text) for text in texts])
+
+        return replace(self, cells=cells) if is_exact(self.adapter, cells, len(units), places, tokenize) else self
+
+    @property
+    def token_spans(self) -> list[Span | None]:
+        """Where each token stands in the perturbed text; None for tokens that stand for nothing in it."""
+        spans = self.encoding.token_spans[0]
+        return [s[1:] if s is not None and s[0] == self._segment else None for s in spans]
+
+    def with_tokens(self, spans: Sequence[Span]) -> list[Span]:
+        """Return the spans that have a token; there is nothing to remove of the others.
+
+        Raises:
+            TextError: None has.
+        """
+        units = [(k, start, end) for k, (start, end) in enumerate(spans)]
+        owner = set(cells_of(self.adapter, self.encoding, self._segment, units).owner.tolist())
+        if not owner & set(range(len(spans))):
+            raise TextError(f"none of the {len(spans)} units has a token that the model sees.")
+        return [span for k, span in enumerate(spans) if k in owner]
+
+    @property
+    def _segment(self) -> int:
+        return 1 if self.segment == "second" else 0
+
+    def _item(self, text: str) -> Any:
+        """Return what the adapter takes, with this text in the place of the perturbed one."""
+        if isinstance(self.seen, str):
+            return text
+        first, second = self.seen
+        return (text, second) if self.segment == "first" else (first, text)
+
+    def _of_token(self, found: Array) -> Array:
+        """Return the two columns of a token and of any other, of a token's logits or probabilities (n, 1)."""
+        return np.concatenate([1 - found if self.unit == "probability" else -found, found], axis=1)
+
+    def mark(self, explanation: Any) -> Any:
+        """Return the explanation with a note of what it explains, for :func:`compare` and :func:`word_weights`."""
+        explanation.explained_text = self.seen
+        if self.segment is not None:
+            explanation.explained_segment = self.segment
+        if self.token is not None:
+            explanation.explained_target = self.token
+        return explanation
+
+
+def subject_of(
+    forward_func: Callable[..., Any], raw: Any, segment: Segment | None, output: Output, *, show_progress: bool
+) -> Subject:
+    """Return what is perturbed.
+
+    Raises:
+        InputError: The forward function takes no texts, or the text and the segment do not go together.
+    """
+    if not all(hasattr(forward_func, name) for name in ("encode", "predict_proba", "logits")):
+        raise InputError(
+            f"explain needs raw texts, which {type(forward_func).__name__} does not take; "
+            "make LimeText with a TextAdapter around the model."
+        )
+    adapter: Any = forward_func
+    unit = unit_of(adapter, output)
+    if isinstance(raw, list):
+        raise InputError(f"explain takes one text, but a list came, of {len(raw)}; call it for each.")
+    is_pair = isinstance(raw, tuple)
+    if segment is not None and segment not in get_args(Segment):
+        raise InputError(f"segment must be 'first' or 'second', but is {segment!r}.")
+    if is_pair and segment is None:
+        raise InputError(
+            "a pair is explained one text at a time, while the other stays: pass segment= 'first' or 'second'."
+        )
+    if segment is not None and not is_pair:
+        raise InputError(f"segment={segment!r} chooses a text of a pair, but {type(raw).__name__} came; pass a tuple.")
+    encoding = adapter.encode(raw) if segment is None else adapter.encode(raw, explain=segment)
+    return Subject(adapter, encoding, segment, unit, show_progress)
+
+
+def _answers_by_tokens(adapter: Any) -> bool:
+    """Return whether the adapter's answers to texts are its answers to their tokens, and nothing is put on top."""
+    names = ("predict_proba", "logits", "outputs", "encode")
+    return isinstance(adapter, TextAdapter) and all(
+        getattr(type(adapter), name) is getattr(TextAdapter, name) and name not in vars(adapter) for name in names
+    )
