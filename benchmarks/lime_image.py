@@ -104,7 +104,7 @@ def functions(name: str, samples: int) -> dict[str, Callable[[], Any]]:
     return {
         "plain": lambda: plain(model, image, samples),
         "ours": lambda: lime.explain(image, 1, segments="patches", num_samples=samples),
-        "forward": lambda: forward(model, samples, adapter.batch_images),
+        "forward": lambda: forward(model, samples, adapter.batch_size),
     }
 
 

@@ -307,3 +307,13 @@ class Adapter(nn.Module):
                 f"{len(self.class_names)} class_names were given, but the model has {classes} {kind} "
                 f"(its output has {outputs.shape[1]} columns); pass one name for each."
             )
+
+
+def check_count(name: str, value: Any, of: str) -> None:
+    """Raise unless an argument is a positive whole number.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a positive number of {of}, but is {value!r}.")

@@ -213,7 +213,7 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
             )
             shown = [one.column for one in numbers]
             copies = Removable(tensors, bases, ids, active[None])
-            example = masked_example(adapter, copies, answers, adapter.batch_images, tick)
+            example = masked_example(adapter, copies, answers, adapter.batch_size, tick)
             seed = self.seed if seed is None else seed
             scores = plan.remembering(example.scores, tick)
             explainer, run = self._official(scores, n, shown, num_features, seed)

@@ -147,7 +147,7 @@ def test_what_is_no_picture_is_refused(raw, message):
 
 
 def test_probabilities_for_lime():
-    a = adapter(size=(8, 12), batch_images=2)
+    a = adapter(size=(8, 12), batch_size=2)
     images = np.stack([picture(), np.roll(picture(), 3, axis=1), picture()[::-1]])
     x = torch.cat([by_hand(image) for image in images])
     expected = a.model.double()(x).softmax(dim=1).detach().numpy()
@@ -266,7 +266,7 @@ class Flipping(ViTImageProcessor):
         ({"mean": 0.5, "std": 1, "size": 8, "resize_to": 7}, r"resize_to \(7, 7\) must be at least size"),
         ({"mean": 0.5, "std": 1, "size": 8, "fit": "pad"}, "fit must be"),
         ({"mean": 0.5, "std": 1, "interpolation": "cubic"}, "interpolation must be one of"),
-        ({"mean": 0.5, "std": 1, "batch_images": 0}, "batch_images"),
+        ({"mean": 0.5, "std": 1, "batch_size": 0}, "batch_size"),
         ({"processor": object()}, "processor is object"),
         ({"processor": {"input_size": (3, 8, 8)}}, "lacks mean and std"),
         ({"processor": {"mean": (0,) * 3, "std": (1,) * 3, "crop_mode": "border"}}, "crop_mode 'border'"),

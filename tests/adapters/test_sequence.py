@@ -99,9 +99,9 @@ def test_baselines_are_each_cells_mean_and_most_frequent_category():
     assert not bare.baselines.any()
 
 
-@pytest.mark.parametrize("batch_rows", [1, 4, 100])
-def test_predict_proba_is_the_bare_model_one_by_one(batch_rows):
-    a = adapter(batch_rows=batch_rows)
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_predict_proba_is_the_bare_model_one_by_one(batch_size):
+    a = adapter(batch_size=batch_size)
     with torch.no_grad():
         slow = torch.cat([a.model(torch.tensor(one[None], dtype=torch.float32)) for one in DATA]).double()
     np.testing.assert_allclose(a.logits(DATA), slow, atol=1e-6)
@@ -189,7 +189,7 @@ def test_bad_sequences(sequence, message):
     ("options", "message"),
     [
         (dict(task="ranking"), "task must be"),
-        (dict(batch_rows=0), "batch_rows"),
+        (dict(batch_size=0), "batch_size"),
         (dict(categorical_features=["size"]), "names 'size'"),
         (dict(categorical_features=["u"]), "categories are integers"),
         (dict(training_data=DATA[0]), "several sequences"),

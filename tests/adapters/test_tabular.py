@@ -90,9 +90,9 @@ def test_rows_survive_the_way_to_tensors_and_back(categorical, rows):
     assert len(tensors) == (len(categorical) > 0) + (len(categorical) < 5)
 
 
-@pytest.mark.parametrize("batch_rows", [1, 3, 100])
-def test_predict_proba_is_the_bare_model_row_by_row(batch_rows):
-    a = adapter(batch_rows=batch_rows)
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_predict_proba_is_the_bare_model_row_by_row(batch_size):
+    a = adapter(batch_size=batch_size)
     slow = [a.model(torch.tensor([[r[0], r[2]]]).float(), torch.tensor([[int(r[1]), int(r[3])]])) for r in ROWS]
     logits = torch.cat(slow).detach().double()
     np.testing.assert_allclose(a.logits(FRAME), logits, atol=1e-5)
@@ -230,7 +230,7 @@ def test_the_models_dtype_decides():
     ("options", "message"),
     [
         (dict(task="ranking"), "task must be"),
-        (dict(batch_rows=0), "batch_rows"),
+        (dict(batch_size=0), "batch_size"),
         (dict(categorical_features=["size"], training_data=FRAME), "names 'size'"),
         (dict(categorical_features=[7], training_data=FRAME), "got 7; there are 4"),
         (dict(categorical_features=[2], training_data=FRAME), "'income' has the value 1.5"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._util.progress import progress
-from captum_attn_lime.adapters._base import Adapter
+from captum_attn_lime.adapters._base import Adapter, check_count
 from captum_attn_lime.adapters._encoding import Encoding
 from captum_attn_lime.adapters._limits import configured_class_names
 from captum_attn_lime.adapters._outputs import Array, Outputs, without_nan
@@ -65,7 +65,7 @@ class ImageAdapter(Adapter):
         class_names: Names of the classes; by default those of a HuggingFace configuration.
         outputs: What the model puts out: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid) or
             ``"predictions"`` (a regression); by default that is found out.
-        batch_images: Greatest number of pictures that :meth:`predict_proba` runs at once.
+        batch_size: Greatest number of pictures that :meth:`predict_proba` runs at once.
 
     Raises:
         InputError: How the model wants its pictures is not known, or settings contradict each other.
@@ -94,16 +94,15 @@ class ImageAdapter(Adapter):
         patch_size: int | Sequence[int] | None = None,
         class_names: Sequence[str] | None = None,
         outputs: Outputs = "auto",
-        batch_images: int = 16,
+        batch_size: int = 16,
     ) -> None:
         super().__init__(model, class_names=class_names, outputs=outputs)
         if self.class_names is None:
             self.class_names = configured_class_names(model)
-        if not isinstance(batch_images, int) or batch_images < 1:
-            raise InputError(f"batch_images must be a positive number of pictures, but is {batch_images!r}.")
+        check_count("batch_size", batch_size, "pictures")
         given = dict(mean=mean, std=std, size=size, fit=fit, resize_to=resize_to, interpolation=interpolation)
         self.preprocessing: Preprocessing = preprocessing_of(model, processor, given)
-        self.batch_images = batch_images
+        self.batch_size = batch_size
         channels = len(self.preprocessing.mean)
         self.patch_size = find_patch_size(model, channels) if patch_size is None else pair(patch_size, "patch_size")
 
@@ -168,8 +167,8 @@ class ImageAdapter(Adapter):
         images = self.images(raw)
         found = []
         with evaluating(self.model), torch.no_grad(), progress(len(images), show_progress, "images") as tick:
-            for start in range(0, len(images), self.batch_images):
-                part = images[start : start + self.batch_images]
+            for start in range(0, len(images), self.batch_size):
+                part = images[start : start + self.batch_size]
                 same = len({(image.shape, image.dtype) for image in part}) == 1
                 batches = [np.stack(part)] if same else [image[None] for image in part]
                 found += [self._run(self.tensors(batch)) for batch in batches]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._util.progress import progress
-from captum_attn_lime.adapters._base import Adapter
+from captum_attn_lime.adapters._base import Adapter, check_count
 from captum_attn_lime.adapters._outputs import Array, Outputs, without_nan
 from captum_attn_lime.adapters._state import cudnn_off, evaluating
 from captum_attn_lime.adapters._trial import trial
@@ -36,7 +36,7 @@ class NumericAdapter(Adapter):
             not (``"multi_label"``: each has a probability of its own), or numbers to predict (``"regression"``), whose
             names are then the ``class_names``.
         outputs: Whether a classifier puts out ``"logits"`` or ``"probabilities"``; found out by default.
-        batch_rows: Greatest number of examples that run at once.
+        batch_size: Greatest number of examples that run at once.
     """
 
     #: What one example is called.
@@ -54,17 +54,16 @@ class NumericAdapter(Adapter):
         class_names: Sequence[str] | None,
         task: Task = "classification",
         outputs: Outputs = "auto",
-        batch_rows: int,
+        batch_size: int,
     ) -> None:
         if task not in get_args(Task):
             raise InputError(f"task must be 'classification', 'multi_label' or 'regression', but is {task!r}.")
         if (outputs == "predictions") != (task == "regression") and outputs != "auto":
             raise InputError(f"outputs={outputs!r} does not go with task={task!r}; predictions are of a regression.")
         super().__init__(model, class_names=class_names, outputs="predictions" if task == "regression" else outputs)
-        if not isinstance(batch_rows, int) or batch_rows < 1:
-            raise InputError(f"batch_rows must be a positive number of rows, but is {batch_rows!r}.")
+        check_count("batch_size", batch_size, f"{self.example}s")
         self.task = task
-        self.batch_rows = batch_rows
+        self.batch_size = batch_size
 
     def arrays(self, raw: Any) -> Array:
         """Return raw input as (n, ...) float64, checked."""
@@ -79,8 +78,8 @@ class NumericAdapter(Adapter):
         array = self.arrays(raw)
         found = []
         with evaluating(self.model), torch.no_grad(), progress(len(array), show_progress, f"{self.example}s") as tick:
-            for start in range(0, len(array), self.batch_rows):
-                found.append(self._run(*self.tensors(array[start : start + self.batch_rows])))
+            for start in range(0, len(array), self.batch_size):
+                found.append(self._run(*self.tensors(array[start : start + self.batch_size])))
                 tick(len(found[-1]))
         return without_nan(np.concatenate(found), type(self.model).__name__, self.example)
 

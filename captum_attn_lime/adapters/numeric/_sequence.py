@@ -69,7 +69,7 @@ class SequenceAdapter(NumericAdapter):
         baseline: What stands for "nothing known": ``"mean"``, the training data's mean in each cell (of categories
             the most frequent one); ``"zero"``; or an array that broadcasts to (steps, series). By default the mean
             where there is training data, and else zero.
-        batch_rows: Greatest number of sequences that :meth:`predict_proba` runs at once.
+        batch_size: Greatest number of sequences that :meth:`predict_proba` runs at once.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(6, 2))
@@ -94,9 +94,9 @@ class SequenceAdapter(NumericAdapter):
         task: Task = "classification",
         outputs: Outputs = "auto",
         baseline: Literal["mean", "zero"] | Any = None,
-        batch_rows: int = 1024,
+        batch_size: int = 1024,
     ) -> None:
-        super().__init__(model, class_names=class_names, task=task, outputs=outputs, batch_rows=batch_rows)
+        super().__init__(model, class_names=class_names, task=task, outputs=outputs, batch_size=batch_size)
         _check_takes_one(model)
         names = series_names(training_data) if feature_names is None else tuple(str(n) for n in feature_names)
         self._training = training_sequences(training_data, names) if training_data is not None else None

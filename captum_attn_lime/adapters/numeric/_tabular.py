@@ -60,7 +60,7 @@ class TabularAdapter(NumericAdapter):
             for a model whose outputs are the predicted numbers, named by ``class_names``.
         outputs: Whether a classifier puts out ``"logits"`` or ``"probabilities"`` (it ends in softmax or sigmoid); by
             default that is found out.
-        batch_rows: Greatest number of rows that :meth:`predict_proba` runs at once.
+        batch_size: Greatest number of rows that :meth:`predict_proba` runs at once.
         forward_names: Where the model's forward takes the "numeric" and the "categorical" columns, if that cannot be
             found: the names of parameters, their positions from 0, or keys of the dictionary that it takes, as in
             ``{"numeric": "b", "categorical": "a"}`` or ``{"categorical": 0, "numeric": 1}``.
@@ -85,10 +85,10 @@ class TabularAdapter(NumericAdapter):
         class_names: Sequence[str] | None = None,
         task: Task = "classification",
         outputs: Outputs = "auto",
-        batch_rows: int = 1024,
+        batch_size: int = 1024,
         forward_names: Mapping[str, Place] | None = None,
     ) -> None:
-        super().__init__(model, class_names=class_names, task=task, outputs=outputs, batch_rows=batch_rows)
+        super().__init__(model, class_names=class_names, task=task, outputs=outputs, batch_size=batch_size)
         names = table_names(training_data) if feature_names is None else tuple(str(n) for n in feature_names)
         self._training = None if training_data is None else as_table(training_data, names, _count(names))
         if names is None and self._training is not None:

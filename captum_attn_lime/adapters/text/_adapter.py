@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._explained import class_index
-from captum_attn_lime.adapters._base import Adapter
+from captum_attn_lime.adapters._base import Adapter, check_count
 from captum_attn_lime.adapters._limits import padding_token, position_limit
 from captum_attn_lime.adapters._outputs import Array, Outputs
 from captum_attn_lime.adapters.text import _raw as raws
@@ -70,7 +70,8 @@ class TextAdapter(Adapter):
         baseline: What stands in for a removed word: ``"mask"``, ``"unk"`` or ``"pad"`` (where the tokenizer has no
             mask token the unknown token stands in, then the padding token), or a token id. Special and padding tokens
             keep their own ids.
-        batch_tokens: Greatest number of tokens that :meth:`predict_proba` runs at once.
+        batch_tokens: Greatest number of tokens, padding included, that :meth:`predict_proba` runs at once. Short
+            texts share a batch, and a longer text runs alone.
         forward_names: Role to parameter name, where the model's parameter names do not tell: ``"input_ids"``,
             ``"attention_mask"`` (1 at real tokens), ``"padding_mask"`` (True at padding), ``"token_type_ids"``. None
             for a role that is not to be given.
@@ -116,9 +117,9 @@ class TextAdapter(Adapter):
         self._names_are_found = class_names is None
         if class_names is None:
             self.class_names = self._head.class_names(model)
-        for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise InputError(f"{name} must be a positive number of tokens, but is {value!r}.")
+        if max_length is not None:
+            check_count("max_length", max_length, "tokens")
+        check_count("batch_tokens", batch_tokens, "tokens")
         self.word_pattern = word_pattern
         self.batch_tokens = batch_tokens
         ways = bindings(model, forward_names)
