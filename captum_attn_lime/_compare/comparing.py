@@ -221,7 +221,8 @@ def _from_explanation(name: str, explanation: Any, encoding: Encoding, number: N
     if row is not None and row.shape[1] != n:
         raise InputError(
             f"the explanation {name!r} is over {row.shape[1]} cells, and the encoding's features are "
-            f"{n} others; encode with units='cell', or pass LimeSequence itself, which adds its numbers up to them."
+            f"{n} others; encode with features='cell' or 'column', or pass LimeSequence itself, which adds its numbers "
+            "up to them."
         )
     difference = None if row is None else row_difference(explanation, row[0], encoding.feature_names[0])
     if difference is not None:
@@ -250,11 +251,11 @@ def _explained_words(name: str, explanation: Any, encoding: TextEncoding) -> lis
             f"the explanation {name!r} may be of either text of the pair, which are equal; use LimeText.explain with "
             "segment=, which notes it."
         )
-    words = [k for k, of in enumerate(encoding.segments[0]) if of == segments[0]]
+    words = [k for k, of in enumerate(encoding.text_indices[0]) if of == segments[0]]
     if not words:
         raise InputError(
             f"the explanation {name!r} is of the {('first', 'second')[segments[0]]} text, whose words are no features "
-            "of the encoding; encode the pair with explain='both' or that text."
+            "of the encoding; encode the pair with explained_text='both' or that text."
         )
     return words
 

@@ -80,20 +80,19 @@ def test_cells_are_numbered_and_named_as_lime_does():
     ],
 )
 def test_features_may_be_whole_steps_or_series(units, names, mask):
-    x = adapter().encode(DATA[:2], units=units)
+    x = adapter().encode(DATA[:2], features=units)
     assert x.feature_names == (names,) * 2
     assert x.feature_mask.tolist() == [mask] * 2
     assert x.feature_mask.is_contiguous()
-    assert x.units == units
 
 
 def test_baselines_are_each_cells_mean_and_most_frequent_category():
     x = adapter().encode(DATA[:2])
     np.testing.assert_allclose(x.baselines[1, :, [0, 2]], DATA.mean(axis=0)[:, [0, 2]], atol=1e-6)
     assert x.baselines[0, :, 1].tolist() == [0, 1, 2, 2]
-    zero = adapter(baseline="zero").encode(DATA[:2])
+    zero = adapter().encode(DATA[:2], baselines="zero")
     assert not zero.baselines.any()
-    own = adapter(baseline=[1, 0, 3]).encode(DATA[:2])
+    own = adapter().encode(DATA[:2], baselines=[1, 0, 3])
     assert own.baselines.tolist() == [[[1, 0, 3]] * STEPS] * 2
     bare = SequenceAdapter(Recurrent()).encode(DATA)
     assert not bare.baselines.any()
@@ -193,10 +192,6 @@ def test_bad_sequences(sequence, message):
         (dict(categorical_features=["size"]), "names 'size'"),
         (dict(categorical_features=["u"]), "categories are integers"),
         (dict(training_data=DATA[0]), "several sequences"),
-        (dict(baseline="median"), "baseline must be"),
-        (dict(baseline="mean", training_data=None), "needs training_data"),
-        (dict(baseline=[1.0, 2.0]), "does not broadcast"),
-        (dict(baseline=[1.0, float("inf"), 2.0]), "not finite"),
         (dict(feature_names=["u", "kind"]), r"expected 2 series"),
     ],
 )
@@ -209,13 +204,29 @@ def test_what_is_known_only_when_a_sequence_comes():
     a = SequenceAdapter(Recurrent(), categorical_features=[9])
     with pytest.raises(InputError, match="names series 9"):
         a.encode(DATA)
-    b = SequenceAdapter(Recurrent(), baseline=[1.0, 2.0])
-    with pytest.raises(InputError, match="does not broadcast"):
-        b.encode(DATA)
-    with pytest.raises(InputError, match="units must be"):
-        adapter().encode(DATA, units="word")
+    with pytest.raises(InputError, match="features must be"):
+        adapter().encode(DATA, features="word")
     # without training data any length goes
     assert [SequenceAdapter(Recurrent()).encode(DATA[:, :n]).inputs.shape[1] for n in (2, 4)] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("baselines", "message"),
+    [
+        ("median", "baselines must be 'mean', 'zero' or an array"),
+        ([1.0, 2.0], r"baselines of shape \(2,\) do not broadcast to sequences of shape \(\d+, 4, 3\)"),
+        ([1.0, float("inf"), 2.0], "not finite"),
+        ([1.0, 0.5, 2.0], "categories are integers"),
+    ],
+)
+def test_bad_baselines(baselines, message):
+    with pytest.raises(InputError, match=message):
+        adapter().encode(DATA, baselines=baselines)
+
+
+def test_the_mean_as_baseline_needs_training_data():
+    with pytest.raises(InputError, match="pass training_data= to the SequenceAdapter"):
+        adapter(training_data=None).encode(DATA, baselines="mean")
 
 
 class Each(nn.Module):
@@ -325,7 +336,7 @@ def test_integrated_gradients_of_a_linear_model_are_weight_times_distance():
 @pytest.mark.parametrize("units", ["cell", "step", "series"])
 def test_ablation_equals_replacing_units_by_hand(units):
     a = adapter()
-    x = a.encode(DATA[0], units=units)
+    x = a.encode(DATA[0], features=units)
     method = captum.attr.FeatureAblation(a)
     found = method.attribute(**x.arguments(method), target=1)[0]
     base = x.baselines[0].double().numpy()
@@ -368,7 +379,7 @@ def test_rollout_gives_a_step_of_attention_to_each_of_its_cells():
     # As features, cells share what their step has, a step keeps it, and a series gets its share of all steps.
     by_cell = method.attribute(**x.arguments(method), target=1)
     np.testing.assert_allclose(by_cell[0, :, 0], expected / SERIES, atol=1e-5)
-    by_series = method.attribute(**a.encode(DATA[0], units="series").arguments(method), target=1)
+    by_series = method.attribute(**a.encode(DATA[0], features="series").arguments(method), target=1)
     np.testing.assert_allclose(by_series, np.full((1, STEPS, SERIES), 1 / SERIES), atol=1e-5)
-    by_step = method.attribute(**a.encode(DATA[0], units="step").arguments(method), target=1)
+    by_step = method.attribute(**a.encode(DATA[0], features="step").arguments(method), target=1)
     np.testing.assert_allclose(by_step[0, :, 0], expected, atol=1e-5)

@@ -51,6 +51,46 @@ def test_columns_are_split_in_the_models_kinds_and_come_back():
     assert a.column_groups(4) == ((0, 2), (1, 3))
 
 
+def test_baselines_are_chosen_for_each_encoding():
+    a = adapter()
+    assert [b[0].tolist() for b in a.encode(FRAME, baselines="zero").baselines] == [[0, 0], [0, 0]]
+    own = a.encode(FRAME, baselines=[1, 2, 3, 1]).baselines
+    assert [b.tolist() for b in own] == [[[1, 3]] * 4, [[2, 1]] * 4]
+    frame = pd.DataFrame([[1, 3, 2, 1]], columns=["city", "income", "colour", "age"])  # in another order
+    assert [b[0].tolist() for b in a.encode(ROWS, baselines=frame).baselines] == [[1, 3], [2, 1]]
+    with pytest.raises(InputError, match="which the training data has not"):
+        a.encode(FRAME, baselines=[1, 7, 3, 1])
+
+
+def test_groups_of_columns_are_one_feature_each():
+    a = adapter()
+    x = a.encode(FRAME, features=[["income", 1], ["city"]])
+    assert x.feature_names[0] == ("age", "colour + income", "city")
+    assert [m[0].tolist() for m in x.feature_mask] == [[0, 1], [1, 2]]
+    method = captum.attr.FeatureAblation(a)
+    found = method.attribute(**x.arguments(method), target=1)
+    numbers, categories = (t.clone() for t in x.inputs)
+    numbers[:, 1], categories[:, 0] = x.baselines[0][:, 1], x.baselines[1][:, 0]
+    effect = a(*x.inputs)[:, 1] - a(numbers, categories)[:, 1]
+    torch.testing.assert_close(found[0][:, 1], effect)
+    torch.testing.assert_close(found[1][:, 0], effect)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ("row", "features must be 'column' or a list of groups"),
+        (["age", "city"], "features must be 'column' or a list of groups"),
+        ([["age"], []], "features must be 'column' or a list of groups"),
+        ([["age", "size"]], "features names 'size'"),
+        ([["age", 1], ["colour"]], "a column twice"),
+    ],
+)
+def test_bad_features(features, message):
+    with pytest.raises(InputError, match=message):
+        adapter().encode(FRAME, features=features)
+
+
 @pytest.mark.parametrize(
     ("name", "default", "two"),
     [

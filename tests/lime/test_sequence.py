@@ -313,7 +313,7 @@ def test_features_of_several_cells_get_the_sum(units, semantics):
     a = lstm()
     method = LimeSequence(a, semantics=semantics)
     cells = method.attribute(a.encode(SEQUENCE).inputs, target=0, n_samples=200)
-    x = a.encode(SEQUENCE, units=units)
+    x = a.encode(SEQUENCE, features=units)
     found = method.attribute(**x.arguments(method), target=0, n_samples=200)
     expected = cells.sum(dim=2 if units == "step" else 1, keepdim=True).expand(1, STEPS, SERIES)
     torch.testing.assert_close(found, expected)
@@ -329,7 +329,7 @@ def test_slopes_are_not_added_up():
     a = adapter()
     method = LimeSequence(a, semantics="gradient")
     with pytest.raises(InputError, match="slopes do not add up"):
-        method.attribute(**a.encode(SEQUENCE, units="step").arguments(method), target=0)
+        method.attribute(**a.encode(SEQUENCE, features="step").arguments(method), target=0)
     assert method.attribute(**a.encode(SEQUENCE).arguments(method), target=0, n_samples=20).shape == (1, 4, 3)
 
 
@@ -411,7 +411,7 @@ def test_side_by_side_with_rollout_and_integrated_gradients():
 
 def test_side_by_side_on_steps():
     a = adapter(Steps())
-    x = a.encode(SEQUENCE, units="step")
+    x = a.encode(SEQUENCE, features="step")
     lime = LimeSequence(a, semantics="times_input")
     x.inputs.requires_grad_()
     found = compare(

@@ -16,6 +16,12 @@ from captum_attn_lime.adapters._outputs import Array, Outputs, without_nan
 from captum_attn_lime.adapters._state import cudnn_off, evaluating
 from captum_attn_lime.adapters._trial import trial
 from captum_attn_lime.adapters.numeric._categories import another_category, check_whole, looked_up, with_no_value
+from captum_attn_lime.adapters.numeric._columns import (
+    as_numbers,
+    check_categories,
+    column_indices,
+    typical_example,
+)
 from captum_attn_lime.errors import InputError, SelectionError
 
 # Examples on which it is tried out whether a gradient reaches a column.
@@ -64,6 +70,25 @@ class NumericAdapter(Adapter):
         check_count("batch_size", batch_size, f"{self.example}s")
         self.task = task
         self.batch_size = batch_size
+
+    def _learn(
+        self, training: Array | None, names: tuple[str, ...] | None, categorical_features: Sequence[int | str]
+    ) -> None:
+        """Keep training examples (n, ..., columns), the columns' names, and which categories occur."""
+        if names is None and training is not None:
+            names = tuple(str(i) for i in range(training.shape[-1]))
+        self._training = training
+        self.feature_names = names
+        self.categorical_features = column_indices(categorical_features, names)
+        self._known = {}
+        if training is not None:
+            self._check_categories(training)
+            self._known = {c: np.unique(training[..., c]) for c in self.categorical_features}
+
+    @property
+    def training_data(self) -> Array | None:
+        """The training examples, (n, columns) or (n, steps, series) float64, or None."""
+        return self._training
 
     def arrays(self, raw: Any) -> Array:
         """Return raw input as (n, ...) float64, checked."""
@@ -156,6 +181,47 @@ class NumericAdapter(Adapter):
                 "which LayerIntegratedGradients takes as they are, or one of them."
             )
         return found[0]
+
+    def _check_categories(self, array: Array) -> None:
+        """Raise if categorical columns of examples (n, ..., columns) hold what is no category, or not a known one."""
+        rows = array.reshape(-1, array.shape[-1])
+        check_categories(rows, self.categorical_features, self.feature_names, self._known)
+
+    def _baselines(self, chosen: Any, shape: tuple[int, ...]) -> Array:
+        """Return what stands for "nothing known" in examples of a shape (n, ...), in that shape.
+
+        Args:
+            chosen: ``"mean"``, ``"zero"``, an array that broadcasts to the shape, or None for the mean where there is
+                training data, and else zero.
+            shape: The shape.
+
+        Raises:
+            InputError: There is no such baseline, it does not fit, or the mean was asked for without training data.
+        """
+        if chosen is None:
+            chosen = "zero" if self._training is None else "mean"
+        if isinstance(chosen, str):
+            if chosen not in ("mean", "zero"):
+                raise InputError(f"baselines must be 'mean', 'zero' or an array, but is {chosen!r}.")
+            if chosen == "zero":
+                return np.zeros(shape)
+            if self._training is None:
+                raise InputError(
+                    f"baselines='mean' needs the training data; pass training_data= to the {type(self).__name__}, or "
+                    "baselines='zero' or an array."
+                )
+            return np.broadcast_to(typical_example(self._training, self.categorical_features), shape)
+        given = as_numbers(chosen, self.feature_names)
+        if not np.isfinite(given).all():
+            raise InputError("baselines holds values that are not finite numbers.")
+        try:
+            found = np.broadcast_to(given, shape)
+        except ValueError:
+            raise InputError(
+                f"baselines of shape {given.shape} do not broadcast to {self.example}s of shape {shape}."
+            ) from None
+        self._check_categories(found)
+        return found
 
     def _examples(self) -> Array:
         """Return one example to try the model on, (1, ...)."""

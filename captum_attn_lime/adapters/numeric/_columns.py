@@ -73,6 +73,33 @@ def column_indices(
     return tuple(sorted(out))
 
 
+def column_features(chosen: Any, names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+    """Return the feature of each column, and the features' names.
+
+    Args:
+        chosen: ``"column"``, or groups of columns, each one feature.
+        names: Names of the columns.
+
+    Raises:
+        InputError: Groups overlap, or a group is empty or names a column that there is not.
+
+    Example:
+        >>> column_features([["b", "c"]], ["a", "b", "c"])
+        ([0, 1, 1], ('a', 'b + c'))
+    """
+    if isinstance(chosen, str) and chosen == "column":
+        return list(range(len(names))), tuple(names)
+    if not isinstance(chosen, (list, tuple)) or any(isinstance(group, str) or not len(group) for group in chosen):
+        raise InputError(f"features must be 'column' or a list of groups of columns, but is {chosen!r}.")
+    groups = [column_indices(group, names, argument="features") for group in chosen]
+    if len({column for group in groups for column in group}) < sum(len(group) for group in chosen):
+        raise InputError(f"features names a column twice: {chosen!r}; a column is part of one feature.")
+    group_of = {column: group for group in groups for column in group}
+    ordered = list(dict.fromkeys(group_of.get(column, (column,)) for column in range(len(names))))
+    number = {column: k for k, group in enumerate(ordered) for column in group}
+    return [number[c] for c in range(len(names))], tuple(" + ".join(names[c] for c in group) for group in ordered)
+
+
 def names_of_categories(
     given: Mapping[int | str, Sequence[str]] | None,
     categorical: Sequence[int],
@@ -142,18 +169,20 @@ def check_categories(
             )
 
 
-def typical_row(table: Array, categorical: Sequence[int]) -> Array:
-    """Return the row of each column's mean, or of the most frequent value in categorical columns.
+def typical_example(examples: Array, categorical: Sequence[int]) -> Array:
+    """Return the mean of examples (n, ..., columns), (..., columns); of categorical columns the most frequent value.
 
     Example:
-        >>> typical_row(np.array([[1.0, 2.0], [3.0, 2.0], [5.0, 0.0]]), [1]).tolist()
+        >>> typical_example(np.array([[1.0, 2.0], [3.0, 2.0], [5.0, 0.0]]), [1]).tolist()
         [3.0, 2.0]
     """
-    row = table.mean(axis=0)
-    for column in categorical:
-        values, counts = np.unique(table[:, column], return_counts=True)
-        row[column] = values[counts.argmax()]
-    return np.asarray(row, dtype=np.float64)
+    cells = examples.reshape(len(examples), -1)
+    found = cells.mean(axis=0)
+    for cell in range(len(found)):
+        if cell % examples.shape[-1] in categorical:
+            values, counts = np.unique(cells[:, cell], return_counts=True)
+            found[cell] = values[counts.argmax()]
+    return np.asarray(found.reshape(examples.shape[1:]), dtype=np.float64)
 
 
 def as_numbers(raw: Any, names: Sequence[str] | None = None) -> Array:

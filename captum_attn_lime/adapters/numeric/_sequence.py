@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +16,11 @@ from captum_attn_lime.adapters._encoding import Encoding
 from captum_attn_lime.adapters._outputs import Array, Outputs
 from captum_attn_lime.adapters._state import cudnn_off
 from captum_attn_lime.adapters.numeric._base import NumericAdapter, Task
-from captum_attn_lime.adapters.numeric._columns import as_numbers, check_categories, column_indices, typical_row
 from captum_attn_lime.adapters.numeric._series import (
-    Units,
+    SeriesFeatures,
     as_sequences,
     cells_of,
-    cells_of_series,
     features_of,
-    sequences_of,
     series_names,
 )
 from captum_attn_lime.errors import ForwardError, InputError
@@ -35,11 +32,9 @@ class SequenceEncoding(Encoding):
 
     Attributes:
         sequences: The sequences, (B, steps, series) float64.
-        units: What one feature is: ``"cell"``, ``"step"`` or ``"series"``.
     """
 
     sequences: Array
-    units: Units
 
     @property
     def rows(self) -> Array:
@@ -66,9 +61,6 @@ class SequenceAdapter(NumericAdapter):
             for a model whose outputs are the predicted numbers, named by ``class_names``.
         outputs: Whether a classifier puts out ``"logits"`` or ``"probabilities"`` (it ends in softmax or sigmoid); by
             default that is found out.
-        baseline: What stands for "nothing known": ``"mean"``, the training data's mean in each cell (of categories
-            the most frequent one); ``"zero"``; or an array that broadcasts to (steps, series). By default the mean
-            where there is training data, and else zero.
         batch_size: Greatest number of sequences that :meth:`predict_proba` runs at once.
 
     Example:
@@ -93,61 +85,43 @@ class SequenceAdapter(NumericAdapter):
         class_names: Sequence[str] | None = None,
         task: Task = "classification",
         outputs: Outputs = "auto",
-        baseline: Literal["mean", "zero"] | Any = None,
         batch_size: int = 1024,
     ) -> None:
         super().__init__(model, class_names=class_names, task=task, outputs=outputs, batch_size=batch_size)
         _check_takes_one(model)
         names = series_names(training_data) if feature_names is None else tuple(str(n) for n in feature_names)
-        self._training = training_sequences(training_data, names) if training_data is not None else None
-        if names is None and self._training is not None:
-            names = tuple(str(i) for i in range(self._training.shape[2]))
-        self.feature_names = names
-        self.categorical_features = column_indices(categorical_features, names)
-        self._known: dict[int, Array] = {}
-        if self._training is not None:
-            self._check_categories(self._training)
-            self._known = {f: np.unique(self._training[:, :, f]) for f in self.categorical_features}
-        self._baseline = _baseline(baseline, self._training, self.categorical_features)
+        training = training_sequences(training_data, names) if training_data is not None else None
+        self._learn(training, names, categorical_features)
         self._is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
 
-    @property
-    def training_data(self) -> Array | None:
-        """The training sequences, (n, steps, series) float64, or None."""
-        return self._training
-
-    def encode(self, sequences: Any, *, units: Units = "cell") -> SequenceEncoding:
+    def encode(self, sequences: Any, *, features: SeriesFeatures = "cell", baselines: Any = None) -> SequenceEncoding:
         """Return a sequence or sequences as a tensor (B, steps, series) with its features.
 
         Args:
             sequences: (steps, series) or (n, steps, series): nested lists, array, tensor, DataFrame with one row per
                 step or a list of such.
-            units: What one feature is: ``"cell"`` (one step of one series, lime's features), ``"step"`` or
+            features: What one feature is: ``"cell"`` (one step of one series, lime's features), ``"step"`` or
                 ``"series"``.
+            baselines: What stands for "nothing known": ``"mean"``, the training data's mean in each cell (of categories
+                the most frequent one); ``"zero"``; or an array that broadcasts to the sequences, such as (series,) or
+                (steps, series). By default the mean where there is training data, and else zero.
 
         Raises:
-            InputError: Wrong shape, a value that is not a finite number, or a category that cannot occur.
+            InputError: Wrong shape, a value that is not a finite number, a category that cannot occur, or features or
+                baselines that do not fit.
         """
         array = self.arrays(sequences)
         n, n_steps, n_series = array.shape
         names = self.feature_names or tuple(str(i) for i in range(n_series))
-        ids, feature_names = features_of(units, n_steps, names)
+        ids, feature_names = features_of(features, n_steps, names)
         mask = torch.from_numpy(ids).to(device=self.device, dtype=torch.int64)
-        try:
-            baseline = np.broadcast_to(self._baseline, array.shape)
-        except ValueError:
-            raise InputError(
-                f"baseline of shape {self._baseline.shape} does not broadcast to sequences of {n_steps} steps and "
-                f"{n_series} series."
-            ) from None
         return SequenceEncoding(
             inputs=self.tensors(array)[0],
             forward_args=(),
-            baselines=self.tensors(baseline)[0],
+            baselines=self.tensors(self._baselines(baselines, array.shape))[0],
             feature_mask=mask.expand(array.shape).contiguous(),
             feature_names=(feature_names,) * n,
             sequences=array,
-            units=units,
         )
 
     def arrays(self, raw: Any) -> Array:
@@ -167,9 +141,6 @@ class SequenceAdapter(NumericAdapter):
         """Return sequences (n, steps, series) as one tensor in the model's dtype, on its device."""
         tensor = torch.from_numpy(np.array(array, order="C"))  # lime's arrays are transposed views
         return (tensor.to(device=self.device, dtype=self._dtype),)
-
-    def _check_categories(self, array: Array) -> None:
-        check_categories(array.reshape(-1, array.shape[2]), self.categorical_features, self.feature_names, self._known)
 
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
         if len(tensors) != 1 or tensors[0].dim() != 3:
@@ -198,34 +169,6 @@ def training_sequences(raw: Any, names: Sequence[str] | None) -> Array:
             "came."
         )
     return sequences
-
-
-def _baseline(chosen: Any, training: Array | None, categorical: Sequence[int]) -> Array:
-    """Return what stands for "nothing known", an array that is to broadcast to (steps, series)."""
-    if chosen is None:
-        chosen = "zero" if training is None else "mean"
-    if isinstance(chosen, str) and chosen == "zero":
-        return np.zeros(())
-    if isinstance(chosen, str) and chosen == "mean":
-        if training is None:
-            raise InputError("baseline='mean' needs training_data=; pass it, or baseline='zero' or an array.")
-        n_steps = training.shape[1]
-        row = typical_row(cells_of(training), cells_of_series(categorical, n_steps))
-        return np.asarray(sequences_of(row[None], n_steps)[0])
-    if isinstance(chosen, str):
-        raise InputError(f"baseline must be 'mean', 'zero' or an array, but is {chosen!r}.")
-    out = as_numbers(chosen)
-    if training is not None:
-        try:
-            np.broadcast_to(out, training.shape[1:])
-        except ValueError:
-            raise InputError(
-                f"baseline of shape {out.shape} does not broadcast to {training.shape[1]} steps and "
-                f"{training.shape[2]} series."
-            ) from None
-    if not np.isfinite(out).all():
-        raise InputError("baseline holds values that are not finite numbers.")
-    return out
 
 
 def _check_takes_one(model: nn.Module) -> None:

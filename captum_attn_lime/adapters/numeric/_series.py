@@ -12,7 +12,7 @@ from captum_attn_lime.adapters._outputs import Array
 from captum_attn_lime.adapters.numeric._columns import as_numbers, as_table, table_names
 from captum_attn_lime.errors import InputError
 
-Units = Literal["cell", "step", "series"]
+SeriesFeatures = Literal["cell", "step", "series"]
 
 
 def as_sequences(
@@ -124,7 +124,9 @@ def step_names(n_steps: int) -> tuple[str, ...]:
     return tuple(f"t-{n_steps - 1 - t}" for t in range(n_steps))
 
 
-def features_of(units: Units, n_steps: int, names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def features_of(
+    features: SeriesFeatures, n_steps: int, names: Sequence[str]
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return the feature id of each cell, (steps, series), and the features' names.
 
     Example:
@@ -132,13 +134,13 @@ def features_of(units: Units, n_steps: int, names: Sequence[str]) -> tuple[NDArr
         ([[0, 2], [1, 3]], [[0, 0], [1, 1]])
     """
     steps, series = np.indices((n_steps, len(names)))
-    if units == "cell":
+    if features == "cell":
         return series * n_steps + steps, cell_names(names, n_steps)
-    if units == "step":
+    if features == "step":
         return steps, step_names(n_steps)
-    if units == "series":
+    if features == "series":
         return series, tuple(names)
-    raise InputError(f"units must be 'cell', 'step' or 'series', but is {units!r}.")
+    raise InputError(f"features must be 'cell', 'step' or 'series', but is {features!r}.")
 
 
 def _are_tables(raw: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,10 +16,8 @@ from captum_attn_lime.adapters.numeric._base import NumericAdapter, Task
 from captum_attn_lime.adapters.numeric._categories import as_ids
 from captum_attn_lime.adapters.numeric._columns import (
     as_table,
-    check_categories,
-    column_indices,
+    column_features,
     table_names,
-    typical_row,
 )
 from captum_attn_lime.adapters.numeric._table_forward import Place, TableForward, TrialRows, decide, table_forwards
 from captum_attn_lime.errors import InputError
@@ -52,7 +50,7 @@ class TabularAdapter(NumericAdapter):
     Args:
         model: The model. It returns (n, classes) or (n,), a tuple that begins with it, or ``.logits``.
         training_data: Rows (n, columns) as array or DataFrame. Gives the names, the categories that may occur, and
-            the baselines: means of numeric and most frequent values of categorical columns; without it they are 0.
+            what stands for "nothing known"; LIME draws from it.
         categorical_features: Indices or names of the columns that hold categories, as integers from 0.
         feature_names: Names of the columns; by default those of the DataFrame, or "0", "1", ...
         class_names: Names of the classes, or of several predicted numbers.
@@ -90,42 +88,44 @@ class TabularAdapter(NumericAdapter):
     ) -> None:
         super().__init__(model, class_names=class_names, task=task, outputs=outputs, batch_size=batch_size)
         names = table_names(training_data) if feature_names is None else tuple(str(n) for n in feature_names)
-        self._training = None if training_data is None else as_table(training_data, names, _count(names))
-        if names is None and self._training is not None:
-            names = tuple(str(i) for i in range(self._training.shape[1]))
-        self.feature_names = names
-        self.categorical_features = column_indices(categorical_features, names)
-        self._known: dict[int, Array] = {}
-        if self._training is not None:
-            check_categories(self._training, self.categorical_features, names, {})
-            self._known = {c: np.unique(self._training[:, c]) for c in self.categorical_features}
+        training = None if training_data is None else as_table(training_data, names, _count(names))
+        self._learn(training, names, categorical_features)
         self._ways = table_forwards(model, forward_names)
         self._way: TableForward | None = None
-        if names is not None:
-            self._decided(len(names))
+        if self.feature_names is not None:
+            self._decided(len(self.feature_names))
 
-    @property
-    def training_data(self) -> Array | None:
-        """The training rows, (n, columns) float64, or None."""
-        return self._training
-
-    def encode(self, rows: Any) -> TabularEncoding:
+    def encode(
+        self,
+        rows: Any,
+        *,
+        features: Literal["column"] | Sequence[Sequence[int | str]] = "column",
+        baselines: Any = None,
+    ) -> TabularEncoding:
         """Return a row or rows as tensors with their columns as features.
 
         Args:
             rows: One row or several: sequence, array, tensor, pandas Series or DataFrame.
+            features: ``"column"``, or groups of columns, by index or name, that are one feature each, such as
+                ``[["latitude", "longitude"]]``; a column of no group is a feature of its own. The features come in
+                the order of their first columns.
+            baselines: What stands for "nothing known": ``"mean"``, the training data's means (of categories the most
+                frequent one); ``"zero"``; or an array that broadcasts to the rows, such as (columns,). By default the
+                mean where there is training data, and else zero.
 
         Raises:
-            InputError: Wrong columns, a value that is not a finite number, or a category that cannot occur.
+            InputError: Wrong columns, a value that is not a finite number, a category that cannot occur, or features
+                or baselines that do not fit.
         """
         table = self.table(rows)
-        names = self.feature_names or tuple(str(i) for i in range(table.shape[1]))
-        ids = np.broadcast_to(np.arange(table.shape[1], dtype=np.float64), table.shape)
+        columns = self.feature_names or tuple(str(i) for i in range(table.shape[1]))
+        feature_of, names = column_features(features, columns)
+        ids = np.broadcast_to(np.array(feature_of, dtype=np.float64), table.shape)
         mask = tuple(t.to(torch.int64) for t in self._split(ids, torch.float64))
         return TabularEncoding(
             inputs=_one_or_all(self.tensors(table)),
             forward_args=(),
-            baselines=_one_or_all(self.tensors(np.broadcast_to(self._baseline(table.shape[1]), table.shape))),
+            baselines=_one_or_all(self.tensors(self._baselines(baselines, table.shape))),
             feature_mask=_one_or_all(mask),
             feature_names=(names,) * len(table),
             rows=table,
@@ -143,7 +143,7 @@ class TabularAdapter(NumericAdapter):
                 f"categorical_features names column {max(self.categorical_features)}, "
                 f"but the rows have {table.shape[1]} columns."
             )
-        check_categories(table, self.categorical_features, self.feature_names, self._known)
+        self._check_categories(table)
         return table
 
     def tensors(self, table: Array) -> tuple[Tensor, ...]:
@@ -203,12 +203,6 @@ class TabularAdapter(NumericAdapter):
             )
             self._way = decide(self.model, self._ways, rows)
         return self._way
-
-    def _baseline(self, n_columns: int) -> Array:
-        """Return one row that stands for "nothing known"."""
-        if self._training is None:
-            return np.zeros(n_columns)
-        return typical_row(self._training, self.categorical_features)
 
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
         name = type(self.model).__name__
