@@ -169,7 +169,8 @@ How to read this
   at, and an explanation that looks right may be wrong about the model.
 * Rollout is the same for every class: it says what was read, also where a tile was read to rule it out.
 * LIME's weights are estimates. What a patch does depends on which others are there, and a linear model misses
-  that: explanation.diagnostics says how well it fits. Other segments may fit better: adapter.encode(picture, "slic").
+  that: explanation.diagnostics says how well it fits. Other segments may fit better:
+  adapter.encode(picture, features="slic").
 * Integrated gradients go from flat patches to this picture, all at once. A model that is so sure changes its mind
   within a short piece of that way, and the credit goes to what tips it there: often a single patch."""
 )

@@ -257,7 +257,7 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
         else:
             x = self.forward_func.encode(
                 image,
-                "quickshift" if segments is None else segments,
+                features="quickshift" if segments is None else segments,
                 baselines="segment" if hide_color is None else hide_color,
                 seed=random_seed,
             )
@@ -276,7 +276,7 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
         if pixels > _MOST_PIXELS:
             raise InputError(
                 f"a picture of {x.shape[2]} x {x.shape[3]} pixels came without its segments; pass feature_mask=, such "
-                "as adapter.encode(image, 'slic').feature_mask."
+                "as adapter.encode(image, features='slic').feature_mask."
             )
         return torch.arange(pixels).reshape(1, 1, *x.shape[2:]).expand(1, *x.shape[1:])
 

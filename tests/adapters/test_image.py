@@ -194,11 +194,11 @@ def test_timm_settings_are_those_of_its_own_transform():
         for size in ((300, 260), (240, 500), (100, 90)):
             image = picture(*size)
             expected = transform(Image.fromarray(image))[None]
-            assert torch.equal(a.encode(image, segments=np.zeros((224, 224), int)).inputs, expected)
+            assert torch.equal(a.encode(image, features=np.zeros((224, 224), int)).inputs, expected)
             # Floats are resampled without rounding in between.
             rounding = 2.01 / 255 / 0.5  # once in each direction
             torch.testing.assert_close(
-                a.encode(image / 255, np.zeros((224, 224), int)).inputs, expected, atol=rounding, rtol=0
+                a.encode(image / 255, features=np.zeros((224, 224), int)).inputs, expected, atol=rounding, rtol=0
             )
     assert ImageAdapter(model).patch_size == (16, 16)
 
@@ -298,12 +298,12 @@ def test_models_without_patches_ask():
     a = ImageAdapter(resnet, mean=MEAN, std=STD)
     with pytest.raises(InputError, match="does not cut pictures into patches; pass patch_size="):
         a.encode(picture())
-    assert len(a.encode(picture(), "slic").feature_names[0]) > 1
+    assert len(a.encode(picture(), features="slic").feature_names[0]) > 1
 
 
 @pytest.mark.parametrize("name", ["slic", "quickshift", "felzenszwalb", partial(slic, n_segments=6)])
 def test_segments_count_from_zero(name):
-    x = adapter().encode([picture(24, 20), picture(24, 20)[::-1]], name)
+    x = adapter().encode([picture(24, 20), picture(24, 20)[::-1]], features=name)
     for labels, names in zip(x.segments, x.feature_names, strict=True):
         assert sorted(np.unique(labels)) == list(range(len(names)))
     assert x.segments.shape == (2, 24, 20)
@@ -312,20 +312,20 @@ def test_segments_count_from_zero(name):
 def test_segments_of_ones_own():
     labels = np.arange(96).reshape(8, 12) // 30 * 10 - 5
     a = adapter()
-    x = a.encode(picture(), labels)
+    x = a.encode(picture(), features=labels)
     np.testing.assert_array_equal(x.segments[0], (labels + 5) // 10)
-    two = a.encode([picture()] * 2, np.stack([labels, labels * 0]))
+    two = a.encode([picture()] * 2, features=np.stack([labels, labels * 0]))
     assert [len(names) for names in two.feature_names] == [4, 1]
-    assert torch.equal(a.encode(picture(), torch.from_numpy(labels)).feature_mask, x.feature_mask)
+    assert torch.equal(a.encode(picture(), features=torch.from_numpy(labels)).feature_mask, x.feature_mask)
     for wrong in (labels[:4], labels / 2, "voronoi", np.stack([labels] * 3)):
         with pytest.raises(InputError, match=r"segments|pass one row for each"):
-            a.encode(picture(), wrong)
+            a.encode(picture(), features=wrong)
 
 
 def test_the_seed_of_the_segmentation_is_used():
     flat = np.zeros((8, 450, 3), np.uint8)  # nothing but ties, which quickshift breaks by chance
     a = adapter()
-    found = [a.encode(flat, "quickshift", seed=s).segments for s in (1, 1, 2)]
+    found = [a.encode(flat, features="quickshift", seed=s).segments for s in (1, 1, 2)]
     np.testing.assert_array_equal(found[0], found[1])
     assert not np.array_equal(found[0], found[2])
 
@@ -336,7 +336,7 @@ def test_baselines_are_what_they_are_called():
     a = adapter()
 
     def shown(baselines) -> np.ndarray:
-        base = a.encode(image, labels, baselines=baselines).baselines.double()
+        base = a.encode(image, features=labels, baselines=baselines).baselines.double()
         return ((base[0].permute(1, 2, 0).numpy() * STD + MEAN) * 255).round(3)
 
     # Whole numbers are cut off, as lime cuts them off.
@@ -353,7 +353,7 @@ def test_baselines_are_what_they_are_called():
         with pytest.raises(InputError, match="baselines"):
             shown(wrong)
     with pytest.raises(InputError, match="numbers from 0 to 1"):
-        a.encode(image / 255, labels, baselines=255)
+        a.encode(image / 255, features=labels, baselines=255)
 
 
 def test_normalized_pixels_are_taken_as_they_are():

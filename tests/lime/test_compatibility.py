@@ -75,7 +75,7 @@ def sequence(seed=0):
 
 def image(seed=0):
     adapter = ImageAdapter(Linear(432).eval(), mean=(0.5,) * 3, std=(0.25,) * 3, size=(12, 12))
-    x = adapter.encode(PICTURE, np.arange(144).reshape(12, 12) // 24)
+    x = adapter.encode(PICTURE, features=np.arange(144).reshape(12, 12) // 24)
     return LimeImage(adapter, seed=seed), x
 
 

@@ -443,7 +443,7 @@ def test_compare_puts_lime_rollout_and_gradients_side_by_side():
 
 def test_compare_over_segments_that_cut_patches():
     a = adapter()
-    x = a.encode(picture(), slic(picture(), n_segments=9))
+    x = a.encode(picture(), features=slic(picture(), n_segments=9))
     n = len(x.feature_names[0])
     assert 4 < n < 16
     explanation = LimeImage(a).explain(x, 1, num_samples=300, output="logits")

@@ -109,8 +109,8 @@ class ImageAdapter(Adapter):
     def encode(
         self,
         images: Any,
-        segments: Segments = "patches",
         *,
+        features: Segments = "patches",
         baselines: Any = "segment",
         seed: int = 42,
         normalized: bool = False,
@@ -119,7 +119,7 @@ class ImageAdapter(Adapter):
 
         Args:
             images: One picture or several of one size: array, tensor, PIL image or path, or a list of these.
-            segments: ``"patches"``: those of the model; ``"quickshift"`` (with lime's settings), ``"slic"`` or
+            features: ``"patches"``: those of the model; ``"quickshift"`` (with lime's settings), ``"slic"`` or
                 ``"felzenszwalb"`` of scikit-image; a function from a picture (H, W, 3), at the model's size, to labels
                 (H, W), such as ``functools.partial(slic, n_segments=50)``; or labels (H, W) or (B, H, W).
             baselines: What stands for "nothing there": ``"segment"``, the mean colour of each segment, as in lime;
@@ -130,7 +130,7 @@ class ImageAdapter(Adapter):
                 It is taken as it is.
 
         Raises:
-            InputError: No picture, pictures of several sizes, or segments or baselines that do not fit.
+            InputError: No picture, pictures of several sizes, or features or baselines that do not fit.
         """
         if normalized:
             inputs = self._as_normalized(images)
@@ -143,7 +143,7 @@ class ImageAdapter(Adapter):
             inputs = torch.cat([self.tensors(image[None]) for image in shown])
         masks, names, bases = [], [], []
         for i, image in enumerate(shown):
-            labels, own_names = self._segmented(image, _of_example(segments, i, len(shown), 2), seed)
+            labels, own_names = self._segmented(image, _of_example(features, i, len(shown), 2), seed)
             masks.append(torch.from_numpy(labels))
             names.append(own_names)
             base = hidden(image, labels, len(own_names), _of_example(baselines, i, len(shown), 3))
@@ -207,7 +207,7 @@ class ImageAdapter(Adapter):
         if self.patch_size is None:
             raise InputError(
                 f"the first convolution of {type(self.model).__name__} does not cut pictures into patches; pass "
-                "patch_size= to the adapter, or segments='slic', 'quickshift' or your own."
+                "patch_size= to the adapter, or features='slic', 'quickshift' or your own."
             )
         return patch_grid((image.shape[0], image.shape[1]), self.patch_size)
 

@@ -93,7 +93,7 @@ def segment(image: Pixels, how: Segments, seed: int) -> tuple[Labels, tuple[str,
     labels = found.detach().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
     if labels.shape != image.shape[:2] or labels.dtype.kind not in "iub":
         raise InputError(
-            f"segments must be whole numbers (H, W), one for each pixel of the picture at the model's size, "
+            f"features must be whole numbers (H, W), one for each pixel of the picture at the model's size, "
             f"{image.shape[:2]}, but came as {labels.dtype} of shape {labels.shape}."
         )
     values, numbers = np.unique(labels, return_inverse=True)
@@ -103,7 +103,7 @@ def segment(image: Pixels, how: Segments, seed: int) -> tuple[Labels, tuple[str,
 def _algorithm(name: str, seed: int) -> Callable[[Pixels], Any]:
     if name not in _ALGORITHMS:
         raise InputError(
-            f"segments is {name!r}; it must be 'patches', {', '.join(map(repr, _ALGORITHMS))}, a function from the "
+            f"features is {name!r}; it must be 'patches', {', '.join(map(repr, _ALGORITHMS))}, a function from the "
             "picture to labels (H, W), or an array of labels."
         )
     from skimage import segmentation
