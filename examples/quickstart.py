@@ -59,8 +59,8 @@ text = chosen["text"]
 # which this model is nearly undecided; a text of [MASK] tokens it takes for rotten, which would be a poor zero.
 
 # %%
-adapter = TextAdapter(reviews.model, reviews.tokenizer, class_names=CLASS_NAMES, baseline="pad")
-x = adapter.encode(text)
+adapter = TextAdapter(reviews.model, reviews.tokenizer, class_names=CLASS_NAMES)
+x = adapter.encode(text, baselines="pad")
 probabilities = adapter.predict_proba([text])[0]
 target = int(probabilities.argmax())
 print(f"\n  “{text}”\n")

@@ -28,7 +28,7 @@ def classifier() -> TextAdapter:
 def test_a_target_at_a_position(name, tmp_path):
     adapter = CASES[name].adapter()
     x = adapter.encode((QUESTION, CONTEXT))
-    target = (x.find("fine", segment="second")[0], 1)
+    target = (x.find("fine", in_text="second")[0], 1)
     rollout = AttentionAttribution(adapter, method="rollout")
     methods = {
         "rollout": rollout.attribute(**x.arguments(rollout), target=target, query=target[0]),
@@ -55,12 +55,12 @@ def test_lime_of_one_text_has_no_value_for_the_other():
     }
     ablation = captum.attr.FeatureAblation(adapter)
     found = compare({"ablation": ablation, **lime}, both, target=1)
-    of = np.array(both.segments[0])
+    of = np.array(both.text_indices[0])
     for k, segment in enumerate(("first", "second")):
         assert found.scores[segment][of != k].isna().all()
         own = [w for w, s in zip(both.words[0], of, strict=True) if s == k]
         np.testing.assert_array_equal(found.scores[segment][of == k], word_weights(lime[segment], own))
-    alone = adapter.encode((QUESTION, CONTEXT), explain="first")
+    alone = adapter.encode((QUESTION, CONTEXT), explained_text="first")
     part = compare({"ablation": ablation, "LIME": lime["first"]}, alone, target=1)
     assert list(part.scores.index) == QUESTION.split()
     assert part.scores.notna().all(axis=None)

@@ -146,7 +146,7 @@ def test_the_other_text_of_a_pair_is_outside():
     from tests.adapters import heads
 
     a = TextAdapter(Reader(120).eval(), heads.bert_tokenizer())
-    x = a.encode(("good film", "bad acting"), explain="first")
+    x = a.encode(("good film", "bad acting"), explained_text="first")
     found = compare({"raw": AttentionAttribution(a, method="raw")}, x)
     weights = a.model.embed.weight.detach()[x.inputs[0], 0].exp()
     weights /= weights.sum()

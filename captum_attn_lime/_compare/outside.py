@@ -127,7 +127,7 @@ def _names(encoding: Encoding, places: list[int]) -> list[str]:
     """Return what readers call each of the cells that are no feature."""
     if not isinstance(encoding, TextEncoding):
         return [_NOT_FEATURES] * len(places)
-    explained = set(encoding.segments[0])
+    explained = set(encoding.text_indices[0])
     out = []
     for k in places:
         span = encoding.token_spans[0][k]

@@ -166,7 +166,7 @@ def cells_of(
     features = np.array([feature for feature, _, _ in units], dtype=np.int64)
     if replacement is not None:
         ids, further, owner, stays = _with_replacement(adapter, replacement, ids, further, owner)
-    fill = {"mask": adapter._baseline, "pad": adapter._pad}.get(removal)
+    fill = {"mask": adapter.mask_id, "pad": adapter.pad_id}.get(removal)
     hidden = _hidden(adapter, owner) if removal == "attention" else None
     cells = Cells(ids, further, owner, stays, features, int(features.max()) + 1, fill, hidden)
     if cells.in_place or (owner == _NOBODY).any():
@@ -241,7 +241,7 @@ def scores_of(
     with evaluating(adapter.model), torch.no_grad(), progress(len(unique), show_progress, "texts") as tick:
         for batch in batches(widths.tolist(), budget, exact=exact):
             width, left = int(widths[batch].max()), batching.side == "left"
-            ids, further = cells.batch(cells.there(unique[batch]), adapter._pad, width, left=left)
+            ids, further = cells.batch(cells.there(unique[batch]), adapter.pad_id, width, left=left)
             tensors: list[Tensor] = [torch.from_numpy(x).to(device) for x in (ids, *further)]
             with without_drawing():
                 values = run(*tensors)

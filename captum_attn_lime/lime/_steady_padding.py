@@ -31,7 +31,7 @@ def hidden_as_padding(adapter: Any, cells: Cells, run: Callable[..., Array]) -> 
     if adapter.task != "classification" or (own is None and not lacks_padding_token(adapter.model)):
         return run  # the adapter reads by the mask, or the model knows no padding id
     # Not the model's own: RoBERTa counts positions without it.
-    free = unused_id(adapter.model, {own, *cells.ids.tolist()}, first=adapter._baseline)
+    free = unused_id(adapter.model, {own, *cells.ids.tolist()}, first=adapter.mask_id)
 
     def with_padding(ids: Tensor, *further: Tensor) -> Array:
         with padding_id(adapter.model, free):
@@ -53,7 +53,10 @@ def with_steady_padding(
         example: The example.
         scalar: What is asked about its copies.
     """
-    if not isinstance(forward_func, TextAdapter) or not forward_func._doubtful_padding():
+    if not isinstance(forward_func, TextAdapter) or forward_func.task != "classification":
+        return example, scalar
+    own = padding_token(forward_func.model)
+    if own is None and not lacks_padding_token(forward_func.model):
         return example, scalar
     adapter, ids, base = forward_func, example.inputs[0], example.baselines[0]
     mask = scalar.args[0] if adapter._binding.mask is not None and scalar.args else None
@@ -62,7 +65,9 @@ def with_steady_padding(
     padded = padded_cells(ids, mask, adapter._ending)
     if not bool(padded.any()):
         return example, scalar
-    used = {padding_token(adapter.model), *ids[~padded].tolist(), *base[~padded].tolist()}
+    used = {*ids[~padded].tolist(), *base[~padded].tolist()}
+    if own is not None and own not in used:
+        return example, scalar
     free = unused_id(adapter.model, used)
 
     def asked(tensors: tuple[Tensor, ...]) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -132,10 +131,6 @@ class Subject:
 
     def _on_cells(self, cells: Cells, kept: Masks, *, show_progress: bool) -> Array:
         adapter = self.adapter
-        if cells.fill == adapter._pad:
-            # The adapter then keeps a causal classifier from taking a removed last word for padding.
-            adapter = copy.copy(adapter)
-            adapter._baseline = cells.fill
         is_probability = self.unit == "probability"
         if self.token is not None:
             of_token = partial(adapter._run_target, target=self.token, probability=is_probability)
@@ -258,7 +253,7 @@ def subject_of(
         )
     if segment is not None and not is_pair:
         raise InputError(f"segment={segment!r} chooses a text of a pair, but {type(raw).__name__} came; pass a tuple.")
-    encoding = adapter.encode(raw) if segment is None else adapter.encode(raw, explain=segment)
+    encoding = adapter.encode(raw) if segment is None else adapter.encode(raw, explained_text=segment)
     return Subject(adapter, encoding, segment, unit, show_progress)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import captum.attr
@@ -140,8 +141,8 @@ def test_ids_types_words_and_segments(name):
         given[key] for key in ("attention_mask", "token_type_ids") if key in given
     ]
     assert x.feature_names[0] == ("unbelievably", "bad", *find_names(second))
-    assert x.segments[0] == (0, 0, *[1] * 12)
-    for word, segment in zip(x.words[0], x.segments[0], strict=True):
+    assert x.text_indices[0] == (0, 0, *[1] * 12)
+    for word, segment in zip(x.words[0], x.text_indices[0], strict=True):
         assert x.texts[0][segment][word.start : word.end] == word.text
     special = [k for k, token in enumerate(x.tokens[0]) if token in ("[CLS]", "[SEP]", "<s>", "</s>", "Ġ")]
     assert (x.feature_mask[0] == 14).nonzero().flatten().tolist() == special
@@ -154,13 +155,13 @@ def test_ids_types_words_and_segments(name):
 def test_one_text_of_a_pair_is_explained_while_the_other_stays(name):
     adapter = make(name)
     both = adapter.encode(PAIRS[:2])
-    for k, explain in enumerate(("first", "second")):
-        x = adapter.encode(PAIRS[:2], explain=explain)
+    for k, name in enumerate(("first", "second")):
+        x = adapter.encode(PAIRS[:2], explained_text=name)
         assert x.inputs.tolist() == both.inputs.tolist()
         for i in range(2):
-            own = [w.text for w, of in zip(both.words[i], both.segments[i], strict=True) if of == k]
+            own = [w.text for w, of in zip(both.words[i], both.text_indices[i], strict=True) if of == k]
             assert x.feature_names[i] == tuple(own)
-            assert set(x.segments[i]) == {k}
+            assert set(x.text_indices[i]) == {k}
         is_other = torch.tensor([[s is not None and s[0] != k for s in row] for row in x.token_spans])
         is_own = torch.tensor([[s is not None and s[0] == k for s in row] for row in x.token_spans])
         is_own &= torch.tensor([[token != "Ġ" for token in row] for row in x.tokens])  # a space of its own is no word
@@ -180,7 +181,7 @@ def test_one_text_of_a_pair_is_explained_while_the_other_stays(name):
 def test_ablation_of_one_text_is_the_bare_models_difference():
     adapter = make("bert")
     first, second = "a fine film", "dull"
-    x = adapter.encode((first, second), explain="first")
+    x = adapter.encode((first, second), explained_text="first")
     ablation = captum.attr.FeatureAblation(adapter)
     found = ablation.attribute(**x.arguments(ablation), target=2)[0]
     whole = bare(adapter, (first, second))[2]
@@ -195,10 +196,10 @@ def test_ablation_of_one_text_is_the_bare_models_difference():
 def test_an_answer_in_the_context_explained_by_the_question(name):
     adapter = make(name)
     question, context = "is a good film long", "it is a dull film, and a fine cast"
-    x = adapter.encode((question, context), explain="first")
-    (position, *_) = x.find("film", segment="second")
+    x = adapter.encode((question, context), explained_text="first")
+    (position, *_) = x.find("film", in_text="second")
     assert x.find("film") == x.positions(3)
-    assert x.find("film", occurrence=1) == x.find("film", segment="second")
+    assert x.find("film", occurrence=1) == x.find("film", in_text="second")
     assert adapter.tokenizer.decode(x.inputs[0, position]) == "film"
     assert x.token_spans[0][position] == (1, 13, 17)
     out = bare(adapter, (question, context))
@@ -316,10 +317,10 @@ def test_a_slow_tokenizer_finds_each_text_among_the_ids():
 
     options = dict(pad_token="[PAD]", unk_token="[UNK]", sep_token="[SEP]")
     adapter = TextAdapter(models.bert(), Slow(**options))
-    x = adapter.encode(("fine film a", "film fine"), explain="second")
+    x = adapter.encode(("fine film a", "film fine"), explained_text="second")
     assert x.tokens[0] == ("fi", "ne", "fi", "lm", "a", "[SEP]", "fi", "lm", "fi", "ne")
     assert x.feature_mask.tolist() == [[2, 2, 2, 2, 2, 2, 0, 0, 1, 1]]
-    assert x.find("film", segment="first") == (2, 3)
+    assert x.find("film", in_text="first") == (2, 3)
     with pytest.warns(TruncationWarning):
         y = TextAdapter(models.bert(), Slow(**options), max_length=8).encode(("fine film a", "film fine"))
     assert y.texts == (("fine film", "film"),)  # whole words: this tokenizer has no spans of halves
@@ -335,13 +336,18 @@ def test_a_slow_tokenizer_finds_each_text_among_the_ids():
         ([["a", "b"]], {}, InputError, "item 0 is list.*tuple of two str"),
         (("fine", " "), {}, TextError, "the second text of pair 0 is blank"),
         ([("fine", "film"), ("", "film")], {}, TextError, "the first text of pair 1 is empty"),
-        (("fine", "film"), dict(explain="third"), InputError, "'both', 'first', 'second'.*'third'"),
-        ("fine", dict(explain="first"), InputError, "single texts came"),
-        (("fine", "!!"), dict(explain="second"), TextError, "no word to attribute to"),
+        (("fine", "film"), dict(explained_text="third"), InputError, "'both', 'first', 'second'.*'third'"),
+        ("fine", dict(explained_text="first"), InputError, "single texts came"),
+        (
+            ("fine", "!!"),
+            dict(explained_text="second", features=re.compile(r"\w+")),
+            TextError,
+            "no word that matches",
+        ),
     ],
 )
 def test_bad_pairs(raw, options, error, message):
-    adapter = TextAdapter(models.bert(), heads.bert_tokenizer(), word_pattern=r"\w+")
+    adapter = TextAdapter(models.bert(), heads.bert_tokenizer())
     with pytest.raises(error, match=message):
         adapter.encode(raw, **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -85,9 +86,9 @@ def test_chinese_words_are_characters_or_what_tokens_join():
         "我喜欢",
         "。",
     )
-    pair = adapter(bert_of_characters()).encode((TEXTS[0], "好 film"), explain="second")
+    pair = adapter(bert_of_characters()).encode((TEXTS[0], "好 film"), explained_text="second")
     assert pair.feature_names[0] == ("好", "film")
-    asked = TextAdapter(models.bert(), bert_of_characters(), word_pattern=r"\w+").encode("电影 好")
+    asked = TextAdapter(models.bert(), bert_of_characters()).encode("电影 好", features=re.compile(r"\w+"))
     assert asked.feature_names[0] == ("电影", "好")
 
 

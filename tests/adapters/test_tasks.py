@@ -250,7 +250,7 @@ def test_positions_of_words():
     with pytest.raises(InputError, match="no example 2"):
         x.find("bad", example=2)
     with pytest.raises(InputError, match="of a pair"):
-        x.find("bad", segment="first")
+        x.find("bad", in_text="first")
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_features_baselines_and_names_of_a_mixed_batch():
 
 @pytest.mark.parametrize(("baseline", "expected"), [("mask", 4), ("pad", 0), ("unk", 1), (9, 9)])
 def test_the_baseline_token_is_the_one_asked_for(baseline, expected):
-    x = TextAdapter(models.bert(), models.word_level_tokenizer(), baseline=baseline).encode("a fine film")
+    x = TextAdapter(models.bert(), models.word_level_tokenizer()).encode("a fine film", baselines=baseline)
     assert x.baselines.tolist() == [[2, expected, expected, expected, 3]]
 
 
@@ -317,3 +317,26 @@ def test_names_say_nothing_so_forward_names_tell():
 def test_class_names_come_from_the_configuration():
     model = models.bert(id2label={0: "bad", 1: "so so", 2: "good"})
     assert TextAdapter(model, models.word_level_tokenizer()).class_names == ("bad", "so so", "good")
+
+
+@pytest.mark.parametrize("text", ["it isn't unbelievably bad", "naïve 😀 film"])
+def test_tokens_as_features(text):
+    adapter = TextAdapter(models.gpt2(), models.byte_bpe_tokenizer())
+    x = adapter.encode([text, "a film"], features="token")
+    for i, row in enumerate(x.tokens):
+        real = [k for k, span in enumerate(x.token_spans[i]) if span is not None and span[2] > span[1]]
+        assert x.feature_names[i] == tuple(row[k] for k in real)
+        assert [x.positions(k, example=i) for k in range(len(real))] == [(k,) for k in real]
+        assert [x.texts[i][w.start : w.end] for w in x.words[i]] == [w.text for w in x.words[i]]
+    assert len(x.words[0]) > len(adapter.encode(text).words[0])
+
+
+def test_tokens_as_features_of_a_pair_and_no_special_ones():
+    adapter = TextAdapter(models.bert(), models.word_level_tokenizer())
+    x = adapter.encode(("a fine film", "dull"), features="token", baselines="pad")
+    assert x.feature_names[0] == ("a", "fine", "film", "dull")
+    assert x.text_indices[0] == (0, 0, 0, 1)
+    changed = x.baselines[0] != x.inputs[0]
+    assert [t for t, c in zip(x.tokens[0], changed.tolist(), strict=True) if c] == list(x.feature_names[0])
+    first = adapter.encode(("a fine film", "dull"), features="token", explained_text="second")
+    assert first.feature_names[0] == ("dull",)

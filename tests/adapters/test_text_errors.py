@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -46,9 +47,23 @@ def test_bad_texts(adapter, texts, error, message):
 
 
 def test_a_text_without_a_word():
-    adapter = TextAdapter(models.bert(), models.word_level_tokenizer(), word_pattern=r"\w+")
-    with pytest.raises(TextError, match="no word to attribute to"):
-        adapter.encode("!! ?!")
+    adapter = TextAdapter(models.bert(), models.word_level_tokenizer())
+    with pytest.raises(TextError, match=r"no word that matches '.*' that the model sees"):
+        adapter.encode("!! ?!", features=re.compile(r"\w+"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(baselines="zero"), "baselines must be 'mask', 'unk', 'pad' or a token id"),
+        (dict(baselines=-1), "or a token id, but is -1"),
+        (dict(features="sentence"), "features must be 'word', 'token' or a compiled pattern"),
+        (dict(features=r"\w+"), r"pass re\.compile"),
+    ],
+)
+def test_bad_options_of_encode(adapter, options, message):
+    with pytest.raises(InputError, match=message):
+        adapter.encode("a fine film", **options)
 
 
 def test_words_that_the_tokenizer_drops_are_no_features():
@@ -62,7 +77,7 @@ def test_words_that_the_tokenizer_drops_are_no_features():
     x = adapter.encode("a * fine * film")
     assert x.feature_names == (("a", "fine", "film"),)
     assert x.feature_mask.tolist() == [[0, 1, 2]]
-    with pytest.raises(TextError, match="none of them with a token"):
+    with pytest.raises(TextError, match="no word that the model sees"):
         adapter.encode("* *")
 
 
@@ -167,7 +182,6 @@ def test_models_that_do_not_take_a_text(model, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(baseline="zero"), "baseline must be"),
         (dict(max_length=0), "max_length"),
         (dict(batch_tokens=-1), "batch_tokens"),
         (dict(forward_names={"mask": "mask"}), "the roles are"),

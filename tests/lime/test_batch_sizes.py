@@ -77,11 +77,10 @@ def made(name):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("removal", ["delete", "mask", "pad", "attention"])
-@pytest.mark.parametrize("baseline", ["mask", "pad"])
-def test_of_texts(name, removal, baseline):
+def test_of_texts(name, removal):
     model, found = made(name), []
     for size in (16, 4096):
-        adapter = TextAdapter(model, TOKENIZER, batch_tokens=size, baseline=baseline)
+        adapter = TextAdapter(model, TOKENIZER, batch_tokens=size)
         explanation = LimeText(adapter, removal=removal).explain(TEXT, 0, num_samples=60, output="logits")
         found.append([weight for _, weight in sorted(explanation.local_exp[0])])
     assert np.abs(found).max() > 1e-3
@@ -92,9 +91,9 @@ def test_of_texts(name, removal, baseline):
 @pytest.mark.parametrize("baseline", ["mask", "pad"])
 def test_of_tensors(name, baseline):
     """Also of a text that is padded beside a longer one."""
-    adapter = TextAdapter(made(name), TOKENIZER, baseline=baseline)
+    adapter = TextAdapter(made(name), TOKENIZER)
     try:
-        encoding = adapter.encode(["good film and plot", TEXT])
+        encoding = adapter.encode(["good film and plot", TEXT], baselines=baseline)
     except InputError:
         pytest.skip("does not take texts of several lengths")
     found = []

@@ -51,7 +51,7 @@ def test_the_predicted_class_of_a_pair_and_its_words():
     found = lime.explain((FIRST, SECOND), segment="second", num_samples=40)
     assert list(found.local_exp) == [int(adapter.predict_proba((FIRST, SECOND)).argmax())]
     assert found.class_names == ["a", "b", "c"]
-    x = adapter.encode((FIRST, SECOND), explain="second")
+    x = adapter.encode((FIRST, SECOND), explained_text="second")
     weights = word_weights(found, x.words[0]).numpy()
     assert np.isnan(weights[x.feature_names[0].index(";")])
     assert np.isfinite(weights[x.feature_names[0].index("bad")])

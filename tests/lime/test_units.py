@@ -64,7 +64,7 @@ def naive(adapter, encoding, spans, *, bow, removal, target, seed=0, num_samples
         names.setdefault(text[a:b] if bow else k, []).append((a, b))
     numbers = [next(n for n, own in enumerate(names.values()) if span in own) for span in spans]
     features = list(names.values())
-    fill = {"mask": adapter._baseline, "pad": adapter._pad}.get(removal)
+    fill = {"mask": adapter.mask_id, "pad": adapter.pad_id}.get(removal)
 
     def classify(texts):
         rows = []
@@ -150,13 +150,13 @@ def test_other_tokenizers_and_models(make, removal):
 @pytest.mark.parametrize("removal", ["delete", "mask", "pad", "attention"])
 def test_a_causal_classifier_reads_the_last_token_that_is_not_hidden(removal):
     adapter = gpt2(pad_token_id=7)
-    assert adapter._pad == 7
+    assert adapter.pad_id == 7
     x = adapter.encode(TEXT)
     spans = [m.span() for m in re.finditer(r"\w+", TEXT)]
     expected, _ = naive(adapter, x, spans, bow=True, removal=removal, target=1)
     found = LimeText(adapter, removal=removal).explain(TEXT, 1, num_samples=40)
     np.testing.assert_allclose(weights_of(found, 1), expected, atol=1e-6)
-    assert adapter._baseline != 7
+    assert adapter.mask_id != 7
     assert adapter.model.config.pad_token_id == 7
 
 

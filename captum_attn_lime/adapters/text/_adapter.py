@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -20,14 +21,13 @@ from captum_attn_lime.adapters.text._binding import Binding, bindings, check_kin
 from captum_attn_lime.adapters.text._company import Side
 from captum_attn_lime.adapters.text._encoding import TextEncoding, features_of, spans_of
 from captum_attn_lime.adapters.text._known import KnownModel, check_together
-from captum_attn_lime.adapters.text._padding import is_doubtful, padding_id, without_doubt
+from captum_attn_lime.adapters.text._padding import padding_id, without_doubt
 from captum_attn_lime.adapters.text._pairs import PairTokens, pair_tokens
-from captum_attn_lime.adapters.text._raw import Explain, Raw, is_pair
+from captum_attn_lime.adapters.text._raw import ExplainedText, Raw, TextFeatures, is_pair
 from captum_attn_lime.adapters.text._stand_ins import baseline_token, padding_fill
 from captum_attn_lime.adapters.text._tasks import Head, Task
 from captum_attn_lime.adapters.text._tasks.next_token import of_target
 from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokenizing, Tokens
-from captum_attn_lime.adapters.text._words import WORD_PATTERN
 from captum_attn_lime.errors import InputError, TargetError
 
 
@@ -66,10 +66,6 @@ class TextAdapter(Adapter):
         class_names: Names of the classes; by default those of the model's configuration.
         max_length: Greatest number of tokens, special tokens included; by default the lesser of what the tokenizer and
             the model's positions allow.
-        word_pattern: Regular expression of one word; words are the features.
-        baseline: What stands in for a removed word: ``"mask"``, ``"unk"`` or ``"pad"`` (where the tokenizer has no
-            mask token the unknown token stands in, then the padding token), or a token id. Special and padding tokens
-            keep their own ids.
         batch_tokens: Greatest number of tokens, padding included, that :meth:`predict_proba` runs at once. Short
             texts share a batch, and a longer text runs alone.
         forward_names: Role to parameter name, where the model's parameter names do not tell: ``"input_ids"``,
@@ -77,6 +73,10 @@ class TextAdapter(Adapter):
             for a role that is not to be given.
         outputs: What the model puts out: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid) or
             ``"predictions"`` (a regression); by default that is found out.
+
+    Attributes:
+        pad_id: The token id that fills up a batch.
+        mask_id: The token id that stands in for a removed word, unless :meth:`encode` is given another one.
 
     Example:
         >>> from captum.attr import LayerIntegratedGradients
@@ -105,8 +105,6 @@ class TextAdapter(Adapter):
         task: Task | None = None,
         class_names: Sequence[str] | None = None,
         max_length: int | None = None,
-        word_pattern: str = WORD_PATTERN,
-        baseline: str | int = "mask",
         batch_tokens: int = 4096,
         forward_names: Mapping[str, str | None] | None = None,
         outputs: Outputs = "auto",
@@ -120,7 +118,6 @@ class TextAdapter(Adapter):
         if max_length is not None:
             check_count("max_length", max_length, "tokens")
         check_count("batch_tokens", batch_tokens, "tokens")
-        self.word_pattern = word_pattern
         self.batch_tokens = batch_tokens
         ways = bindings(model, forward_names)
         self._declines_types = "token_type_ids" in (forward_names or {})
@@ -130,10 +127,10 @@ class TextAdapter(Adapter):
             types=any(way.types is not None for way in ways),
             open_ended=self.task == "next_token",
         )
-        self._pad = padding_fill(model, self._tokenizing)
+        self.pad_id = padding_fill(model, self._tokenizing)
+        self.mask_id = baseline_token(self._tokenizing, "mask", self.pad_id)
         self._known = KnownModel(ways, "left" if getattr(tokenizer, "padding_side", "right") == "left" else "right")
-        self._baseline = baseline_token(self._tokenizing, baseline, self._pad)
-        self._ending = self._tokenizing.ending(self._pad) if padding_token(model) is not None else 0
+        self._ending = self._tokenizing.ending(self.pad_id) if padding_token(model) is not None else 0
 
     @property
     def task(self) -> Task:
@@ -185,49 +182,68 @@ class TextAdapter(Adapter):
             )
         return ids[0]
 
-    def encode(self, texts: Raw | Sequence[Raw], *, explain: Explain = "both") -> TextEncoding:
+    def encode(
+        self,
+        texts: Raw | Sequence[Raw],
+        *,
+        features: TextFeatures = "word",
+        baselines: str | int = "mask",
+        explained_text: ExplainedText = "both",
+    ) -> TextEncoding:
         """Return texts or pairs of texts as tensors with their words as features.
 
         Args:
             texts: One text, or one pair as a tuple of two; or a list of either.
-            explain: Of pairs, the texts whose words are the features: ``"both"``, ``"first"`` or ``"second"``. The
+            features: What one feature is: ``"word"``, ``"token"``, or a compiled pattern of one word. Special and
+                padding tokens are no features.
+            baselines: What stands in for a removed feature: ``"mask"``, ``"unk"`` or ``"pad"`` (where the tokenizer
+                has no mask token the unknown token stands in, then the padding token), or a token id. Special and
+                padding tokens keep their own ids.
+            explained_text: Of pairs, the texts that give the features: ``"both"``, ``"first"`` or ``"second"``. The
                 tokens of the other text keep their ids in the baselines and share the last feature id, as special
                 tokens do.
 
         Raises:
             TextError: A text is blank or has no word; or a pair has so little room that one of its texts would vanish.
             TokenizerError: The tokenizer gives ids that the model has no embedding for, or takes no pairs.
-            InputError: Not a text; or texts of several lengths for a model whose answers padding changes.
+            InputError: Not a text; options that do not fit; or texts of several lengths for a model whose answers
+                padding changes.
             ForwardError: The model does not run on tokens in any way that is known, or loses token types.
 
         Warns:
             TruncationWarning: A text is longer than the model takes.
         """
         items = self._items(texts)
-        explained = raws.segments_to_explain(explain, items)
+        explained = raws.texts_to_explain(explained_text, items)
+        raws.check_features(features)
+        stand_in = baseline_token(self._tokenizing, baselines, self.pad_id)
         rows = []
         for i, item in enumerate(items):
             raws.check_not_blank(item, i)
             rows.append(pair_tokens(self._tokenizing, item) if is_pair(item) else self._tokenizing.tokens(str(item)))
-            raws.warn_cut(rows[-1], i, self.max_length, self.word_pattern)
+            raws.warn_cut(rows[-1], i, self.max_length)
         check_rows(self, rows)
         longest = max(len(row.ids) for row in rows)
         batching = self._known.batching(self, rows)
         check_together(self.model, self._binding, rows, batching)
         side = batching.side or "right"
         ids, forward_args = self._tensors(rows, longest, side)
-        words, segments, feature_mask = features_of(rows, ids, self.word_pattern, explained, left=side == "left")
-        is_word = feature_mask < max(len(w) for w in words)
+        words, text_indices, feature_mask = features_of(rows, ids, features, explained, left=side == "left")
+        is_feature = feature_mask < max(len(w) for w in words)
+        tokens = tuple(self._tokenizing.names(row) for row in ids.tolist())
+        names = tuple(tuple(w.text for w in row) for row in words)
+        if features == "token":
+            names = tuple(tuple(compress(row, kept)) for row, kept in zip(tokens, is_feature.tolist(), strict=True))
         return TextEncoding(
             inputs=ids,
             forward_args=forward_args,
-            baselines=torch.where(is_word, torch.full_like(ids, self._baseline), ids),
+            baselines=torch.where(is_feature, torch.full_like(ids, stand_in), ids),
             feature_mask=feature_mask,
-            feature_names=tuple(tuple(w.text for w in row) for row in words),
+            feature_names=names,
             texts=tuple(row.texts if isinstance(row, PairTokens) else row.text for row in rows),
-            tokens=tuple(self._tokenizing.names(row) for row in ids.tolist()),
+            tokens=tokens,
             words=words,
-            segments=segments,
+            text_indices=text_indices,
             token_spans=tuple(spans_of(row, longest, left=side == "left") for row in rows),
         )
 
@@ -304,7 +320,7 @@ class TextAdapter(Adapter):
             return super()._altered(tensors)
         half = ids.clone()
         half[:, ids.shape[1] // 2 :] = ids[:, :1]
-        return [(torch.full_like(ids, self._baseline), *further), (half, *further)]
+        return [(torch.full_like(ids, self.mask_id), *further), (half, *further)]
 
     @property
     def _excluding_dim(self) -> int:
@@ -363,11 +379,10 @@ class TextAdapter(Adapter):
         mask = named.get("attention_mask")
         types = named.get("token_type_ids")
         options = self._head.options(self.model, ids, mask)
-        lends: AbstractContextManager[object] = nullcontext()
-        if ids.dim() == 2 and self._doubtful_padding():
+        lent: int | None = None
+        if ids.dim() == 2 and self.task == "classification":
             ids, lent = without_doubt(self.model, ids, mask, self._ending)
-            lends = padding_id(self.model, lent)
-        with lends:
+        with nullcontext() if lent is None else padding_id(self.model, lent):
             return self._binding.call(self._asked, ids, mask, types, **options)
 
     def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
@@ -379,9 +394,6 @@ class TextAdapter(Adapter):
         if self._names_are_found and self.class_names is not None and found.shape[-1] not in (1, len(self.class_names)):
             self.class_names = None  # those of a part of the model
         return found
-
-    def _doubtful_padding(self) -> bool:
-        return self.task == "classification" and is_doubtful(self.model, self._baseline)
 
     def _further(self) -> list[str]:
         """Return what goes to forward after the ids, in order."""

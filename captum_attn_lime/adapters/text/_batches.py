@@ -68,7 +68,7 @@ def rows_of(tokenizing: Tokenizing, items: Sequence[Raw]) -> list[PlainIds]:
 
 def tensors_of(adapter: Any, rows: Sequence[AnyRow], length: int, side: Side) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return the padded ids (n, length), and what goes with them."""
-    tables: list[tuple[list[tuple[int, ...]], int]] = [([row.ids for row in rows], adapter._pad)]
+    tables: list[tuple[list[tuple[int, ...]], int]] = [([row.ids for row in rows], adapter.pad_id)]
     if adapter._binding.mask is not None:
         tables.append(([(1,) * len(row.ids) for row in rows], 0))
     if adapter._takes_types:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from captum_attn_lime.adapters._encoding import Encoding
 from captum_attn_lime.adapters.text._pairs import PairTokens
-from captum_attn_lime.adapters.text._raw import SEGMENTS, Raw, is_pair, texts_of
+from captum_attn_lime.adapters.text._raw import TEXTS, Raw, TextFeatures, is_pair, texts_of
 from captum_attn_lime.adapters.text._tokenize import Tokens
-from captum_attn_lime.adapters.text._words import Word, find_phrase, find_words, word_of_tokens
+from captum_attn_lime.adapters.text._words import WORD_PATTERN, Span, Word, find_phrase, find_words, word_of_tokens
 from captum_attn_lime.errors import InputError, TextError
 
 TokenSpan = tuple[int, int, int]
@@ -27,15 +28,16 @@ class TextEncoding(Encoding):
         texts: For each example the text, or the pair of texts, that the model sees: after truncation.
         tokens: The tokens of each example, special and padding tokens included.
         words: The words of each example that are features, ids 0 to len - 1; spans are in their own text. A word
-            without any token (a control character that the tokenizer drops) is left out.
-        segments: For each word which text of a pair it is of: 0 or 1; 0 for single texts.
+            without any token (a control character that the tokenizer drops) is left out. Where tokens are the
+            features, the piece of text that each stands for.
+        text_indices: For each word which text of a pair it is of: 0 or 1; 0 for single texts.
         token_spans: For each token its text (0 or 1) and its start and end in it; None for special and padding tokens.
     """
 
     texts: tuple[Raw, ...]
     tokens: tuple[tuple[str, ...], ...]
     words: tuple[tuple[Word, ...], ...]
-    segments: tuple[tuple[int, ...], ...]
+    text_indices: tuple[tuple[int, ...], ...]
     token_spans: tuple[tuple[TokenSpan | None, ...], ...]
 
     def positions(self, word: int, *, example: int = 0) -> tuple[int, ...]:
@@ -59,7 +61,7 @@ class TextEncoding(Encoding):
         text: str,
         *,
         example: int = 0,
-        segment: Literal["first", "second"] | None = None,
+        in_text: Literal["first", "second"] | None = None,
         occurrence: int = 0,
     ) -> tuple[int, ...]:
         """Return the positions of the tokens of a word or phrase, whether or not it is explained.
@@ -70,12 +72,12 @@ class TextEncoding(Encoding):
             text: What to look for, as it is written; only whole words match, and whole characters in scripts without
                 spaces between words.
             example: Index of the example.
-            segment: Which text of a pair to look in; by default the first one, then the second.
+            in_text: Which text of a pair to look in; by default the first one, then the second.
             occurrence: Which one of several, from 0.
 
         Raises:
             TextError: It is not there, or not that often.
-            InputError: There is no such example or segment.
+            InputError: There is no such example or text.
 
         Example:
             >>> from captum_attn_lime.adapters import TextAdapter, WordTokenizer
@@ -92,14 +94,14 @@ class TextEncoding(Encoding):
             ((2,), (0, 1), torch.Size([1, 3, 3]))
         """
         raw = self.texts[self._example(example)]
-        if segment is not None and (segment not in SEGMENTS or not is_pair(raw)):
+        if in_text is not None and (in_text not in TEXTS or not is_pair(raw)):
             raise InputError(
-                f"segment must be 'first' or 'second', of a pair, but is {segment!r} and came for {raw!r}."
+                f"in_text must be 'first' or 'second', of a pair, but is {in_text!r} and came for {raw!r}."
             )
         places = [
             (k, *span)
             for k, own in enumerate(texts_of(raw))
-            if segment is None or SEGMENTS[k] == segment
+            if in_text is None or TEXTS[k] == in_text
             for span in find_phrase(own, text)
         ]
         if not 0 <= occurrence < len(places):
@@ -115,14 +117,19 @@ class TextEncoding(Encoding):
 
 
 def features_of(
-    rows: Sequence[Tokens | PairTokens], ids: Tensor, pattern: str, explained: Sequence[int], *, left: bool
+    rows: Sequence[Tokens | PairTokens],
+    ids: Tensor,
+    features: TextFeatures,
+    explained: Sequence[int],
+    *,
+    left: bool,
 ) -> tuple[tuple[tuple[Word, ...], ...], tuple[tuple[int, ...], ...], Tensor]:
     """Return the explained words that have a token, the text that each is of, and the feature mask (B, N).
 
     Args:
         rows: The tokens of each example.
         ids: Their padded ids, (B, N).
-        pattern: Regular expression of one word.
+        features: What one feature is: ``"word"``, ``"token"``, or a pattern of one word.
         explained: Indices of the texts whose words are features. All other tokens share the last id.
         left: Whether the padding is on the left.
 
@@ -136,8 +143,7 @@ def features_of(
         owner: list[int | None] = [None] * len(row.ids)
         for segment in explained:
             spans = [s if of == segment else None for s, of in zip(row.spans, row.segments, strict=True)]
-            found = find_words(row.texts[segment], pattern, tokens=spans)
-            word_of = word_of_tokens(spans, found)
+            found, word_of = _pieces(row.texts[segment], spans, features)
             used = sorted({k for k in word_of if k is not None})
             number = {k: len(own_words) + n for n, k in enumerate(used)}
             owner = [o if k is None else number[k] for o, k in zip(owner, word_of, strict=True)]
@@ -145,11 +151,8 @@ def features_of(
             own_segments += [segment] * len(used)
         if not own_words:
             texts = " and ".join(repr(row.texts[k][:40]) for k in explained)
-            count = sum(len(find_words(row.texts[k], pattern)) for k in explained)
-            raise TextError(
-                f"text {i} ({texts}) has no word to attribute to: "
-                f"{count} word(s) found by word_pattern, none of them with a token that the model sees."
-            )
+            what = f"word that matches {features.pattern!r}" if isinstance(features, re.Pattern) else features
+            raise TextError(f"text {i} ({texts}) has no {what} that the model sees, so there is nothing to explain.")
         words.append(tuple(own_words))
         segments.append(tuple(own_segments))
         owners.append(owner)
@@ -159,6 +162,19 @@ def features_of(
         cells = slice(ids.shape[1] - len(owner), None) if left else slice(len(owner))
         mask[i, cells] = torch.tensor([last if n is None else n for n in owner], device=ids.device)
     return tuple(words), tuple(segments), mask
+
+
+def _pieces(
+    text: str, spans: Sequence[Span | None], features: TextFeatures
+) -> tuple[Sequence[Word], Sequence[int | None]]:
+    """Return the pieces of a text that are features, in order, and for each token which of them it belongs to."""
+    if features == "token":
+        cells = [k for k, span in enumerate(spans) if span is not None and span[1] > span[0]]
+        number = {cell: k for k, cell in enumerate(cells)}
+        places = [span for span in spans if span is not None and span[1] > span[0]]
+        return [Word(text[a:b], a, b) for a, b in places], [number.get(k) for k in range(len(spans))]
+    found = find_words(text, WORD_PATTERN if isinstance(features, str) else features, tokens=spans)
+    return found, word_of_tokens(spans, found)
 
 
 def spans_of(row: Tokens | PairTokens, length: int, *, left: bool) -> tuple[TokenSpan | None, ...]:

@@ -20,38 +20,36 @@ from captum_attn_lime.errors import InputError
 _NO_TOKEN = -1
 
 
-def is_doubtful(model: nn.Module, baseline: int) -> bool:
-    """Return whether a model could take a real token for padding: it has no padding id, or that of the baseline."""
-    return lacks_padding_token(model) or padding_token(model) == baseline
-
-
-def without_doubt(model: nn.Module, ids: Tensor, mask: Tensor | None, ending: int) -> tuple[Tensor, int]:
+def without_doubt(model: nn.Module, ids: Tensor, mask: Tensor | None, ending: int) -> tuple[Tensor, int | None]:
     """Return ids and a padding id such that the model takes exactly the padded cells for padding.
 
     Causal classifiers read the last token whose id is not the padding id. A word that was replaced by a token with
     that id would be skipped, so the padding gets an id that no real cell has.
 
     Args:
-        model: A model whose configuration has a place for a padding id.
+        model: The model.
         ids: Token ids (n, N).
         mask: 1 at real tokens (n, N); None where all are.
         ending: Number of real tokens at each text's end that the tokenizer adds and that are padding ids themselves.
             The model passes over those, and goes on doing so.
 
     Returns:
-        The ids, with another id at the padding where needed, and the padding id to lend to the configuration.
+        The ids, with another id at the padding where needed, and the padding id to lend to the configuration; None
+        where the model needs no other: its configuration has no place for one, or no real cell has its id.
 
     Raises:
         InputError: Every id of the vocabulary is a real token of this batch.
     """
     own = padding_token(model)
+    if own is None and not lacks_padding_token(model):
+        return ids, None
     padded = padded_cells(ids, mask, ending)
     if own is None and not bool(padded.any()):
         return ids, _NO_TOKEN
-    used = set(ids[~padded].tolist())
-    if own is not None and own not in used:
-        return ids, own
-    free = unused_id(model, used)
+    used = ids[~padded]
+    if own is not None and not bool((used == own).any()):
+        return ids, None
+    free = unused_id(model, set(used.tolist()))
     return ids.masked_fill(padded, free), free
 
 

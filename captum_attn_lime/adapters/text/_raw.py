@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeGuard, get_args
@@ -15,8 +16,9 @@ from captum_attn_lime.errors import InputError, TextError, TruncationWarning
 
 Pair = tuple[str, str]
 Raw = str | Pair
-Explain = Literal["both", "first", "second"]
-SEGMENTS: tuple[Explain, Explain] = ("first", "second")
+ExplainedText = Literal["both", "first", "second"]
+TEXTS: tuple[ExplainedText, ExplainedText] = ("first", "second")  # of a pair
+TextFeatures = Literal["word", "token"] | re.Pattern[str]
 
 
 def is_pair(raw: Any) -> TypeGuard[Pair]:
@@ -57,15 +59,27 @@ def as_list(raw: Any) -> list[Raw]:
     return [item if is_pair(item) else str(item) for item in out]
 
 
-def segments_to_explain(explain: Explain, items: Sequence[Raw]) -> tuple[int, ...]:
+def texts_to_explain(chosen: ExplainedText, items: Sequence[Raw]) -> tuple[int, ...]:
     """Return which texts of each item give the features, as indices."""
-    if explain not in get_args(Explain):
-        raise InputError(f"explain must be one of {', '.join(map(repr, get_args(Explain)))}, but is {explain!r}.")
-    if explain != "both" and not is_pair(items[0]):
-        raise InputError(f"explain={explain!r} chooses a text of a pair, but single texts came; pass pairs as tuples.")
-    if explain == "both":
+    if chosen not in get_args(ExplainedText):
+        names = ", ".join(map(repr, get_args(ExplainedText)))
+        raise InputError(f"explained_text must be one of {names}, but is {chosen!r}.")
+    if chosen != "both" and not is_pair(items[0]):
+        raise InputError(
+            f"explained_text={chosen!r} chooses a text of a pair, but single texts came; pass pairs as tuples."
+        )
+    if chosen == "both":
         return (0, 1) if is_pair(items[0]) else (0,)
-    return (SEGMENTS.index(explain),)
+    return (TEXTS.index(chosen),)
+
+
+def check_features(features: Any) -> None:
+    """Raise if a text has no such features."""
+    if features not in ("word", "token") and not isinstance(features, re.Pattern):
+        raise InputError(
+            f"features must be 'word', 'token' or a compiled pattern of one word, but is {features!r}; for a regular "
+            "expression pass re.compile(...)."
+        )
 
 
 def texts_of(item: Raw) -> tuple[str, ...]:
@@ -77,14 +91,14 @@ def check_not_blank(item: Raw, i: int) -> None:
     """Raise if a text or one of a pair has nothing to be read."""
     for k, text in enumerate(texts_of(item)):
         if not text.strip():
-            what = f"the {SEGMENTS[k]} text of pair {i}" if is_pair(item) else f"text {i}"
+            what = f"the {TEXTS[k]} text of pair {i}" if is_pair(item) else f"text {i}"
             raise TextError(
                 f"{what} is {'empty' if not text else 'blank'}; pass a text with at least one word"
                 f"{', or the other text alone' if is_pair(item) else ''}."
             )
 
 
-def warn_cut(row: Tokens | PairTokens, i: int, max_length: int | None, pattern: str) -> None:
+def warn_cut(row: Tokens | PairTokens, i: int, max_length: int | None) -> None:
     """Warn of what truncation left out of one text or pair; two calls below the user's."""
     if not row.cut:
         return
@@ -93,9 +107,9 @@ def warn_cut(row: Tokens | PairTokens, i: int, max_length: int | None, pattern: 
     for k, (text, rest) in enumerate(zip(row.texts, row.rests, strict=True)):
         if not rest and paired:
             continue
-        seen = len(find_words(text, pattern))
-        some = " ".join(w.text for w in find_words(rest, pattern)[:4])
-        of = f" of the {SEGMENTS[k]} text" if paired else ""
+        seen = len(find_words(text))
+        some = " ".join(w.text for w in find_words(rest)[:4])
+        of = f" of the {TEXTS[k]} text" if paired else ""
         if row.cut_left:
             lost.append(f"all but the last {seen} words{of}" if paired else f"all but its last {seen} words")
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import nn
 
 from captum_attn_lime.adapters._limits import padding_token
@@ -26,17 +27,17 @@ def padding_fill(model: nn.Module, tokenizing: Tokenizing) -> int:
     return 0 if found is None else found
 
 
-def baseline_token(tokenizing: Tokenizing, baseline: str | int, padding: int) -> int:
+def baseline_token(tokenizing: Tokenizing, chosen: str | int, padding: int) -> int:
     """Return the id that stands for a removed word.
 
     Raises:
-        InputError: ``baseline`` is no id and none of the names.
+        InputError: It is no id and none of the names.
     """
-    if isinstance(baseline, int) and not isinstance(baseline, bool) and baseline >= 0:
-        return baseline
-    if baseline not in _BASELINES:
-        raise InputError(f"baseline must be {', '.join(map(repr, _BASELINES))} or a token id; got {baseline!r}.")
-    found = tokenizing.special_id(*_BASELINES[str(baseline)])
+    if isinstance(chosen, (int, np.integer)) and not isinstance(chosen, bool) and chosen >= 0:
+        return int(chosen)
+    if not isinstance(chosen, str) or chosen not in _BASELINES:
+        raise InputError(f"baselines must be {', '.join(map(repr, _BASELINES))} or a token id, but is {chosen!r}.")
+    found = tokenizing.special_id(*_BASELINES[chosen])
     return padding if found is None else found
 
 

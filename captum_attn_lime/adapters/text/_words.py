@@ -45,7 +45,7 @@ class Word:
 
 
 def find_words(
-    text: str, pattern: str = WORD_PATTERN, *, tokens: Iterable[Span | None] | None = None
+    text: str, pattern: str | re.Pattern[str] = WORD_PATTERN, *, tokens: Iterable[Span | None] | None = None
 ) -> tuple[Word, ...]:
     """Return the words of a text in order.
 
