@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-slow lint format examples docs models bench bench-peers clean
+.PHONY: quickstart test test-slow lint format examples docs architecture models bench bench-peers clean
 
 quickstart: $(STAMP)
 	$(BIN)/python examples/quickstart.py
@@ -49,6 +49,9 @@ $(STAMP): pyproject.toml constraints.txt
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m sphinx -q -W -b html docs docs/_build
+
+architecture: $(STAMP)
+	$(BIN)/python docs/architecture.py
 
 models: $(STAMP)
 	$(BIN)/python docs/which_models.py

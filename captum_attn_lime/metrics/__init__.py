@@ -1,6 +1,7 @@
 """Measures over attributions: one pure function each, over arrays and tables."""
 
 from captum_attn_lime.metrics._agreement import (
+    MEASURES,
     agreement,
     jaccard_by_chance,
     kendall_tau,
@@ -9,4 +10,4 @@ from captum_attn_lime.metrics._agreement import (
 )
 from captum_attn_lime.metrics._global_view import global_view
 
-__all__ = ["agreement", "global_view", "jaccard_by_chance", "kendall_tau", "spearman", "top_k_jaccard"]
+__all__ = ["MEASURES", "agreement", "global_view", "jaccard_by_chance", "kendall_tau", "spearman", "top_k_jaccard"]

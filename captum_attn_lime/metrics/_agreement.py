@@ -9,6 +9,7 @@ the question has no answer: fewer than two features left, or a method that score
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from math import comb
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,6 @@ from captum_attn_lime.errors import InputError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-MEASURES = ("kendall_tau", "spearman", "top_k_jaccard")
 
 
 def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
@@ -137,6 +136,14 @@ def jaccard_by_chance(n: int, k: int) -> float:
     return sum(comb(k, m) * comb(n - k, k - m) * m / (2 * k - m) for m in range(1, k + 1)) / comb(n, k)
 
 
+# The columns of the table of agreement: a function of two score vectors and the size of the top.
+MEASURES: dict[str, Callable[[ArrayLike, ArrayLike, int], float]] = {
+    "kendall_tau": lambda a, b, k: kendall_tau(a, b),
+    "spearman": lambda a, b, k: spearman(a, b),
+    "top_k_jaccard": top_k_jaccard,
+}
+
+
 def agreement(scores: DataFrame, *, k: int = 5, signed: bool = False) -> DataFrame:
     """Return how far each pair of methods ranks the features alike.
 
@@ -150,9 +157,10 @@ def agreement(scores: DataFrame, *, k: int = 5, signed: bool = False) -> DataFra
         signed: Compare the scores themselves instead of their magnitudes.
 
     Returns:
-        One row per pair of methods, indexed by ``(method_a, method_b)``, with columns ``kendall_tau``, ``spearman``
-        and ``top_k_jaccard``. ``attrs`` holds ``k``, ``signed`` and ``jaccard_by_chance``: for each pair of methods
-        the overlap of random scores over the features that both have a value for. Empty where there is only one method.
+        One row per pair of methods, indexed by ``(method_a, method_b)``, with a column for each of ``MEASURES``:
+        ``kendall_tau``, ``spearman`` and ``top_k_jaccard``. ``attrs`` holds ``k``, ``signed`` and
+        ``jaccard_by_chance``: for each pair of methods the overlap of random scores over the features that both have a
+        value for. Empty where there is only one method.
 
     Raises:
         InputError: ``scores`` is not a table of numbers with a name per column, or ``k`` is not a positive int.
@@ -175,10 +183,7 @@ def agreement(scores: DataFrame, *, k: int = 5, signed: bool = False) -> DataFra
         columns = {name: np.abs(column) for name, column in columns.items()}
     pairs = list(combinations(columns, 2))
     index = pd.MultiIndex.from_tuples(pairs, names=["method_a", "method_b"])
-    values = [
-        (kendall_tau(x, y), spearman(x, y), top_k_jaccard(x, y, k))
-        for x, y in ((columns[a], columns[b]) for a, b in pairs)
-    ]
+    values = [[measure(columns[a], columns[b], k) for measure in MEASURES.values()] for a, b in pairs]
     table: DataFrame = pd.DataFrame(values, index=index, columns=list(MEASURES), dtype=float)
     chance = {(a, b): jaccard_by_chance(len(_pair(columns[a], columns[b])[0]), k) for a, b in pairs}
     table.attrs.update(k=k, signed=signed, jaccard_by_chance=chance)
