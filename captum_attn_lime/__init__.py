@@ -1,7 +1,7 @@
 """Attention attributions, adapters and official LIME for Captum."""
 
 from captum_attn_lime import features, plot
-from captum_attn_lime._capture import Keep, capture, register_attention
+from captum_attn_lime._capture import capture, register_attention
 from captum_attn_lime._compare import Comparison, as_explanation_func, compare
 from captum_attn_lime._explained import Explained
 from captum_attn_lime.adapters import ImageAdapter, SequenceAdapter, TabularAdapter, TextAdapter, WordTokenizer
@@ -30,7 +30,6 @@ __all__ = [
     "GenerationAttribution",
     "GenerationAttributionResult",
     "ImageAdapter",
-    "Keep",
     "LimeImage",
     "LimeSequence",
     "LimeTabular",

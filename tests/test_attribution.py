@@ -21,6 +21,7 @@ from captum_attn_lime.errors import (
     TargetError,
     TokenMapError,
 )
+from captum_attn_lime.methods import Raw, Rollout
 from tests.families import IDS, MASK, EncoderClassifier, HandWritten, bert, build, vit
 
 METHODS = ["raw", "rollout"]
@@ -280,11 +281,11 @@ def test_feature_mask_gives_every_cell_its_features_total(model, embedded):
 
 
 def test_a_custom_method(model):
-    def last_head(maps, query, *, heads, head_fusion, residual):
-        return maps[-1].vecmat(query, heads=-1)
+    def last_head(stack, query):
+        return stack[-1].vecmat(query, heads=-1)
 
     chosen = AttentionAttribution(model, method=last_head).attribute(IDS)
-    assert torch.equal(chosen, AttentionAttribution(model, method="raw", heads=3).attribute(IDS))
+    assert torch.equal(chosen, AttentionAttribution(model, method=Raw(heads=3)).attribute(IDS))
 
 
 def test_layers_by_index_name_and_slice(model):
@@ -306,7 +307,7 @@ def test_layers_the_model_does_not_have_are_refused(model, layers):
 @pytest.mark.parametrize("heads", [4, -5, [], [0, 4]])
 def test_heads_the_model_does_not_have_are_refused(model, heads):
     with pytest.raises(SelectionError, match="head"):
-        AttentionAttribution(model, heads=heads).attribute(IDS)
+        AttentionAttribution(model, method=Rollout(heads=heads)).attribute(IDS)
 
 
 def test_query_forms(model):
@@ -441,7 +442,7 @@ def test_tokens_that_cannot_be_placed_ask_for_a_map():
 
 
 @pytest.mark.parametrize(
-    "options", [{"residual": 1.5}, {"residual": "half"}, {"head_fusion": "sum"}, {"method": "flow?"}]
+    "options", [{"method": "flow?"}, {"method": Rollout}, {"method": None}, {"offload": "no such folder"}]
 )
 def test_options_are_checked_when_the_attribution_is_made(model, options):
     with pytest.raises(InputError):

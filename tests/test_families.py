@@ -11,6 +11,7 @@ import torch
 from captum_attn_lime import AttentionAttribution, capture
 from captum_attn_lime.attr._tokens import place
 from captum_attn_lime.errors import AttentionKindError, ExplanationError, ReadoutError, TokenMapError
+from captum_attn_lime.methods import Rollout
 from tests.families import ENCODER_DECODERS, FAMILIES, build
 from tests.families.checks import (
     assert_same_weights,
@@ -124,10 +125,10 @@ def test_rollout_options_equal_the_dense_product(make, head_fusion):
     family = build(make, torch.float64)
     if not family.products or family.scores is not None:
         pytest.skip("no single row of one stack of square self-attention")
-    options = {"heads": [0, 2], "head_fusion": head_fusion, "residual": 0.3}
+    method = Rollout(heads=[0, 2], head_fusion=head_fusion, residual=0.3)
     layers = family.recompute()[1:]
     scores = rollout_matrix(layers, head_fusion, 0.3, [0, 2])[np.arange(2), family.reads or [0, 0]]
-    cells = attribute(family, method="rollout", layers=slice(1, None), **options)
+    cells = attribute(family, method=method, layers=slice(1, None))
     assert_scores_on_cells(family, cells, scores, tolerance_of(family))
 
 

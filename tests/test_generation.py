@@ -20,7 +20,7 @@ from captum_attn_lime.errors import (
     TextError,
     TokenizerError,
 )
-from captum_attn_lime.methods import Method, raw
+from captum_attn_lime.methods import Raw, Rollout, StackMethod
 from tests.language_models import (
     DECODERS,
     ENCODER_DECODERS,
@@ -62,7 +62,7 @@ def test_raw_rows_are_those_of_each_cached_step(make, fusion):
     rows = last_rows(steps.attentions, N + LENGTH - 1)  # (T, L, H, N)
     fused = rows.mean(dim=2) if fusion == "mean" else rows.amax(dim=2)
     for layer, chosen in ((None, [-1]), (0, [0]), (slice(None), [0, 1, 2])):
-        result = attribute(model, layers=layer, head_fusion=fusion)
+        result = attribute(model, layers=layer, method=Raw(head_fusion=fusion))
         expected = fused[:, chosen].mean(dim=1)
         torch.testing.assert_close(result.token_attr, expected[:, :N], **EXACT)
         torch.testing.assert_close(result.output_attr[:, :-1], expected[:, N:], **EXACT)
@@ -92,7 +92,7 @@ def test_cross_attention_is_that_of_each_cached_step(make):
 @pytest.mark.parametrize(("fusion", "residual"), [("mean", 0.5), ("max", 0.3)])
 def test_rollout_is_the_dense_product_of_eager_matrices(make, fusion, residual):
     model = build(make)
-    result = attribute(model, method="rollout", head_fusion=fusion, residual=residual)
+    result = attribute(model, method=Rollout(head_fusion=fusion, residual=residual))
     ids = generate(model).sequences
     model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_rollout_is_the_dense_product_of_eager_matrices(make, fusion, residual):
 def test_heads_and_layers_by_name():
     model = build(llama)
     rows = last_rows(eager_steps(model).attentions, N + LENGTH - 1)
-    result = attribute(model, layers="model.layers.1.self_attn", heads=[0, 3])
+    result = attribute(model, layers="model.layers.1.self_attn", method=Raw(heads=[0, 3]))
     torch.testing.assert_close(result.token_attr, rows[:, 1, [0, 3]].mean(dim=1)[:, :N], **EXACT)
     decoder = build(bart)
     by_name = attribute(decoder, layers="model.decoder.layers.1.encoder_attn")
@@ -276,8 +276,8 @@ def test_a_model_by_hand_with_a_word_tokenizer():
 
 
 def test_a_function_of_ones_own_sees_each_token_as_a_query():
-    def first_layer_twice(maps, query, *, heads, head_fusion, residual):
-        return 2 * maps[0].vecmat(query, heads=heads, head_fusion=head_fusion)
+    def first_layer_twice(stack, query):
+        return 2 * stack[0].vecmat(query)
 
     model = build(llama)
     own = attribute(model, method=first_layer_twice)
@@ -291,7 +291,7 @@ def test_memory_does_not_grow_with_the_square(monkeypatch):
 
     scores = ScoreMap._scores
     monkeypatch.setattr(ScoreMap, "_scores", lambda self, b, h: sizes.append(len(b.queries)) or scores(self, b, h))
-    attribute(model, target=[5, 6, 7], head_fusion="max")
+    attribute(model, target=[5, 6, 7], method=Raw(head_fusion="max"))
     assert sizes == [3]
 
 
@@ -318,7 +318,7 @@ def test_what_cannot_be_explained_is_refused():
     _refused(InputError, "training mode", model=build(gpt2).train())
     _refused(InputError, "has 64 positions", target=[5] * 70)
     _refused(SelectionError, "layer 3 is out of range", layers=3, target=[5])
-    _refused(SelectionError, "head 4 is out of range", heads=4, target=[5])
+    _refused(SelectionError, "head 4 is out of range", method=Raw(heads=4), target=[5])
 
 
 def test_padding_that_is_the_end_token_too_is_text():
@@ -383,12 +383,12 @@ def test_what_the_class_is_made_of_is_checked():
     class OfClass(AttentionAttribution):
         uses_target = True
 
-    with pytest.raises(InputError, match="method 'raw' depends on the class"):
+    with pytest.raises(InputError, match=r"Raw\(\) depends on the class"):
         GenerationAttribution(OfClass(model, method="raw"), tokenizer())
-    with pytest.raises(InputError, match=r"method 'relevance' depends on the class.*use 'raw' or 'rollout'"):
+    with pytest.raises(InputError, match=r"Relevance\(\) depends on the class.*use 'raw' or 'rollout'"):
         GenerationAttribution(AttentionAttribution(model, method="relevance"), tokenizer())
-    with pytest.raises(InputError, match="method 'raw' depends on the class"):
-        GenerationAttribution(AttentionAttribution(model, method=Method(raw, uses_target=True)), tokenizer())
+    with pytest.raises(InputError, match=r"StackMethod\(Raw\(\)\) depends on the class"):
+        GenerationAttribution(AttentionAttribution(model, method=StackMethod(Raw(), uses_target=True)), tokenizer())
 
 
 def test_one_captured_pass_equals_a_capture_by_hand():

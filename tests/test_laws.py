@@ -21,6 +21,7 @@ from captum_attn_lime import (
     TextAdapter,
 )
 from captum_attn_lime.errors import InputError, LawError
+from captum_attn_lime.methods import Raw, Rollout
 from captum_attn_lime.testing import check_attribution
 from tests.adapters import models
 from tests.families import FAMILIES, IDS, MASK, bert, build, flexible, hand_written, torch_encoder, vit
@@ -55,7 +56,7 @@ def test_every_family(number, make):
 @pytest.mark.parametrize(("make", "method"), [(bert, "rollout"), (torch_encoder, "raw"), (hand_written, "relevance")])
 def test_all_changes(make, method):
     family = build(make)
-    options = [{"method": "raw", "head_fusion": "max"}, {"heads": [1]}]
+    options = [{"method": Raw(head_fusion="max")}, {"method": Rollout(heads=[1])}]
     assert len(_check(family, method, options=options)) == 10
 
 

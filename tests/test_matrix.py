@@ -18,18 +18,17 @@ from tests.families import bert, build, gpt2, llama_left_padded, vit
 def test_rows_of_the_matrix_are_single_attributions(make, method, head_fusion):
     family = build(make)
     family.forward.double() if isinstance(family.forward, nn.Module) else None
-    attribution = AttentionAttribution(family.forward, method=method, head_fusion=head_fusion)
+    one = METHODS[method](head_fusion=head_fusion)
+    attribution = AttentionAttribution(family.forward, method=one)
     inputs = family.inputs
     matrix = attribution.matrix(inputs, 0, family.args)
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     done = attribution.run(tensors, 0, family.args, find=False, explain=True)
     maps = attribution._select_layers(done)
-    function = METHODS[method].function
     for i in range(matrix.shape[1]):
         query = torch.zeros(matrix.shape[:2], dtype=matrix.dtype)
         query[:, i] = 1
-        row = function(maps, query, head_fusion=head_fusion, residual=0.5)
-        torch.testing.assert_close(matrix[:, i], row, atol=2e-6, rtol=1e-4)
+        torch.testing.assert_close(matrix[:, i], one(maps, query), atol=2e-6, rtol=1e-4)
 
 
 def test_a_matrix_that_would_not_fit_is_refused_beforehand():

@@ -12,6 +12,7 @@ from torch import nn
 
 from captum_attn_lime import AttentionAttribution, GenerationAttribution
 from captum_attn_lime.errors import InputError, SelectionError
+from captum_attn_lime.methods import Raw, Rollout
 from tests.families import IDS, MASK, bert, build
 from tests.state_models import WIDTH, Gated, N, assert_same
 
@@ -23,9 +24,9 @@ from tests.state_models import WIDTH, Gated, N, assert_same
         {"method": "relevance"},
         {"method": "raw", "layers": 0},
         {"layers": [0]},
-        {"heads": [1]},
-        {"residual": 0.0},
-        {"head_fusion": "max"},
+        {"method": Rollout(heads=[1])},
+        {"method": Rollout(residual=0.0)},
+        {"method": Raw(head_fusion="max")},
         {"offload": "cpu"},
     ],
     ids=str,
@@ -46,7 +47,7 @@ def test_options_set_after_construction_are_used(options, implementation):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("method", "rolout"), ("residual", 2.0), ("head_fusion", "sum"), ("offload", "no such folder"), ("layers", "x")],
+    [("method", "rolout"), ("method", Rollout), ("offload", "no such folder"), ("layers", "x")],
 )
 def test_a_wrong_option_set_after_construction_is_refused_when_it_is_used(option, value):
     attribution = AttentionAttribution(Gated().eval())
@@ -114,8 +115,8 @@ def test_generated_text_is_explained_by_the_model_as_it_is():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.1)
-    used.attribution.residual = 0.2
-    fresh = GenerationAttribution(AttentionAttribution(model, method="rollout", residual=0.2), tokenizer())
+    used.attribution.method = Rollout(residual=0.2)
+    fresh = GenerationAttribution(AttentionAttribution(model, method=Rollout(residual=0.2)), tokenizer())
     found = used.attribute("a fine film", target="a dull cast").full_attr
     assert not torch.equal(found, expected)
     assert torch.equal(found, fresh.attribute("a fine film", target="a dull cast").full_attr)

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from captum_attn_lime import AttentionAttribution, LimeText, TabularAdapter, TextAdapter, compare, features, global_view
 from captum_attn_lime import plot as plots
 from captum_attn_lime.adapters import Encoding
+from captum_attn_lime.methods import Rollout
 from tests.adapters import models
 
 TEXT = "good film the acting bad"
@@ -73,7 +74,7 @@ def adapter():
 def review(adapter):
     x = adapter.encode(TEXT)
     raw = AttentionAttribution(adapter, method="raw")
-    found = {"raw": raw, "rollout": AttentionAttribution(adapter, residual=0.4)}
+    found = {"raw": raw, "rollout": AttentionAttribution(adapter, method=Rollout(residual=0.4))}
     found["LIME"] = LimeText(adapter).explain(TEXT, 1, num_samples=30)
     return compare(found, x, target=1)
 

@@ -15,7 +15,7 @@ from torch import nn
 from captum_attn_lime import AttentionAttribution
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.errors import DropoutWarning, ReadoutError, SelectionError, TargetError
-from captum_attn_lime.methods import Method
+from captum_attn_lime.methods import Needs, StackMethod
 from tests.families import IDS, MASK, HandWritten, bert, build, vit
 from tests.families.hand_written import Folded
 from tests.reference.relevance import gated_softmaxes, relevance_rows
@@ -272,10 +272,10 @@ def test_outputs_with_one_row_per_token_are_read_where_the_target_says(model):
 def test_the_target_is_said_to_matter_and_a_function_may_need_gradients_too(model):
     assert AttentionAttribution(model, method="relevance").uses_target
 
-    def gained(maps: list[AttentionMap], query, **options):
-        return sum(m.gated_vecmat(query, heads=options["heads"]) for m in maps)
+    def gained(stack: list[AttentionMap], query):
+        return sum(layer.gated_vecmat(query) for layer in stack)
 
-    own = Method(gained, uses_target=True)
+    own = StackMethod(gained, needs=Needs(gradients=True), uses_target=True)
     attribution = AttentionAttribution(model, method=own)
     assert attribution.uses_target
     found = attribution.attribute(IDS, target=TARGETS)

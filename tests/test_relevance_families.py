@@ -11,6 +11,7 @@ import torch
 
 from captum_attn_lime import AttentionAttribution
 from captum_attn_lime.errors import ExplanationError
+from captum_attn_lime.methods import Relevance
 from tests.families import FAMILIES, build
 from tests.families.checks import assert_on_cells, in_mode, token_of_cell, what_to_say
 from tests.families.hand_written import Exponentials, HandWritten
@@ -116,7 +117,7 @@ def is_explained(family):
 def found_relevance(family, targets, **options):
     said = what_to_say(family)
     query = {"query": options.pop("query")} if "query" in options else {}
-    attribution = AttentionAttribution(family.forward, method="relevance", **options)
+    attribution = AttentionAttribution(family.forward, **{"method": "relevance", **options})
     cells = attribution.attribute(family.inputs, target=targets, additional_forward_args=family.args, **(said | query))
     return cells if isinstance(cells, tuple) else (cells,)
 
@@ -178,7 +179,7 @@ def test_heads_fusions_layers_and_queries_equal_the_dense_product(make, how):
         pytest.skip("no single row of one stack of square self-attention")
     layers, tolerance = dense(family, [1, 1])[1:], tolerance_of(family)
     n = layers[-1].weights.shape[2]
-    options = {"heads": [0, 2], "head_fusion": how, "layers": slice(1, None)}
+    options = {"method": Relevance(heads=[0, 2], head_fusion=how), "layers": slice(1, None)}
     scores = expected_relevance(family, layers, how, [0, 2])
     assert_scores_on_cells(family, found_relevance(family, 1, **options), scores, tolerance)
     weights = np.random.default_rng(0).uniform(size=(2, n)) * (family.mask.numpy() if family.mask is not None else 1)

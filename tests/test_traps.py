@@ -10,7 +10,14 @@ from torch import nn
 from captum_attn_lime import AttentionAttribution, TextAdapter, capture
 from captum_attn_lime.attention import ScoreMap
 from captum_attn_lime.attr._passes import ForwardRunner
-from captum_attn_lime.errors import AttentionKindError, ReadoutError, TokenMapError, UnreadableAttentionError
+from captum_attn_lime.errors import (
+    AttentionKindError,
+    ReadoutError,
+    SelectionError,
+    TokenMapError,
+    UnreadableAttentionError,
+)
+from captum_attn_lime.methods import Raw, Rollout
 
 
 def encoder(layers=2, width=16):
@@ -121,7 +128,7 @@ def test_tensors_that_the_model_writes_into_afterwards(written):
     model = Writes()
     with torch.no_grad(), capture(model) as maps:
         model(torch.randn(1, 4, 8))
-    for verb in (maps[0].dense, lambda: maps[0].vecmat(torch.ones(1, 4)), maps[0].row_sums):
+    for verb in (maps[0].dense, lambda: maps[0].vecmat(torch.ones(1, 4))):
         with pytest.raises(UnreadableAttentionError, match="written into"):
             verb()
 
@@ -298,9 +305,15 @@ def test_a_last_layer_computed_for_the_read_token_only():
         return head((x + last(x, x, x)[0])[:, 0])
 
     x = torch.randn(2, 5, 16)
-    for method in ("raw", "rollout"):
-        found, expected = (AttentionAttribution(f, method=method, residual=0.3).attribute(x) for f in (short, full))
+    for method in ("raw", "rollout", Rollout(residual=0.3), Rollout(head_fusion="max"), Rollout(heads=1), "relevance"):
+        found, expected = (AttentionAttribution(f, method=method).attribute(x, 1) for f in (short, full))
         assert torch.allclose(found, expected, atol=1e-6)
+    for method in (Raw(), lambda stack, query: stack[0].vecmat(query)):
+        attribution = AttentionAttribution(short, method=method, layers=0)
+        with pytest.raises(SelectionError, match=r"not say how to go through such a layer.*query="):
+            attribution.attribute(x)
+        expected = AttentionAttribution(full, layers=0, method="raw").attribute(x)
+        assert torch.allclose(attribution.attribute(x, query=0), expected)
 
 
 @pytest.mark.parametrize("name", ["first", "mean", "last"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Container, Iterator
 from contextlib import _GeneratorContextManager, contextmanager
+from os import PathLike
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -49,7 +50,9 @@ _TAKES_OFF = _modes._pop_mode_temporarily.__wrapped__.__code__
 
 
 @contextmanager
-def capture(model: Callable[..., Any], *, keep: Keep = KEEP_SCORES) -> Iterator[list[AttentionMap]]:
+def capture(
+    model: Callable[..., Any], *, values: bool = False, offload: str | PathLike[str] | None = None
+) -> Iterator[list[AttentionMap]]:
     """Return, inside a ``with`` block, the list that fills with one `AttentionMap` per attention call of the model.
 
     The model runs its own kernels and gives its own outputs, bit for bit; what is kept of a fused call is its query,
@@ -62,13 +65,16 @@ def capture(model: Callable[..., Any], *, keep: Keep = KEEP_SCORES) -> Iterator[
 
     Args:
         model: A module, or a callable that runs one (its modules give the maps their names).
-        keep: What is kept of each call, and where: values too, eager weights fused over heads, queries and keys moved
-            to the CPU or to files.
+        values: Whether to keep the value tensors too (``attention.value``).
+        offload: Where queries and keys (or the weights that the model computed itself) are moved as soon as they are
+            captured: ``"cpu"``, the memory of the machine of a model on another device, or a folder, in which they lie
+            in files until the maps are forgotten. A product then brings back one layer at a time.
 
     Yields:
         The maps, in call order.
 
     Raises:
+        InputError: ``offload`` is neither ``"cpu"`` nor a folder.
         NoAttentionError: The block ended and no attention was seen: the model has none, or did not run, or ran in
             another thread.
         UnreadableAttentionError: Attention was seen whose examples, heads, queries and keys cannot be told apart.
@@ -81,7 +87,7 @@ def capture(model: Callable[..., Any], *, keep: Keep = KEEP_SCORES) -> Iterator[
         >>> maps
         [ScoreMap('', (B, H, Q, K)=(1, 2, 3, 3), self)]
     """
-    with record(model, keep=keep) as recorder:
+    with record(model, keep=Keep(values=values, offload=offload)) as recorder:
         yield recorder.maps
     check_complete(recorder, model)
 

@@ -1,5 +1,6 @@
 """Attention as a lazy linear operator: what produced the weights is kept, and a few verbs compute from it."""
 
+from captum_attn_lime.attention._combine import Combine, WeightBlock
 from captum_attn_lime.attention._dense import DenseMap, HeadFusedMap
 from captum_attn_lime.attention._fusion import HeadFusion, fuse_heads, select_heads
 from captum_attn_lime.attention._map import AttentionKind, AttentionMap
@@ -11,12 +12,14 @@ from captum_attn_lime.attention._windowed import WindowedMap
 __all__ = [
     "AttentionKind",
     "AttentionMap",
+    "Combine",
     "DenseMap",
     "HeadFusedMap",
     "HeadFusion",
     "ModifiedScoreMap",
     "OffloadedMap",
     "ScoreMap",
+    "WeightBlock",
     "WindowedMap",
     "fuse_heads",
     "offloaded",

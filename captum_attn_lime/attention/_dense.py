@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime.attention import _blocks as blocks
-from captum_attn_lime.attention._blocks import Block, Gate, Weights, rows_of
-from captum_attn_lime.attention._fusion import HeadFusion, fuse_heads, select_heads
-from captum_attn_lime.attention._map import AttentionKind, AttentionMap, needed_rows, pick_heads
+from captum_attn_lime.attention._blocks import Block, rows_of
+from captum_attn_lime.attention._combine import Combine, Fuse
+from captum_attn_lime.attention._fusion import HeadFusion, fuse_heads, pick_heads, select_heads
+from captum_attn_lime.attention._map import AttentionKind, AttentionMap, needed_rows
 from captum_attn_lime.errors import SelectionError
 
 
@@ -55,13 +56,10 @@ class DenseMap(AttentionMap):
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
         return pick_heads(self.weights[:, :, rows_of(queries)], heads).to(self.dtype)
 
-    def _parts(self, r: Tensor, heads: list[int], *, cut_keys: bool = True) -> tuple[Weights, Iterator[Block]]:
-        def weights(block: Block) -> Tensor:
-            part = self.weights[block.examples, :, rows_of(block.queries)]
-            return pick_heads(part, heads).to(self.dtype)
-
+    def _blocks(self, r: Tensor, heads: list[int], *, whole_rows: bool) -> Iterator[tuple[Block, Tensor]]:
         everything, size = (0, self.shape[3]), self.dtype.itemsize
-        return weights, blocks.tiles(needed_rows(r), self.shape, len(heads), size, lambda _: everything, cut_keys=False)
+        for part in blocks.tiles(needed_rows(r), self.shape, len(heads), size, lambda _: everything, whole_rows=True):
+            yield part, pick_heads(self.weights[part.examples, :, rows_of(part.queries)], heads).to(self.dtype)
 
     def with_fused_heads(self, head_fusion: HeadFusion, heads: int | Sequence[int] | None = None) -> AttentionMap:
         """Return the map with its weights fused over heads: a copy of one head's size."""
@@ -122,30 +120,22 @@ class HeadFusedMap(AttentionMap):
 
     def _has_no_heads(self) -> SelectionError:
         return SelectionError(
-            f"{self.name!r} was captured with its heads fused ({self.head_fusion}); capture it with Keep() to read "
-            "heads."
+            f"{self.name!r} was captured with its heads fused ({self.head_fusion}); capture(model) keeps the heads."
         )
-
-    def _gate(self, heads: list[int]) -> Gate:
-        raise self._has_no_heads()
 
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
         return self.fused[:, None, rows_of(queries)].to(self.dtype)
 
-    def _checked(
-        self, r: Tensor, heads: int | Sequence[int] | None, head_fusion: str
-    ) -> tuple[Tensor, list[int], HeadFusion]:
-        vectors, chosen, fusion = super()._checked(r, heads, head_fusion)
-        self.check_heads(chosen, fusion)
-        return vectors, chosen, fusion
-
-    def check_heads(self, heads: list[int], head_fusion: HeadFusion) -> None:
-        """Raise where another fusion, or other heads, than those that were kept are asked for."""
-        if head_fusion != self.head_fusion or heads != self.heads:
+    def _chosen(self, heads: int | Sequence[int] | None, combine: Combine) -> list[int]:
+        chosen = super()._chosen(heads, combine)
+        if not isinstance(combine, Fuse):
+            raise self._has_no_heads()
+        if combine.head_fusion != self.head_fusion or chosen != self.heads:
             raise SelectionError(
-                f"{self.name!r} was captured with {self.head_fusion!r} over heads {self.heads}; {head_fusion!r} over "
-                f"heads {heads} was asked for. Capture it with Keep() to keep its heads."
+                f"{self.name!r} was captured with {self.head_fusion!r} over heads {self.heads}; "
+                f"{combine.head_fusion!r} over heads {chosen} was asked for. capture(model) keeps the heads."
             )
+        return chosen
 
     def _first(self, examples: int) -> HeadFusedMap:
         part = copy.copy(self)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from operator import index
+from typing import Any, Literal, SupportsIndex, get_args
 
 from torch import Tensor
 
@@ -20,6 +21,31 @@ def check_head_fusion(head_fusion: str) -> HeadFusion:
     raise InputError(f"head_fusion is {head_fusion!r}; it must be one of {', '.join(get_args(HeadFusion))}.")
 
 
+def check_heads(heads: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+    """Return a selection of heads in a form that cannot be changed, checked as far as it can be without a map.
+
+    Raises:
+        SelectionError: It is empty, or holds something else than integers.
+
+    Example:
+        >>> check_heads([0, -1])
+        (0, -1)
+    """
+    if heads is None:
+        return None
+    is_one = isinstance(heads, SupportsIndex)
+    try:
+        wanted: tuple[Any, ...] = (heads,) if is_one else tuple(heads)  # type: ignore[arg-type]
+        found = tuple(index(head) for head in wanted if not isinstance(head, bool))
+    except TypeError:
+        wanted, found = (heads,), ()
+    if not wanted:
+        raise SelectionError("heads is empty; pass None for all heads, or at least one index.")
+    if len(found) != len(wanted):
+        raise SelectionError(f"heads={heads!r} names no heads: pass an index, several of them, or None for all.")
+    return found[0] if is_one else found
+
+
 def select_heads(heads: int | Sequence[int] | None, n_heads: int, *, name: str = "") -> list[int]:
     """Return head indices in ``[0, n_heads)``; ``None`` means all of them, negative ones count from the end.
 
@@ -30,18 +56,20 @@ def select_heads(heads: int | Sequence[int] | None, n_heads: int, *, name: str =
         >>> select_heads(-1, 12)
         [11]
     """
-    if heads is None:
+    wanted = check_heads(heads)
+    if wanted is None:
         return list(range(n_heads))
-    wanted = [heads] if isinstance(heads, int) else list(heads)
-    if not wanted:
-        raise SelectionError("heads is empty; pass None for all heads, or at least one index.")
+    wanted = (wanted,) if isinstance(wanted, int) else wanted
     for head in wanted:
-        if not isinstance(head, int) or isinstance(head, bool) or not -n_heads <= head < n_heads:
+        if not -n_heads <= head < n_heads:
             where = f" in {name!r}" if name else ""
-            raise SelectionError(
-                f"head {head!r} is out of range: there are {n_heads} heads{where} (0 to {n_heads - 1})."
-            )
+            raise SelectionError(f"head {head} is out of range: there are {n_heads} heads{where} (0 to {n_heads - 1}).")
     return [head % n_heads for head in wanted]
+
+
+def pick_heads(x: Tensor, heads: list[int]) -> Tensor:
+    """Return ``x[:, heads]``, without a copy where that is all of them."""
+    return x if heads == list(range(x.shape[1])) else x[:, heads]
 
 
 def fuse_heads(weights: Tensor, head_fusion: HeadFusion = "mean") -> Tensor:

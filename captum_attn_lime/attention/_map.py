@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime.attention import _blocks as blocks
-from captum_attn_lime.attention._blocks import Block, Gate, Weights
-from captum_attn_lime.attention._fusion import HeadFusion, check_head_fusion, select_heads
+from captum_attn_lime.attention._blocks import Block, rows_of
+from captum_attn_lime.attention._combine import Combine, Fuse, FuseWithResidual, Gate, HeadTensors, WeightBlock
+from captum_attn_lime.attention._fusion import HeadFusion, select_heads
 from captum_attn_lime.errors import SelectionError, UnreadableAttentionError
 
 AttentionKind = Literal["self", "windowed", "cross", "pool", "channel", "unknown"]
@@ -129,12 +130,51 @@ class AttentionMap(ABC):
         index = _row_index(queries, self.shape[2], self.name).to(self.device)
         return self._rows(index, select_heads(heads, self.shape[1], name=self.name))
 
+    def reduce(
+        self, r: Tensor, combine: Combine, *, heads: int | Sequence[int] | None = None, whole_rows: bool = True
+    ) -> Tensor:
+        """Return rᵀM, where M is what a function makes of the heads' weights, block by block.
+
+        The other products are cases of this one, and so is that of a new method. Nothing of size Q·K is kept, and rows
+        on which ``r`` is zero for every example are not computed at all.
+
+        Args:
+            r: One weight per query, (B, Q), or several such vectors, (B, R, Q).
+            combine: Takes a `WeightBlock`, whose weights are (b, h, q, k), to the rows of M, (b, q, k).
+            heads: Head indices; all by default.
+            whole_rows: Whether a block must hold all keys that its rows may attend to, and the rows' own tokens where
+                the map is square. False where ``combine`` treats each key alone: rows may then be cut, to save time.
+
+        Returns:
+            ``(B, K)``, or ``(B, R, K)``.
+
+        Raises:
+            SelectionError: ``r`` does not fit the map, or the map does not have what ``combine`` reads.
+            UnreadableAttentionError: The product is NaN, since the weights are.
+
+        Example:
+            >>> from captum_attn_lime.attention import DenseMap
+            >>> layer = DenseMap(torch.tensor([[[[0.0, 1.0]], [[0.5, 0.5]]]]))
+            >>> layer.reduce(torch.ones(1, 1), lambda block: block.weights.prod(dim=1))
+            tensor([[0.0000, 0.5000]])
+        """
+        self._check_unwritten()
+        batch, queries = self.shape[0], self.shape[2]
+        chosen = self._chosen(heads, combine)
+        if r.dim() not in (2, 3) or (r.shape[0], r.shape[-1]) != (batch, queries):
+            raise SelectionError(
+                f"vecmat on {self.name!r} needs one weight per query, shape (B, Q) = {(batch, queries)}, or several "
+                f"such vectors (B, R, Q), but got {tuple(r.shape)}."
+            )
+        vectors = r.to(device=self.device, dtype=self.dtype)
+        vectors = vectors if r.dim() == 3 else vectors[:, None]
+        product = self._reduce(vectors, chosen, combine, whole_rows=whole_rows)
+        return self._known(product).reshape(*r.shape[:-1], self.shape[3])
+
     def vecmat(
         self, r: Tensor, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None
     ) -> Tensor:
         """Return rᵀA with A fused over heads, in memory that does not grow with Q·K.
-
-        Rows on which ``r`` is zero for every example are not computed at all.
 
         Args:
             r: One weight per query, (B, Q), or several such vectors, (B, R, Q).
@@ -144,8 +184,7 @@ class AttentionMap(ABC):
         Returns:
             ``(B, K)``, or ``(B, R, K)``.
         """
-        vectors, chosen, fusion = self._checked(r, heads, head_fusion)
-        return self._known(self._product(vectors, chosen, fusion)).reshape(*r.shape[:-1], self.shape[3])
+        return self.reduce(r, Fuse(head_fusion), heads=heads, whole_rows=False)
 
     def residual_vecmat(
         self,
@@ -171,17 +210,15 @@ class AttentionMap(ABC):
         Raises:
             SelectionError: There are not as many keys as queries, so no identity to add.
         """
-        vectors, chosen, fusion = self._checked(r, heads, head_fusion)
         if self.shape[2] != self.shape[3]:
             raise SelectionError(
                 f"the residual connection of {self.name!r} needs square attention, but it has {self.shape[2]} queries "
                 f"and {self.shape[3]} keys; use vecmat."
             )
-        if fusion == "mean":
-            passed = (1 - residual) * self._product(vectors, chosen, fusion) + residual * vectors
-        else:
-            passed = self._normalised_product(vectors, chosen, fusion, residual)
-        return self._known(passed).reshape(r.shape)
+        if head_fusion != "mean":
+            return self.reduce(r, FuseWithResidual(head_fusion, residual), heads=heads)
+        product = self.vecmat(r, heads=heads)
+        return (1 - residual) * product + residual * r.to(product)
 
     def gated_vecmat(
         self, r: Tensor, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None
@@ -201,15 +238,7 @@ class AttentionMap(ABC):
         Raises:
             SelectionError: The map has no values or no gradient.
         """
-        vectors, chosen, fusion = self._checked(r, heads, head_fusion)
-        return self._gated_product(vectors, chosen, fusion).reshape(*r.shape[:-1], self.shape[3])
-
-    def row_sums(self, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None) -> Tensor:
-        """Return the sum of each fused row, (B, Q): 1 for the mean of plain softmax rows, not so for max or min."""
-        ones = torch.ones(self.shape[0], self.shape[2])
-        vectors, chosen, fusion = self._checked(ones, heads, head_fusion)
-        weights, parts = self._parts(vectors, chosen, cut_keys=fusion == "mean")
-        return blocks.row_sums(weights, parts, (self.shape[0], self.shape[2]), fusion, vectors)
+        return self.reduce(r, Gate(head_fusion), heads=heads, whole_rows=False)
 
     def dense(self) -> Tensor:
         """Return all weights, (B, H, Q, K): memory grows with Q·K, so ask only for what is to be looked at."""
@@ -241,44 +270,44 @@ class AttentionMap(ABC):
     def _first(self, examples: int) -> AttentionMap:
         """Return the map of the first examples of the batch."""
 
-    def _parts(self, r: Tensor, heads: list[int], *, cut_keys: bool = True) -> tuple[Weights, Iterator[Block]]:
-        """Return the blocks that a product with r (B, R, Q) needs, and what computes the weights of one.
+    def _chosen(self, heads: int | Sequence[int] | None, combine: Combine) -> list[int]:
+        """Return the heads that a combination is to be made of.
 
-        Args:
-            r: The vectors; rows on which all are zero are left out.
-            heads: Head indices.
-            cut_keys: Whether a block may hold a part of its rows only.
+        Raises:
+            SelectionError: The map does not have them.
         """
-        size = self.dtype.itemsize
-        parts = blocks.whole_rows(needed_rows(r), self.shape, len(heads), size)
-        return (lambda block: self._rows(block.queries, heads)), parts
+        return select_heads(heads, self.shape[1], name=self.name)
 
-    def _product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
-        """Return rᵀA, (B, R, K), for r (B, R, Q)."""
-        weights, parts = self._parts(r, heads)
-        return blocks.product(weights, parts, r, self.shape[3], head_fusion)
+    def _blocks(self, r: Tensor, heads: list[int], *, whole_rows: bool) -> Iterator[tuple[Block, Tensor]]:
+        """Return the blocks that a product with r (B, R, Q) needs, each with its weights (b, h, q, k)."""
+        for part in blocks.whole_rows(needed_rows(r), self.shape, len(heads), self.dtype.itemsize):
+            yield part, self._rows(part.queries, heads)
 
-    def _normalised_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion, residual: float) -> Tensor:
-        """Return rᵀÂ, (B, R, N), with Â divided by its row sums."""
-        weights, parts = self._parts(r, heads, cut_keys=False)
-        return blocks.normalised_product(weights, parts, r, self.shape[3], head_fusion, residual)
+    def _reduce(self, r: Tensor, heads: list[int], combine: Combine, *, whole_rows: bool) -> Tensor:
+        """Return rᵀM, (B, R, K), for r (B, R, Q)."""
+        out = r.new_zeros(*r.shape[:2], self.shape[3])
+        of_heads = HeadTensors(self, heads)
+        for part, weights in self._blocks(r, heads, whole_rows=whole_rows):
+            chosen = r[part.examples][:, :, rows_of(part.queries)]  # (b, R, q)
+            out[part.examples, :, part.keys] += chosen @ combine(WeightBlock(weights, *part, of_heads))
+        return out
 
-    def _gated_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
-        """Return rᵀ(A ⊙ ∂A)⁺, (B, R, K), for r (B, R, Q)."""
-        weights, parts = self._parts(r, heads)
-        return blocks.product(weights, parts, r, self.shape[3], head_fusion, self._gate(heads))
+    def required(self, name: Literal["value", "output_gradient"]) -> Tensor:
+        """Return the values or the gradient of the output.
 
-    def _gate(self, heads: list[int]) -> Gate:
-        """Return what rebuilds the gradient of the weights of chosen heads."""
-        if self.value is None or self.output_gradient is None:
+        Raises:
+            SelectionError: The map does not have them.
+            UnreadableAttentionError: The model has written into the values since.
+        """
+        found: Tensor | None = getattr(self, name)
+        if found is None:
             raise SelectionError(self._why_no_gate())
-        if self._held is not None and self._held[0]._version != self._held[1]:
+        if name == "value" and self._held is not None and self._held[0]._version != self._held[1]:
             raise UnreadableAttentionError(
                 f"the model has written into the values of {self.name!r} since it computed this attention, so the "
                 "gradient of the weights can no longer be known. Choose layers= without it, or use method='rollout'."
             )
-        group = self.shape[1] // self.value.shape[1]  # grouped queries: this many heads share a value head
-        return Gate(pick_heads(self.output_gradient, heads), pick_heads(self.value, [h // group for h in heads]))
+        return found
 
     def _why_no_gate(self) -> str:
         if self.output_gradient is not None:
@@ -298,21 +327,6 @@ class AttentionMap(ABC):
             "the gradient need; use AttentionAttribution(model, method='relevance')."
         )
 
-    def _checked(
-        self, r: Tensor, heads: int | Sequence[int] | None, head_fusion: str
-    ) -> tuple[Tensor, list[int], HeadFusion]:
-        """Return the vectors as (B, R, Q), the heads as a list and the head fusion, checked."""
-        self._check_unwritten()
-        chosen, fusion = select_heads(heads, self.shape[1], name=self.name), check_head_fusion(head_fusion)
-        batch, queries = self.shape[0], self.shape[2]
-        if r.dim() not in (2, 3) or (r.shape[0], r.shape[-1]) != (batch, queries):
-            raise SelectionError(
-                f"vecmat on {self.name!r} needs one weight per query, shape (B, Q) = {(batch, queries)}, or several "
-                f"such vectors (B, R, Q), but got {tuple(r.shape)}."
-            )
-        vectors = r.to(device=self.device, dtype=self.dtype)
-        return (vectors if r.dim() == 3 else vectors[:, None]), chosen, fusion
-
     def _known(self, product: Tensor) -> Tensor:
         """Return a product that has a value everywhere.
 
@@ -331,11 +345,6 @@ class AttentionMap(ABC):
 def needed_rows(r: Tensor) -> Tensor:
     """Return the rows on which one of the vectors (B, R, Q) is not zero, ascending."""
     return (r != 0).flatten(0, 1).any(dim=0).nonzero().flatten()
-
-
-def pick_heads(x: Tensor, heads: list[int]) -> Tensor:
-    """Return ``x[:, heads]``, without a copy where that is all of them."""
-    return x if heads == list(range(x.shape[1])) else x[:, heads]
 
 
 def _row_index(queries: int | Sequence[int] | slice | Tensor, n_queries: int, name: str) -> Tensor:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from captum_attn_lime.attention._blocks import Block
 from captum_attn_lime.attention._dense import DenseMap
-from captum_attn_lime.attention._fusion import HeadFusion
-from captum_attn_lime.attention._map import AttentionKind, AttentionMap
+from captum_attn_lime.attention._map import AttentionKind
 from captum_attn_lime.attention._scores import ScoreMap
 
 ScoreMod = Callable[..., Tensor]
@@ -107,8 +106,8 @@ class ModifiedScoreMap(ScoreMap):
             kind=self.kind,
         )
 
-    def _product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
-        return AttentionMap._product(self, r, heads, head_fusion)  # no kernel knows the functions
+    def _mean_product(self, r: Tensor) -> None:
+        return None  # no kernel knows the functions
 
 
 def _everywhere(function: Callable[..., Tensor], *, with_score: bool) -> Callable[..., Tensor]:

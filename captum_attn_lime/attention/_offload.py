@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import weakref
-from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_attn_lime.attention._blocks import Block, Weights
+from captum_attn_lime.attention._combine import Combine
 from captum_attn_lime.attention._dense import DenseMap
-from captum_attn_lime.attention._fusion import HeadFusion
 from captum_attn_lime.attention._map import AttentionMap
 from captum_attn_lime.attention._scores import ScoreMap
 from captum_attn_lime.errors import FileError
@@ -205,11 +203,8 @@ class OffloadedMap(AttentionMap):
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
         return self.here()._rows(queries, heads)
 
-    def _parts(self, r: Tensor, heads: list[int], *, cut_keys: bool = True) -> tuple[Weights, Iterator[Block]]:
-        return self.here()._parts(r, heads, cut_keys=cut_keys)
-
-    def _product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
-        return self.here()._product(r, heads, head_fusion)
+    def _reduce(self, r: Tensor, heads: list[int], combine: Combine, *, whole_rows: bool) -> Tensor:
+        return self.here()._reduce(r, heads, combine, whole_rows=whole_rows)
 
 
 def offloaded(attention: AttentionMap, place: str | PathLike[str]) -> AttentionMap:

@@ -11,9 +11,10 @@ from torch import Tensor
 from captum_attn_lime.attention import _blocks as blocks
 from captum_attn_lime.attention import _fused as fused
 from captum_attn_lime.attention import _masks as masks
-from captum_attn_lime.attention._blocks import EVERYTHING, Block, Weights, examples_of, rows_of
-from captum_attn_lime.attention._fusion import HeadFusion
-from captum_attn_lime.attention._map import AttentionKind, AttentionMap, needed_rows, pick_heads
+from captum_attn_lime.attention._blocks import EVERYTHING, Block, examples_of, rows_of
+from captum_attn_lime.attention._combine import MEAN, Combine
+from captum_attn_lime.attention._fusion import pick_heads
+from captum_attn_lime.attention._map import AttentionKind, AttentionMap, needed_rows
 
 # A few rows are cheaper one by one than a pass of the kernel over all of them: this many times fewer.
 _FEW = 8
@@ -122,21 +123,19 @@ class ScoreMap(AttentionMap):
                 scores.masked_fill_(keys > block.queries[:, None].to(self.device), -math.inf)
         return scores
 
-    def _parts(self, r: Tensor, heads: list[int], *, cut_keys: bool = True) -> tuple[Weights, Iterator[Block]]:
-        sums = self.log_sums
+    def _blocks(self, r: Tensor, heads: list[int], *, whole_rows: bool) -> Iterator[tuple[Block, Tensor]]:
+        sums, size = self.log_sums, self.dtype.itemsize
         if sums is None or not fused.is_exact(sums, r):
-            return super()._parts(r, heads, cut_keys=cut_keys)
-        by_head = pick_heads(sums, heads)
-
-        def weights(block: Block) -> Tensor:
-            part = by_head[block.examples][:, :, rows_of(block.queries), None]
-            return self._scores(block, heads).sub_(part).exp_()
+            yield from super()._blocks(r, heads, whole_rows=whole_rows)
+            return
 
         def key_range(rows: Tensor) -> tuple[int, int]:
             return masks.key_range(self.masks, self.is_causal, self.shape[3], rows)
 
-        size = self.dtype.itemsize
-        return weights, blocks.tiles(needed_rows(r), self.shape, len(heads), size, key_range, cut_keys=cut_keys)
+        by_head = pick_heads(sums, heads)
+        for part in blocks.tiles(needed_rows(r), self.shape, len(heads), size, key_range, whole_rows=whole_rows):
+            of_rows = by_head[part.examples][:, :, rows_of(part.queries), None]
+            yield part, self._scores(part, heads).sub_(of_rows).exp_()
 
     def reads_itself(self) -> Tensor:
         """Return which tokens may attend to themselves, (B, N) of bool, as the masks say."""
@@ -156,19 +155,23 @@ class ScoreMap(AttentionMap):
             log_sums=None if self.log_sums is None else self.log_sums[:examples],
         )
 
-    def _product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
-        few = len(needed_rows(r)) * _FEW < self.shape[2]
-        if few or head_fusion != "mean" or heads != list(range(self.shape[1])) or r.shape[1] > self.query.shape[-1]:
-            return super()._product(r, heads, head_fusion)
+    def _reduce(self, r: Tensor, heads: list[int], combine: Combine, *, whole_rows: bool) -> Tensor:
+        product = self._mean_product(r) if combine == MEAN and heads == list(range(self.shape[1])) else None
+        return super()._reduce(r, heads, combine, whole_rows=whole_rows) if product is None else product
+
+    def _mean_product(self, r: Tensor) -> Tensor | None:
+        """Return rᵀA with the mean over all heads by a kernel; None where blocks are cheaper, or no kernel has it."""
+        if len(needed_rows(r)) * _FEW < self.shape[2] or r.shape[1] > self.query.shape[-1]:
+            return None
         if self.device.type != "cpu":
             return fused.by_gradient(self.query, self.key, self.masks, self.scale, self.is_causal, r)
         call = fused.readable(self.query, self.key, self.masks, self.scale, self.is_causal)
         if call is None:
-            return super()._product(r, heads, head_fusion)
+            return None
         if self.log_sums is None:
             self.log_sums = fused.row_log_sums(call)
         if not fused.is_exact(self.log_sums, r):
-            return super()._product(r, heads, head_fusion)
+            return None
         if r.shape[1] == 1 and bool((r >= 0).all()):
             return fused.vecmat(call, self.log_sums, r[:, 0])[:, None]
         return fused.matmat(call, self.log_sums, r)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from captum_attn_lime.attention import _blocks as blocks
-from captum_attn_lime.attention._blocks import Block
-from captum_attn_lime.attention._dense import HeadFusedMap
+from captum_attn_lime.attention._combine import Combine, WeightBlock
 from captum_attn_lime.attention._fusion import HeadFusion
 from captum_attn_lime.attention._map import AttentionKind, AttentionMap
 from captum_attn_lime.errors import InputError
@@ -81,21 +81,6 @@ class WindowedMap(AttentionMap):
         """Return which tokens may attend to themselves, (B, N) of bool."""
         return self.inner.reads_itself().flatten()[self._slot]
 
-    def row_sums(self, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None) -> Tensor:
-        """Return the sum of each fused row, (B, N): less than 1 where weight went to places without a token."""
-        ones = torch.ones(self.shape[0], self.shape[2])
-        _, chosen, fusion = self._checked(ones, heads, head_fusion)
-        held = self.token >= 0  # (windows, w)
-        inner, cut_keys = torch.ones(self.inner.shape[0], 1, held.shape[1], dtype=self.dtype), fusion == "mean"
-        weights, parts = self.inner._parts(inner.to(self.device), chosen, cut_keys=cut_keys)
-
-        def without_empty_places(block: Block) -> Tensor:
-            return weights(block) * held[block.examples, None, None, block.keys]
-
-        shape = (held.shape[0], held.shape[1])
-        sums = blocks.row_sums(without_empty_places, parts, shape, fusion, inner.to(self.device))
-        return sums.flatten()[self._slot]
-
     def _first(self, examples: int) -> WindowedMap:
         n = self.shape[2]
         token = torch.where(self.token < examples * n, self.token, -1)
@@ -123,28 +108,23 @@ class WindowedMap(AttentionMap):
         out = weights.new_zeros(batch, len(queries), len(heads), n + 1).scatter_(3, keys, weights)
         return out[..., :n].transpose(1, 2)
 
-    def _checked(
-        self, r: Tensor, heads: int | Sequence[int] | None, head_fusion: str
-    ) -> tuple[Tensor, list[int], HeadFusion]:
-        vectors, chosen, fusion = super()._checked(r, heads, head_fusion)
-        if isinstance(self.inner, HeadFusedMap):
-            self.inner.check_heads(chosen, fusion)
-        return vectors, chosen, fusion
+    def _chosen(self, heads: int | Sequence[int] | None, combine: Combine) -> list[int]:
+        return self.inner._chosen(heads, combine)
 
-    def _product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
-        return self._from_windows(self.inner._product(self._to_windows(r), heads, head_fusion))
+    def _reduce(self, r: Tensor, heads: list[int], combine: Combine, *, whole_rows: bool) -> Tensor:
+        inner, held = self.inner, self.token >= 0  # (windows, w)
+        if self.value is not None or self.output_gradient is not None:
+            inner = copy.copy(inner)
+            inner.value = None if self.value is None else self._at_places(self.value)
+            inner.output_gradient = None if self.output_gradient is None else self._at_places(self.output_gradient)
+            inner._held = self._held
 
-    def _normalised_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion, residual: float) -> Tensor:
-        # The rows' sums leave out what lies on empty places, which the windows' own rows do not know of.
-        sums = (1 - residual) * self.row_sums(heads=heads, head_fusion=head_fusion) + residual
-        scaled = r / sums.masked_fill(sums == 0, 1.0)[:, None]
-        return (1 - residual) * self._product(scaled, heads, head_fusion) + residual * scaled
+        def of_tokens(block: WeightBlock) -> Tensor:
+            return combine(replace(block, weights=block.weights * held[block.examples, None, None, block.keys]))
 
-    def _gated_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
-        gate = self._gate(list(range(self.shape[1])))
-        inner = self.inner.first(self.inner.shape[0])
-        inner.output_gradient, inner.value = self._at_places(gate.gradient), self._at_places(gate.value)
-        return self._from_windows(inner._gated_product(self._to_windows(r), heads, head_fusion))
+        # A key without a token is dropped from the product. Only in a combination of whole rows it would count.
+        combined = of_tokens if whole_rows and not bool(held.all()) else combine
+        return self._from_windows(inner._reduce(self._to_windows(r), heads, combined, whole_rows=whole_rows))
 
     def _to_windows(self, r: Tensor) -> Tensor:
         """Return vectors over tokens, (B, R, N), as vectors over the places of each window, (windows, R, w)."""

@@ -25,8 +25,7 @@ from captum_attn_lime._util.captum import (
 )
 from captum_attn_lime._util.random import without_drawing
 from captum_attn_lime.adapters._targets import plain_target
-from captum_attn_lime.attention import AttentionMap, HeadFusion
-from captum_attn_lime.attention._fusion import check_head_fusion, select_heads
+from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attr._facts import ModelFacts, shortened
 from captum_attn_lime.attr._layers import Layers, select_layers
 from captum_attn_lime.attr._memory import Kind, Memory, kind_of
@@ -41,7 +40,7 @@ from captum_attn_lime.errors import (
     TokenMapError,
     TrainingModeWarning,
 )
-from captum_attn_lime.methods import Method, MethodFunction, get_method
+from captum_attn_lime.methods import LayerMethod, Method, get_method
 
 # Inputs of more tokens than this are called long, and tried out on a beginning of so many.
 _LONG, _BEGINNING = 1024, 128
@@ -57,13 +56,11 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
 
     Args:
         forward_func: The model, or any function of tensors that runs one and returns a tensor (B, ...).
-        method: ``"raw"``, ``"rollout"``, or a function ``(maps, query, *, heads, head_fusion, residual) -> (B, N)``.
+        method: A method with its options, such as ``Rollout(residual=0.3)``; a name for one with its defaults,
+            ``"raw"``, ``"rollout"`` or ``"relevance"``; or a function ``(stack, query) -> (B, K)`` over attention maps.
         layers: Which layers: an index into the self-attention stack (negative ones from the end), a slice of it, the
             module of any attention call or its path (cross-attention too, for raw attention), or a sequence of these.
             By default the last layer for raw attention and all layers for rollout.
-        heads: Which heads, in every layer; all by default.
-        head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
-        residual: Share of the residual connection in products of layers, 0 to 1.
         offload: Where the layers' queries and keys wait until they are needed, for inputs so long that they do not fit
             beside the model: ``"cpu"``, or a folder for files that are removed afterwards. By default they stay where
             they are.
@@ -84,11 +81,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         self,
         forward_func: Callable[..., Any],
         *,
-        method: str | MethodFunction | Method = "rollout",
+        method: str | Callable[..., Tensor] | Method = "rollout",
         layers: Layers = None,
-        heads: int | Sequence[int] | None = None,
-        head_fusion: HeadFusion = "mean",
-        residual: float = 0.5,
         offload: str | PathLike[str] | None = None,
     ) -> None:
         if not callable(forward_func):
@@ -96,14 +90,11 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         super().__init__(forward_func)
         self.method = method
         self.layers = layers
-        self.heads = heads
-        self.head_fusion: HeadFusion = head_fusion
-        self.residual = residual
         self.offload = offload
         self._memory = Memory()
         self._runner, self.facts = ForwardRunner(self._memory), ModelFacts(self._memory)
         # Options are read when they are used; what can be known to be wrong now is said now.
-        _ = self._keep, self._options
+        _ = self._keep
 
     @property
     def _method(self) -> Method:
@@ -111,8 +102,8 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
 
     @property
     def _keep(self) -> Keep:
-        fused = check_head_fusion(self.head_fusion) if self._method.fused_heads else None
-        return Keep(head_fusion=fused, heads=self.heads, offload=self.offload)
+        needs = self._method.needs
+        return Keep(values=needs.values, head_fusion=needs.head_fusion, heads=needs.heads, offload=self.offload)
 
     def explaining(self) -> AbstractContextManager[ModelState | None]:
         """Return the block in which facts about the model are found out and remembered, and it is left as it was."""
@@ -253,7 +244,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             weights = self._readout(done) if auto else query_weights(query, asked)
         scores = self._scores(maps, weights, done, own_query=not auto)
         total = scores.abs().sum(dim=1)
-        if self._method.fused_heads and self.head_fusion == "mean" and weights is not None:
+        if self._method.needs.head_fusion == "mean" and weights is not None:
             # Shares of the query's weight, less what went to places without a token.
             total = torch.maximum(total, weights.sum(dim=1).to(total))
         return done, place(scores, index, tensors), index, total
@@ -300,8 +291,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             if not self._method.last_layer_only:
                 self.facts.mark_mixed(self.forward_func, tensors, forward_args, done, maps)
         everything = torch.eye(queries, device=last.device, dtype=last.dtype).expand(batch, -1, -1)
-        scores: Tensor = self._method.function(maps, everything, **self._options)
-        return scores.detach()
+        return self._method(maps, everything).detach()
 
     def _try_beginning(
         self, short: tuple[tuple[Tensor, ...], tuple[Any, ...]], target: Target, kind: Kind | None, *, find: bool
@@ -339,26 +329,27 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             explain: Whether the method is to be applied to the maps: they then have what it needs, and no more.
             kind: The kind of the input, where it is known already.
         """
+        gradients = explain and self._method.needs.gradients
         wanted = Wanted(
             readout=find,
             positions=positions_of(target, len(inputs[0])) if find else None,
-            gradient_of=(lambda output: sum_explained(output, target)) if explain and self.uses_target else None,
+            gradient_of=(lambda output: sum_explained(output, target)) if gradients else None,
             keep=self._keep if explain else Keep(offload=self.offload),
         )
         return self._runner.run(self.forward_func, inputs, forward_args, wanted, kind)
 
     def _readout(self, done: ForwardPass) -> Tensor | None:
         """Return the weights of the last layer's tokens, a last layer of one query and its residual included."""
-        if done.top is None or done.readout is None:
-            return done.readout
-        return self._method.of_top(done.top, done.readout, **self._options)
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        residual, fusion = self.residual, check_head_fusion(self.head_fusion)
-        if not isinstance(residual, (int, float)) or not 0 <= residual <= 1:
-            raise InputError(f"residual is the residual connection's share, between 0 and 1; got {residual!r}.")
-        return {"heads": self.heads, "head_fusion": fusion, "residual": float(residual)}
+        method, top, readout = self._method, done.top, done.readout
+        if top is None or readout is None:
+            return readout
+        if not isinstance(method, LayerMethod):
+            raise SelectionError(
+                f"the model computes its last layer {top.name!r} for the token that it reads only, and {method!r} does "
+                "not say how to go through such a layer to the others. Pass query= for the layers you chose, or use a "
+                "method with a step for each layer (rollout, relevance)."
+            )
+        return method.step(top, readout.new_ones(len(readout), 1), readout)
 
     def _scores(
         self, maps: list[AttentionMap], weights: Tensor | None, done: ForwardPass, *, own_query: bool
@@ -380,14 +371,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
                 f"layer {maps[-1].name!r} has {n_queries} output tokens but the readout is over those of "
                 f"{done.maps[-1].name!r} ({done.maps[-1].shape[2]}); pass query= for the layers you chose."
             )
-        for attention in maps:
-            select_heads(self.heads, attention.shape[1], name=attention.name)
-        scores = self._method.function(
-            maps,
-            weights.to(device=maps[-1].device, dtype=maps[-1].dtype),
-            **self._options,
-        )
-        return scores.detach()
+        return self._method(maps, weights.to(device=maps[-1].device, dtype=maps[-1].dtype)).detach()
 
     def _select_layers(self, done: ForwardPass) -> list[AttentionMap]:
         last_only = self._method.last_layer_only

@@ -75,8 +75,8 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
     ``layers`` counts the cross-attention layers; ``output_attr`` is from the self-attention before each of them.
 
     Args:
-        attribution: Raw attention, rollout or a function of yours over the language model itself, with the layers,
-            heads, head fusion and residual share to use. Methods that depend on the class are refused.
+        attribution: Raw attention, rollout or a function of yours over the language model itself, with the layers to
+            use. Methods that depend on the class are refused.
         tokenizer: The model's tokenizer, as for Captum's ``LLMAttribution``, or a ``WordTokenizer``.
 
     Example:
@@ -135,8 +135,8 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
             )
         if attribution.uses_target:
             raise InputError(
-                f"method {str(get_method(attribution.method))!r} depends on the class that is explained, and each "
-                "generated token is a class of its own; use 'raw' or 'rollout'."
+                f"{get_method(attribution.method)!r} depends on the class that is explained, and each generated token "
+                "is a class of its own; use 'raw' or 'rollout'."
             )
 
     @log_usage()  # type: ignore[untyped-decorator]
@@ -258,16 +258,8 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
 
     def _rows(self, method: Method, maps: Sequence[AttentionMap], positions: Tensor) -> Tensor:
         """Return the method's scores for each position, (T, K)."""
-        attribution = self.attribution
         query = nn.functional.one_hot(positions, maps[-1].shape[2]).to(device=maps[-1].device, dtype=maps[-1].dtype)
-        scores = method.function(
-            [SharedMap(m, len(positions)) for m in maps],
-            query,
-            heads=attribution.heads,
-            head_fusion=attribution.head_fusion,
-            residual=attribution.residual,
-        )
-        return scores.detach()
+        return method([SharedMap(m, len(positions)) for m in maps], query).detach()
 
 
 def _require_shape(attention: AttentionMap, queries: int, keys: int) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from captum_attn_lime.attention import AttentionMap, HeadFusion
+from captum_attn_lime.attention import AttentionMap
+from captum_attn_lime.attention._combine import Combine
 
 
 class SharedMap(AttentionMap):
@@ -30,10 +29,6 @@ class SharedMap(AttentionMap):
         """The floating type of the weights."""
         return self._inner.dtype
 
-    def row_sums(self, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None) -> Tensor:
-        """Return the sum of each fused row, (n, Q)."""
-        return self._inner.row_sums(head_fusion=head_fusion, heads=heads).expand(self.shape[0], -1)
-
     def reads_itself(self) -> Tensor:
         """Return which tokens may attend to themselves, (n, N) of bool."""
         return self._inner.reads_itself().expand(self.shape[0], -1)
@@ -44,8 +39,6 @@ class SharedMap(AttentionMap):
     def _first(self, examples: int) -> AttentionMap:
         return SharedMap(self._inner, min(examples, self.shape[0]))
 
-    def _product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion) -> Tensor:
-        return self._inner._product(r.transpose(0, 1), heads, head_fusion).transpose(0, 1)
-
-    def _normalised_product(self, r: Tensor, heads: list[int], head_fusion: HeadFusion, residual: float) -> Tensor:
-        return self._inner._normalised_product(r.transpose(0, 1), heads, head_fusion, residual).transpose(0, 1)
+    def _reduce(self, r: Tensor, heads: list[int], combine: Combine, *, whole_rows: bool) -> Tensor:
+        found = self._inner.reduce(r.flatten(0, 1)[None], combine, heads=heads, whole_rows=whole_rows)  # (1, n * R, K)
+        return found.reshape(*r.shape[:2], -1)

@@ -1,75 +1,58 @@
-"""The attention methods: one pure function over attention maps per file, and the table that names them.
+"""The attention methods: one frozen object per file with its options, and the table that names them.
 
-A method is any function ``(maps, query, *, heads, head_fusion, residual) -> scores``, where ``maps`` is the chosen
-stack of layers in forward order, ``query`` (B, Q) weighs the output tokens to explain, and ``scores`` is (B, K).
+A method takes a stack of layers in forward order and a query (B, Q), which weighs the output tokens to explain, to
+scores (B, K): ``Rollout(residual=0.3)(maps, query)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.methods._raw import raw
-from captum_attn_lime.methods._relevance import relevance, relevance_of_top
-from captum_attn_lime.methods._rollout import rollout, rollout_of_top
+from captum_attn_lime.methods._base import LayerMethod, Method, Needs, StackMethod
+from captum_attn_lime.methods._raw import Raw
+from captum_attn_lime.methods._relevance import Relevance
+from captum_attn_lime.methods._rollout import Rollout
 
-MethodFunction = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method and what the caller has to know of it.
-
-    Attributes:
-        function: The function over maps.
-        last_layer_only: Whether it reads the last layer where no layers are asked for, rather than all of them.
-        uses_target: Whether its scores depend on the class. The maps then come with their values and the gradient of
-            the target with respect to their outputs.
-        fused_heads: Whether it reads maps through the head fusion it is called with alone, so that the heads of weights
-            that the model computed itself need not be kept.
-        of_top: Where a model computes its last layer for one query only: takes that layer's map, what its residual
-            connection passes on, (B, N), and the options, and returns what both pass on to the layers below.
-    """
-
-    function: MethodFunction
-    last_layer_only: bool = False
-    uses_target: bool = False
-    fused_heads: bool = False
-    of_top: MethodFunction = rollout_of_top
-
-    def __str__(self) -> str:
-        return str(getattr(self.function, "__name__", self.function))
+METHODS: dict[str, type[Method]] = {"raw": Raw, "relevance": Relevance, "rollout": Rollout}
 
 
-METHODS: dict[str, Method] = {
-    "raw": Method(raw, last_layer_only=True, fused_heads=True),
-    "relevance": Method(relevance, uses_target=True, of_top=relevance_of_top),
-    "rollout": Method(rollout, fused_heads=True),
-}
+def get_method(method: str | Callable[..., Tensor] | Method) -> Method:
+    """Return the method of a name, with its defaults; a method as it is; a function over the stack as a method.
 
-
-def get_method(method: str | MethodFunction | Method) -> Method:
-    """Return the method of a name, or wrap a function with the methods' signature.
-
-    Pass a `Method` for a function that needs gradients: ``Method(function, uses_target=True)``.
+    Raises:
+        InputError: There is no method of the name, or what came is no method.
 
     Example:
-        >>> get_method("raw").uses_target
-        False
+        >>> get_method("rollout")
+        Rollout()
+        >>> get_method(Rollout(residual=0.3))
+        Rollout(residual=0.3)
     """
+    if isinstance(method, str) and method in METHODS:
+        return METHODS[method]()
     if isinstance(method, Method):
         return method
-    if callable(method):
-        return Method(method)
-    if method not in METHODS:
-        raise InputError(
-            f"method {method!r} is not known; it is one of {', '.join(sorted(METHODS))}, or a function "
-            "(maps, query, *, heads, head_fusion, residual) -> scores."
-        )
-    return METHODS[method]
+    if callable(method) and not isinstance(method, type):
+        return StackMethod(method)
+    came: Any = f"{method.__name__} is a class" if isinstance(method, type) else f"method {method!r} is not known"
+    raise InputError(
+        f"{came}; pass one of {', '.join(sorted(METHODS))}, an object such as Rollout(residual=0.3), or a function "
+        "(stack, query) -> scores."
+    )
 
 
-__all__ = ["METHODS", "Method", "MethodFunction", "get_method", "raw", "relevance", "rollout"]
+__all__ = [
+    "METHODS",
+    "LayerMethod",
+    "Method",
+    "Needs",
+    "Raw",
+    "Relevance",
+    "Rollout",
+    "StackMethod",
+    "get_method",
+]

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from captum_attn_lime.attention import AttentionMap, HeadFusion
-from captum_attn_lime.methods._checks import require_products
+from captum_attn_lime.attention import AttentionMap
+from captum_attn_lime.errors import InputError
+from captum_attn_lime.methods._base import FusesHeads, LayerMethod, Needs
 
 
-def rollout(
-    maps: Sequence[AttentionMap],
-    query: Tensor,
-    *,
-    heads: int | Sequence[int] | None = None,
-    head_fusion: HeadFusion = "mean",
-    residual: float = 0.5,
-) -> Tensor:
-    """Return how much the queries draw from each input token through all layers, (B, K).
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Rollout(FusesHeads, LayerMethod):
+    """How much the queries draw from each input token through all layers.
 
     Rollout is queryᵀ Â_L … Â_1 with Â = (1 - residual)·A + residual·I, A fused over heads. Only the product with a
     vector is formed, from the last layer down, so no N x N matrix is ever made. The mean of softmax rows already sums
     to one; rows fused by max or min do not, and Â is then divided by its row sums.
 
     Args:
-        maps: Self-attention layers in forward order, all over the same tokens.
-        query: Weight of each output token, (B, N), or several such vectors, (B, R, N).
-        heads: Heads to fuse; all by default.
-        head_fusion: How heads are fused.
-        residual: Share of the residual connection; 0 leaves it out, 0.5 is the paper's.
-
-    Raises:
-        AttentionKindError: A map is not self-attention, or the maps are not over the same tokens.
+        residual: Share of the residual connection, 0 to 1; 0 leaves it out, 0.5 is the paper's.
+        head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
+        heads: Which heads, in every layer; all by default.
 
     Reference:
         Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, equation 1 and section 3.
@@ -41,26 +31,29 @@ def rollout(
         >>> import torch
         >>> from captum_attn_lime.attention import DenseMap
         >>> layer = DenseMap(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]), kind="self")
-        >>> rollout([layer, layer], torch.tensor([[1.0, 0.0]]))
+        >>> Rollout()([layer, layer], torch.tensor([[1.0, 0.0]]))
         tensor([[0.2500, 0.7500]])
     """
-    require_products(maps, "rollout")
-    r = query
-    for attention in reversed(maps):
-        r = attention.residual_vecmat(r.to(attention.dtype), residual=residual, head_fusion=head_fusion, heads=heads)
-    return r
 
+    residual: float = 0.5
 
-def rollout_of_top(
-    attention: AttentionMap,
-    own: Tensor,
-    *,
-    heads: int | Sequence[int] | None = None,
-    head_fusion: HeadFusion = "mean",
-    residual: float = 0.5,
-) -> Tensor:
-    """Return what a last layer of one query draws from its tokens, (B, N); ``own`` is what its residual passes on."""
-    one = own.new_ones(attention.shape[0], 1)
-    attended = attention.vecmat(one, heads=heads, head_fusion=head_fusion)
-    attended = attended / attention.row_sums(heads=heads, head_fusion=head_fusion)
-    return (1 - residual) * attended + residual * own.to(attended)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.residual, (int, float)) or not 0 <= self.residual <= 1:
+            raise InputError(f"residual is the residual connection's share, between 0 and 1; got {self.residual!r}.")
+
+    @property
+    def needs(self) -> Needs:
+        """Weights fused over heads."""
+        return Needs(**self.fusion)
+
+    def step(self, layer: AttentionMap, r: Tensor, skip: Tensor) -> Tensor:
+        """Return rᵀÂ."""
+        if layer.shape[2] == layer.shape[3]:
+            return layer.residual_vecmat(r, residual=self.residual, **self.fusion)
+        attended = layer.vecmat(r, **self.fusion)
+        row = (1 - self.residual) * attended + self.residual * skip.to(attended)
+        if self.head_fusion == "mean":
+            return row
+        sums = row.sum(dim=-1, keepdim=True)
+        return row / sums.masked_fill(sums == 0, 1.0)

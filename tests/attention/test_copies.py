@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from captum_attn_lime import Keep, capture
+from captum_attn_lime import capture
+from captum_attn_lime._capture import Keep, record
 from captum_attn_lime.attention import DenseMap, ScoreMap, offloaded
 from captum_attn_lime.attention._modified import ModifiedScoreMap
 from captum_attn_lime.errors import UnreadableAttentionError
@@ -30,7 +31,7 @@ def _assert_same(found, attention):
 @pytest.mark.parametrize("make", FAMILIES, ids=lambda f: f.__name__)
 def test_maps_of_every_family(make):
     family = build(make)
-    with torch.no_grad(), capture(family.model, keep=Keep(values=True)) as maps:
+    with torch.no_grad(), capture(family.model, values=True) as maps:
         family.run()
     for _ in range(2):  # before and after use
         for copied in COPIES.values():
@@ -45,8 +46,9 @@ def test_maps_that_are_kept_otherwise(keep, implementation, tmp_path):
     family = build(bert)
     family.model.set_attn_implementation(implementation)
     keep = Keep(**{name: tmp_path if value == "folder" else value for name, value in keep.items()})
-    with torch.no_grad(), capture(family.model, keep=keep) as maps:
+    with torch.no_grad(), record(family.model, keep=keep) as recorder:
         family.run()
+    maps = recorder.maps
     r = torch.rand(2, 7)
     for _ in range(2):
         expected = maps[1].vecmat(r)
@@ -54,7 +56,7 @@ def test_maps_that_are_kept_otherwise(keep, implementation, tmp_path):
             found = copied(maps[1])
             assert torch.equal(found.vecmat(r), expected)
     kept = [copied(maps[1]) for copied in COPIES.values()]
-    del maps
+    del maps, recorder
     for found in kept:  # the files of a folder are still there for those that need them
         assert torch.equal(found.vecmat(r), expected)
     del kept, found

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from captum_attn_lime.attention import AttentionMap, DenseMap, HeadFusedMap, ScoreMap, WindowedMap, offloaded
 from captum_attn_lime.errors import SelectionError
-from captum_attn_lime.methods import METHODS
+from captum_attn_lime.methods import Relevance
 from tests.attention.cases import (
     FUSIONS,
     Case,
@@ -160,5 +160,5 @@ def test_relevance_is_the_sum_over_all_paths():
     gates = [_gated(m.dense().numpy(), m.value, m.output_gradient).mean(1) for m in layers]
     r = torch.rand(2, 6, dtype=torch.float64)
     expected = np.einsum("bq,bqk,bkj->bj", r.numpy(), np.eye(6) + gates[1], np.eye(6) + gates[0])
-    found = METHODS["relevance"].function(layers, r)
+    found = Relevance()(layers, r)
     assert error(found, expected) < 1e-13

@@ -14,7 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 import captum_attn_lime
-from captum_attn_lime import AttentionAttribution, Keep, capture
+from captum_attn_lime import AttentionAttribution, capture
 from captum_attn_lime._capture import compiled, record
 from tests.families import EncoderClassifier
 
@@ -82,7 +82,7 @@ def _interrupted(run, n):
 
 def _captures(model, folder):
     def with_files():
-        with torch.no_grad(), capture(model, keep=Keep(offload=folder)):
+        with torch.no_grad(), capture(model, offload=folder):
             model(IDS)
 
     other = EncoderClassifier().eval()

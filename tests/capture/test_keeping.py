@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_attn_lime._capture import capture
+from captum_attn_lime._capture import capture, record
 from captum_attn_lime._capture.keeping import Keep
 from captum_attn_lime._capture.recorder import KEEP_SCORES
 from captum_attn_lime.attention import DenseMap, HeadFusedMap, OffloadedMap, ScoreMap, WindowedMap
 from captum_attn_lime.errors import InputError, SelectionError
-from captum_attn_lime.methods import rollout
+from captum_attn_lime.methods import Rollout
 from tests.language_models import gpt2
 
 IDS = torch.tensor([[2, 17, 33, 8, 51, 64, 3], [2, 9, 5, 41, 3, 0, 0]])
@@ -51,10 +51,10 @@ def _run(name: str, keep: Keep = KEEP_SCORES) -> tuple[list[Any], Tensor]:
         model, inputs = _bert(name.removeprefix("bert_")), {"input_ids": IDS, "attention_mask": MASK}
     with torch.no_grad():
         plain = model(**inputs).last_hidden_state
-        with capture(model, keep=keep) as maps:
+        with record(model, keep=keep) as recorder:
             output = model(**inputs).last_hidden_state
     assert torch.equal(output, plain)
-    return maps, output
+    return recorder.maps, output
 
 
 MODELS = ["bert_eager", "bert_sdpa", "gpt2", "swin"]
@@ -84,7 +84,7 @@ def test_rollout_is_the_same_whatever_is_kept(name, kept_is, tmp_path):
     assert [(m.shape, m.name, m.kind, m.index, m.follows) for m in kept] == [
         (m.shape, m.name, m.kind, m.index, m.follows) for m in plain
     ]
-    assert torch.allclose(rollout(kept, r, **options), rollout(plain, r, **options), atol=1e-6)
+    assert torch.allclose(Rollout(**options)(kept, r), Rollout(**options)(plain, r), atol=1e-6)
     assert [m.value is not None for m in kept] == [keep.values] * len(kept)
     eager = name in ("bert_eager", "swin") and keep.head_fusion is not None
     for attention in kept:
@@ -189,7 +189,7 @@ def test_what_the_model_writes_later_does_not_reach_a_copy():
 
 def test_values_come_with_gradients_of_nothing_and_no_graph():
     x, model = torch.randn(1, 8, 64, requires_grad=True), _Joint()
-    with capture(model, keep=Keep(values=True)) as maps:
+    with capture(model, values=True) as maps:
         model(x)
     assert not maps[0].value.requires_grad
     assert not maps[0].query.requires_grad
@@ -204,7 +204,7 @@ def test_files_are_removed_when_the_model_fails(tmp_path):
 
     def run() -> None:
         model = Failing()
-        with capture(model, keep=Keep(offload=tmp_path)):
+        with capture(model, offload=tmp_path):
             model(torch.randn(1, 2, 5, 4))
 
     try:
@@ -223,4 +223,6 @@ def test_options_that_mean_nothing_are_refused(tmp_path):
     for place in (tmp_path / "missing", str(file), "gpu"):
         with pytest.raises(InputError, match="is no folder"):
             Keep(offload=place)
+        with pytest.raises(InputError, match="is no folder"), capture(_Joint(), offload=place):
+            pass
     assert Keep(offload=Path(tmp_path)).offload == tmp_path

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime import AttentionAttribution, LimeImage, LimeSequence, LimeTabular, LimeText
+from captum_attn_lime.methods import Rollout
 
 N, WIDTH = 5, 8
 
@@ -18,9 +19,9 @@ class RawAttention(AttentionAttribution):
         super().__init__(model, method="raw")
 
 
-class Rollout(AttentionAttribution):
+class MaximalRollout(AttentionAttribution):
     def __init__(self, model: nn.Module, layer: nn.Module | None = None) -> None:
-        super().__init__(model, method="rollout", head_fusion="max")
+        super().__init__(model, method=Rollout(head_fusion="max"))
 
 
 class Relevance(AttentionAttribution):
@@ -117,7 +118,7 @@ POSITIVE = tuple(torch.randn(4, 3, generator=torch.Generator().manual_seed(k)) +
 SERIES = 10 * torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(9))
 PICTURES = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(10))
 QUARTERS = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]).expand(1, 3, 4, 4)
-ATTENTION = [RawAttention, Rollout, Relevance]
+ATTENTION = [RawAttention, MaximalRollout, Relevance]
 LIST, TENSOR = [0, 1, 2, 1], torch.tensor([0, 1, 2, 1])
 PAIRS = [(0, 1), (1, 2), (0, 0), (1, 1)]
 STILL = {"stdevs": 0.0, "nt_samples": 3}

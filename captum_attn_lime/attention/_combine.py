@@ -1,0 +1,129 @@
+"""What `AttentionMap.reduce` hands over, a block of weights by head, and the combinations of heads that verbs use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from captum_attn_lime.attention._blocks import examples_of, rows_of
+from captum_attn_lime.attention._fusion import HeadFusion, check_head_fusion, fuse_heads, pick_heads
+
+if TYPE_CHECKING:
+    from captum_attn_lime.attention._map import AttentionMap
+
+
+class HeadTensors:
+    """Values and output gradients of the chosen heads of a map, picked once for all blocks of a product.
+
+    Args:
+        attention: The map.
+        heads: Head indices.
+    """
+
+    def __init__(self, attention: AttentionMap, heads: list[int]) -> None:
+        self._attention, self._heads = attention, heads
+
+    @cached_property
+    def value(self) -> Tensor:
+        """(B, h, K, d)."""
+        value = self._attention.required("value")
+        group = self._attention.shape[1] // value.shape[1]  # grouped queries: this many heads share a value head
+        return pick_heads(value, [head // group for head in self._heads])
+
+    @cached_property
+    def output_gradient(self) -> Tensor:
+        """(B, h, Q, d)."""
+        return pick_heads(self._attention.required("output_gradient"), self._heads)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class WeightBlock:
+    """A part of an attention map: some query rows of some examples, and the keys that they may attend to.
+
+    In a map of windows the examples are the windows, and rows and keys are the places in them.
+
+    Attributes:
+        weights: The weights of the chosen heads, (b, h, q, k); a combination may write into them.
+        examples: Slice of the batch.
+        queries: Row indices, (q,).
+        keys: Slice of the keys; the rows' weights on other keys are zero, or come in other blocks.
+    """
+
+    weights: Tensor
+    examples: slice
+    queries: Tensor
+    keys: slice
+    _heads: HeadTensors
+
+    @property
+    def value(self) -> Tensor:
+        """The values that the weights were multiplied with, (b, h, k, d).
+
+        Raises:
+            SelectionError: They were not captured.
+        """
+        return examples_of(self._heads.value, self.examples)[:, :, self.keys].to(self.weights.dtype)
+
+    @property
+    def output_gradient(self) -> Tensor:
+        """The gradient of what is explained with respect to the call's output, (b, h, q, d).
+
+        Raises:
+            SelectionError: It was not captured.
+        """
+        return self._heads.output_gradient[self.examples][:, :, rows_of(self.queries)].to(self.weights.dtype)
+
+
+Combine = Callable[[WeightBlock], Tensor]  # (b, h, q, k) to (b, q, k)
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """The heads' mean, maximum or minimum."""
+
+    head_fusion: HeadFusion
+
+    def __post_init__(self) -> None:
+        check_head_fusion(self.head_fusion)
+
+    def __call__(self, block: WeightBlock) -> Tensor:
+        """Return the fused weights, (b, q, k)."""
+        return fuse_heads(block.weights, self.head_fusion)
+
+
+MEAN = Fuse("mean")
+
+
+@dataclass(frozen=True)
+class FuseWithResidual(Fuse):
+    """Rows of (1 - residual)·A + residual·I, A fused over heads, divided by their sums; needs whole rows."""
+
+    residual: float
+
+    def __call__(self, block: WeightBlock) -> Tensor:
+        """Return the rows, (b, q, k)."""
+        rows = (1 - self.residual) * super().__call__(block)
+        places = torch.arange(len(block.queries), device=rows.device)
+        rows[:, places, block.queries.to(rows.device) - (block.keys.start or 0)] += self.residual
+        sums = rows.sum(dim=-1, keepdim=True)
+        return rows / sums.masked_fill(sums == 0, 1.0)  # a row of zeros passes nothing on
+
+
+@dataclass(frozen=True)
+class Gate:
+    """(A ⊙ ∂A)⁺ fused over heads, with the gradient of the weights rebuilt from that of the output: ∂A = ∂O Vᵀ."""
+
+    head_fusion: HeadFusion
+
+    def __post_init__(self) -> None:
+        check_head_fusion(self.head_fusion)
+
+    def __call__(self, block: WeightBlock) -> Tensor:
+        """Return the fused positive parts, (b, q, k)."""
+        gradient = block.output_gradient @ block.value.transpose(-1, -2)  # (b, h, q, k)
+        return fuse_heads(gradient.mul_(block.weights).relu_(), self.head_fusion)
