@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from captum_attn_lime._capture.keeping import Keep
 from captum_attn_lime._capture.names import ModuleStack
 from captum_attn_lime._capture.provenance import Compared, Provenance
-from captum_attn_lime._capture.seams.registered import Registration, registration, told_map
+from captum_attn_lime._capture.registered import Registration, registration, told_map
 from captum_attn_lime._capture.walk import Asked, Trace, Walks
 from captum_attn_lime._capture.weak import TensorTable
 from captum_attn_lime._capture.windows import TokenPlaces
 from captum_attn_lime.attention import AttentionKind, AttentionMap
+
+if TYPE_CHECKING:
+    from captum_attn_lime._capture.seams.softmax import SoftmaxWatch
 
 MULTIPLIES: frozenset[Callable[..., Any]] = frozenset(
     {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply}
@@ -97,6 +100,7 @@ class Recorder:
         self.steps: list[Callable[..., Any]] | None = None  # the operations behind call leaf_at
         self.token_states: list[Tensor] = []  # behind the leaf, in order: (B, Q, D) or (Q, B, D)
         self.pool: tuple[AttentionMap, Tensor] | None = None  # attention pooling behind the leaf, and its output
+        self.softmaxes: SoftmaxWatch | None = None  # what follows softmax results, while the model is watched
         self._weighted: TensorTable[bool] = TensorTable()
         self.is_probing = False  # a gradient is being taken that must not pass through the pooling
         self._keep = keep

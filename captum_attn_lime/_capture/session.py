@@ -6,13 +6,6 @@ import sys
 from collections.abc import Callable, Container, Iterator
 from contextlib import _GeneratorContextManager, contextmanager
 from os import PathLike
-from types import (
-    BuiltinFunctionType,
-    FunctionType,
-    MethodDescriptorType,
-    MethodWrapperType,
-    WrapperDescriptorType,
-)
 from typing import Any
 
 import torch
@@ -24,25 +17,16 @@ from captum_attn_lime._capture.compiled import RunningEagerly
 from captum_attn_lime._capture.keeping import Keep
 from captum_attn_lime._capture.names import find_modules
 from captum_attn_lime._capture.recorder import KEEP_SCORES, PatchConvolution, Recorder, RowView
-from captum_attn_lime._capture.seams import flex, multi_head_attention, sdpa
-from captum_attn_lime._capture.seams.registered import registered_modules
-from captum_attn_lime._capture.seams.softmax import BEGINS, SOFTMAXES, SQUASHES, SoftmaxWatch
+from captum_attn_lime._capture.registered import registered_modules
+from captum_attn_lime._capture.seams import SEAMS
+from captum_attn_lime._capture.seams.softmax import BEGINS, SQUASHES, SoftmaxWatch
 from captum_attn_lime._capture.walk import walks_of
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.errors import NoAttentionError, UnreadableAttentionError
 
-# How nearly all of torch's functions come; operators of other kinds may be attention.
-_ORDINARY = frozenset(
-    {FunctionType, BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType}
-)
 _DROPOUTS = frozenset({F.dropout, torch.dropout, F.alpha_dropout, F.feature_alpha_dropout})
-# What is looked at by itself before any softmax has been seen.
-_WATCHED: frozenset[Any] = frozenset(
-    {
-        F.scaled_dot_product_attention, F.multi_head_attention_forward, torch.conv2d, Tensor.__setitem__,
-        *SQUASHES, *BEGINS,
-    }
-)  # fmt: skip
+# What is looked at before any softmax has been seen, too.
+_WATCHED: frozenset[Any] = frozenset({torch.conv2d, Tensor.__setitem__, *SQUASHES, *BEGINS})
 
 # A thread's stack of function modes has no public door but `with`, which takes off whatever lies on top.
 _modes: Any = torch.overrides
@@ -267,7 +251,7 @@ class _Watch(TorchFunctionMode):
 
     def begin(self) -> None:
         """Put the mode on top of this thread's stack."""
-        self._is_on = True
+        self._is_on, self._recorder.softmaxes = True, self._softmax
         _modes._push_mode(self)
 
     def end(self) -> None:
@@ -275,6 +259,7 @@ class _Watch(TorchFunctionMode):
         if self._is_on and self not in _modes._get_current_function_mode_stack():
             _push_back(sys.exc_info()[1])
         self._is_on = False
+        self._recorder.softmaxes = None  # each holds the other
         if self not in _modes._get_current_function_mode_stack():
             return
         above: list[TorchFunctionMode] = []
@@ -298,44 +283,37 @@ class _Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         if recorder.is_told:
             return recorder.run(func, args, kwargs)
-        if self._softmax.is_idle and func not in _WATCHED and "out" not in kwargs and type(func) in _ORDINARY:
+        seam = SEAMS.get(func)
+        if seam is not None:
+            return seam(recorder, func, args, kwargs)
+        if self._softmax.is_idle and func not in _WATCHED and "out" not in kwargs:
             # Nearly all operations: no part of any attention. What is done here is done hundreds of times a pass.
             output = recorder.run(func, args, kwargs) if recorder.is_looking else func(*args, **kwargs)
             if self._trace.takes(func, args, kwargs, output):
                 return output if recorder.steps is None else self._behind(func, args, output)
             return self._step(func, args, kwargs, output)
-        if func is F.scaled_dot_product_attention:
-            return sdpa.scaled_dot_product_attention(recorder, func, args, kwargs)
-        if func is F.multi_head_attention_forward:
-            # Its output has no origin: it is what the next layer's queries and keys are projections of.
-            return multi_head_attention.multi_head_attention_forward(recorder, func, args, kwargs)
         return self._watched_step(func, args, kwargs)
 
     def _watched_step(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation that may be a part of attention that the model computes step by step."""
         recorder = self._recorder
-        if flex.is_flex_attention(func):
-            return flex.flex_attention(recorder, func, args, kwargs)
-        if func in SOFTMAXES:
-            output = self._softmax.softmax(func, args, kwargs)
-        else:
-            output = recorder.run(func, args, kwargs)
-            written = kwargs.get("out")
-            if written is not None:  # the result, and not one of its sources
-                kwargs = {name: value for name, value in kwargs.items() if name != "out"}
-            if func is Tensor.__setitem__:
-                recorder.trace.follow(func, args, kwargs, args[0], recorder.batch)
-            if not isinstance(output, (Tensor, tuple, list)):
-                return output
-            _note(recorder, func, args, kwargs, output)
-            calls = len(recorder.maps)
-            output = self._softmax.see(func, args, kwargs, output)
-            if len(recorder.maps) > calls:
-                if isinstance(written, Tensor) and output is not written:
-                    written.detach().copy_(output.detach())  # the model may go on with what it had written to
-                return output  # an attention call's output: nothing is carried over to it but its lineage
-            if isinstance(output, Tensor):
-                output = recorder.note_token_state(func, args, output)
+        output = recorder.run(func, args, kwargs)
+        written = kwargs.get("out")
+        if written is not None:  # the result, and not one of its sources
+            kwargs = {name: value for name, value in kwargs.items() if name != "out"}
+        if func is Tensor.__setitem__:
+            recorder.trace.follow(func, args, kwargs, args[0], recorder.batch)
+        if not isinstance(output, (Tensor, tuple, list)):
+            return output
+        _note(recorder, func, args, kwargs, output)
+        calls = len(recorder.maps)
+        output = self._softmax.see(func, args, kwargs, output)
+        if len(recorder.maps) > calls:
+            if isinstance(written, Tensor) and output is not written:
+                written.detach().copy_(output.detach())  # the model may go on with what it had written to
+            return output  # an attention call's output: nothing is carried over to it but its lineage
+        if isinstance(output, Tensor):
+            output = recorder.note_token_state(func, args, output)
         recorder.trace.follow(func, args, kwargs, output, recorder.batch)
         return output
 

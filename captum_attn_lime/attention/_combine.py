@@ -48,7 +48,7 @@ class WeightBlock:
     In a map of windows the examples are the windows, and rows and keys are the places in them.
 
     Attributes:
-        weights: The weights of the chosen heads, (b, h, q, k); a combination may write into them.
+        weights: The weights of the chosen heads, (b, h, q, k); not to be written into.
         examples: Slice of the batch.
         queries: Row indices, (q,).
         keys: Slice of the keys; the rows' weights on other keys are zero, or come in other blocks.

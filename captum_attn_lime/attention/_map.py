@@ -163,8 +163,8 @@ class AttentionMap(ABC):
         chosen = self._chosen(heads, combine)
         if r.dim() not in (2, 3) or (r.shape[0], r.shape[-1]) != (batch, queries):
             raise SelectionError(
-                f"vecmat on {self.name!r} needs one weight per query, shape (B, Q) = {(batch, queries)}, or several "
-                f"such vectors (B, R, Q), but got {tuple(r.shape)}."
+                f"a product with {self.name!r} needs one weight per query, shape (B, Q) = {(batch, queries)}, or "
+                f"several such vectors (B, R, Q), but got {tuple(r.shape)}."
             )
         vectors = r.to(device=self.device, dtype=self.dtype)
         vectors = vectors if r.dim() == 3 else vectors[:, None]

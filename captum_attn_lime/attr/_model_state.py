@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime._capture.seams.registered import registered_modules, registration
+from captum_attn_lime._capture.registered import registered_modules, registration
 
 _SIMPLE = frozenset(
     {bool, int, float, complex, str, bytes, NoneType, torch.dtype, torch.device, torch.Size, slice, range}

@@ -13,9 +13,19 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_attn_lime.attention import ScoreMap
+from captum_attn_lime.attention import (
+    AttentionMap,
+    DenseMap,
+    HeadFusedMap,
+    ModifiedScoreMap,
+    OffloadedMap,
+    ScoreMap,
+    WindowedMap,
+    offloaded,
+)
 from captum_attn_lime.attention import _blocks as blocks
 from captum_attn_lime.attention import _fused as fused
+from captum_attn_lime.generation._shared import SharedMap
 
 FUSIONS = {"mean": np.mean, "max": np.max, "min": np.min}
 # Masks that differ from row to row need as many keys as queries where they are causal.
@@ -202,3 +212,139 @@ def error(found: Tensor, expected: np.ndarray) -> float:
     if tuple(found.shape) != expected.shape or not bool(torch.isfinite(found).all()):
         return math.inf
     return float(np.abs(found.double().numpy() - expected).max(initial=0.0))
+
+
+def _index(seed: int, batch: int, n: int, width: int) -> torch.Tensor:
+    """Tokens in random places of random windows, some places empty, some windows wholly; windows of any example."""
+    generator = np.random.default_rng(seed)
+    windows = []
+    for example in range(batch):
+        tokens = list(generator.permutation(n) + example * n)
+        while tokens:
+            taken = [tokens.pop() for _ in range(min(len(tokens), int(generator.integers(1, width + 1))))]
+            window = np.full(width, -1)
+            window[generator.permutation(width)[: len(taken)]] = taken
+            windows.append(window)
+    windows.append(np.full(width, -1))
+    return torch.tensor(np.stack(windows)[generator.permutation(len(windows))])
+
+
+def _laid_out(inner: np.ndarray, index: torch.Tensor, batch: int, n: int) -> np.ndarray:
+    out = np.zeros((batch, inner.shape[1], n, n))
+    for window, tokens in enumerate(index.tolist()):
+        for p, query in enumerate(tokens):
+            for q, key in enumerate(tokens):
+                if query >= 0 and key >= 0:
+                    out[query // n, :, query % n, key % n] = inner[window, :, p, q]
+    return out
+
+
+def windows_of(seed: int, batch: int, n: int, width: int, heads: int, fused: bool):
+    """A map of windows with places that hold no token, its weights (B, H, N, N), and the token of each place."""
+    torch.manual_seed(seed)
+    index = _index(seed, batch, n, width)
+    windows = len(index)
+    if fused:
+        query, key = torch.randn(2, windows, heads, width, 4, dtype=torch.float64) * 2
+        inner = ScoreMap(query, key, kind="self", name="layer")
+    else:
+        scores = torch.randn(windows, heads, width, width, dtype=torch.float64) * 2
+        inner = DenseMap(scores.softmax(-1), kind="self", name="layer")
+    attention = WindowedMap(inner, index, examples=batch)
+    return attention, _laid_out(inner.dense().numpy(), index, batch, n), index
+
+
+# --- one maker for each kind of map ---------------------------------------------------------------------------------
+
+
+class Made(NamedTuple):
+    """A map with values and output gradients, and the same as arrays in float64.
+
+    Attributes:
+        attention: The map.
+        weights: (B, H, Q, K).
+        value: (B, H, K, d), one for each head.
+        gradient: (B, H, Q, d).
+        options: With what options alone the map can be read, where it does not keep its heads.
+    """
+
+    attention: AttentionMap
+    weights: np.ndarray
+    value: np.ndarray | None
+    gradient: np.ndarray | None
+    options: dict[str, Any] | None = None
+
+
+def _with_values(attention: AttentionMap, draw: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Give a map random values and output gradients, and return those of each head."""
+    b, heads, q, k = attention.shape
+    value_heads = draw(st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    attention.value = torch.randn(b, value_heads, k, 5, generator=generator, dtype=torch.float64)
+    attention.output_gradient = torch.randn(b, heads, q, 5, generator=generator, dtype=torch.float64)
+    return attention.value.numpy().repeat(heads // value_heads, axis=1), attention.output_gradient.numpy()
+
+
+def _scores(draw: Any) -> Made:
+    case = draw(cases())
+    attention = case.map(log_sums=kernel_log_sums(case) if draw(st.booleans()) else None)
+    return Made(attention, softmax_of(case), *_with_values(attention, draw))
+
+
+def _dense(draw: Any) -> Made:
+    weights = softmax_of(draw(cases()))
+    attention = DenseMap(torch.from_numpy(weights))
+    return Made(attention, weights, *_with_values(attention, draw))
+
+
+def _fused_heads(draw: Any) -> Made:
+    weights = softmax_of(draw(cases()))
+    options = {"head_fusion": draw(st.sampled_from(sorted(FUSIONS))), "heads": draw(st.sampled_from([None, [0]]))}
+    return Made(HeadFusedMap(DenseMap(torch.from_numpy(weights)), **options), weights, None, None, options)
+
+
+def _windowed(draw: Any) -> Made:
+    batch, n, width, heads = (draw(st.integers(1, most)) for most in (3, 7, 4, 3))
+    attention, weights, _ = windows_of(draw(st.integers(0, 10_000)), batch, n, width, heads, draw(st.booleans()))
+    return Made(attention, weights, *_with_values(attention, draw))
+
+
+def _modified(draw: Any) -> Made:
+    case = draw(cases(kinds=("none",), most=0))
+    bound = draw(st.integers(0, 3))
+    attention = ModifiedScoreMap(
+        case.query,
+        case.key,
+        score_mod=lambda score, b, h, i, j: score + 0.5 * (h + 1) * (i - j),
+        mask_mod=lambda b, h, i, j: i + bound >= j,
+        scale=case.scale,
+    )
+    _, heads, q, k = case.shape
+    i, j = np.arange(q)[:, None], np.arange(k)
+    bias = torch.from_numpy(0.5 * np.arange(1, heads + 1)[:, None, None] * (i - j)[None])
+    seen = torch.from_numpy(i + bound >= j)
+    weights = softmax_of(case._replace(masks=(bias, seen), is_causal=False))
+    return Made(attention, weights, *_with_values(attention, draw))
+
+
+def _offloaded(draw: Any) -> Made:
+    made = draw(st.sampled_from([_scores, _dense]))(draw)
+    return made._replace(attention=offloaded(made.attention, "cpu"))
+
+
+def _shared(draw: Any) -> Made:
+    made = draw(st.sampled_from([_scores, _dense, _windowed]))(draw)
+    n = draw(st.integers(1, 3))
+    arrays = (np.repeat(x[:1], n, axis=0) for x in (made.weights, made.value, made.gradient))
+    return Made(SharedMap(made.attention.first(1), n), *arrays)
+
+
+MAKERS: dict[type[AttentionMap], Any] = {
+    DenseMap: _dense,
+    HeadFusedMap: _fused_heads,
+    ModifiedScoreMap: _modified,
+    OffloadedMap: _offloaded,
+    ScoreMap: _scores,
+    SharedMap: _shared,
+    WindowedMap: _windowed,
+}

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from captum_attn_lime.attention import DenseMap, HeadFusedMap, ScoreMap, WindowedMap
 from captum_attn_lime.errors import SelectionError
-from tests.attention.cases import FUSIONS, block_sizes, blocks_of, error, product, vectors
-from tests.attention.test_windowed import _case as windows_of
+from tests.attention.cases import FUSIONS, block_sizes, blocks_of, error, product, vectors, windows_of
 
 
 @settings(max_examples=60)

@@ -23,8 +23,8 @@ from tests.attention.cases import (
     softmax_of,
     vectors,
     ways,
+    windows_of,
 )
-from tests.attention.test_windowed import _case as windows_of
 
 
 def _gated(weights: np.ndarray, value: torch.Tensor, gradient: torch.Tensor) -> np.ndarray:

@@ -11,33 +11,8 @@ from hypothesis import strategies as st
 from captum_attn_lime.attention import DenseMap, ScoreMap, WindowedMap
 from captum_attn_lime.errors import InputError, SelectionError, UnreadableAttentionError
 from captum_attn_lime.methods import Raw, Rollout
+from tests.attention.cases import windows_of
 from tests.reference.attention import fuse
-
-
-def _index(seed: int, batch: int, n: int, width: int) -> torch.Tensor:
-    """Tokens in random places of random windows, some places empty, some windows wholly; windows of any example."""
-    generator = np.random.default_rng(seed)
-    windows = []
-    for example in range(batch):
-        tokens = list(generator.permutation(n) + example * n)
-        while tokens:
-            taken = [tokens.pop() for _ in range(min(len(tokens), int(generator.integers(1, width + 1))))]
-            window = np.full(width, -1)
-            window[generator.permutation(width)[: len(taken)]] = taken
-            windows.append(window)
-    windows.append(np.full(width, -1))
-    return torch.tensor(np.stack(windows)[generator.permutation(len(windows))])
-
-
-def _dense(inner: np.ndarray, index: torch.Tensor, batch: int, n: int) -> np.ndarray:
-    out = np.zeros((batch, inner.shape[1], n, n))
-    for window, tokens in enumerate(index.tolist()):
-        for p, query in enumerate(tokens):
-            for q, key in enumerate(tokens):
-                if query >= 0 and key >= 0:
-                    out[query // n, :, query % n, key % n] = inner[window, :, p, q]
-    return out
-
 
 cases = given(
     seed=st.integers(0, 10_000),
@@ -49,23 +24,9 @@ cases = given(
 )
 
 
-def _case(seed: int, batch: int, n: int, width: int, heads: int, fused: bool):
-    torch.manual_seed(seed)
-    index = _index(seed, batch, n, width)
-    windows = len(index)
-    if fused:
-        query, key = torch.randn(2, windows, heads, width, 4, dtype=torch.float64) * 2
-        inner = ScoreMap(query, key, kind="self", name="layer")
-    else:
-        scores = torch.randn(windows, heads, width, width, dtype=torch.float64) * 2
-        inner = DenseMap(scores.softmax(-1), kind="self", name="layer")
-    attention = WindowedMap(inner, index, examples=batch)
-    return attention, _dense(inner.dense().numpy(), index, batch, n), index
-
-
 @cases
 def test_every_verb_equals_the_dense_matrix(seed, batch, n, width, heads, fused):
-    attention, expected, _ = _case(seed, batch, n, width, heads, fused)
+    attention, expected, _ = windows_of(seed, batch, n, width, heads, fused)
     assert attention.shape == expected.shape
     assert (attention.kind, attention.name) == ("windowed", "layer")
     assert np.abs(attention.dense().numpy() - expected).max() < 1e-14
@@ -84,7 +45,7 @@ def test_every_verb_equals_the_dense_matrix(seed, batch, n, width, heads, fused)
 
 @cases
 def test_the_first_examples_are_those_of_the_whole(seed, batch, n, width, heads, fused):
-    attention, expected, _ = _case(seed, batch, n, width, heads, fused)
+    attention, expected, _ = windows_of(seed, batch, n, width, heads, fused)
     attention.index, attention.follows = 3, frozenset({1})
     part = attention.first(1)
     assert (part.index, part.follows, part.kind) == (3, frozenset({1}), "windowed")
@@ -95,7 +56,7 @@ def test_the_first_examples_are_those_of_the_whole(seed, batch, n, width, heads,
 
 @cases
 def test_weight_on_empty_places_is_given_to_nothing(seed, batch, n, width, heads, fused):
-    attention, _, index = _case(seed, batch, n, width, heads, fused)
+    attention, _, index = windows_of(seed, batch, n, width, heads, fused)
     weights = attention.inner.dense().mean(dim=1)  # (windows, w, w)
     lost = torch.zeros(batch * n, dtype=torch.float64)
     for window, tokens in enumerate(index.tolist()):
@@ -108,7 +69,7 @@ def test_weight_on_empty_places_is_given_to_nothing(seed, batch, n, width, heads
 
 @cases
 def test_a_tensor_over_the_windows_is_laid_on_the_tokens(seed, batch, n, width, heads, fused):
-    attention, _, index = _case(seed, batch, n, width, heads, fused)
+    attention, _, index = windows_of(seed, batch, n, width, heads, fused)
     x = torch.randn(len(index), heads, width, 5)
     found = attention.of_places(x)
     assert found.shape == (batch, heads, n, 5)
@@ -119,8 +80,8 @@ def test_a_tensor_over_the_windows_is_laid_on_the_tokens(seed, batch, n, width, 
 
 
 def test_rollout_over_two_layers_of_different_windows_equals_the_product():
-    first, a, _ = _case(1, 2, 6, 3, 2, False)
-    second, b, _ = _case(2, 2, 6, 4, 2, True)
+    first, a, _ = windows_of(1, 2, 6, 3, 2, False)
+    second, b, _ = windows_of(2, 2, 6, 4, 2, True)
     query = torch.rand(2, 6, dtype=torch.float64)
     expected = query.numpy()
     for layer in (b, a):

@@ -90,7 +90,7 @@ def test_a_seen_softmax_inside_a_told_module_is_not_counted_twice():
 
 
 def test_the_registration_ends_with_the_module():
-    from captum_attn_lime._capture.seams.registered import _registrations
+    from captum_attn_lime._capture.registered import _registrations
 
     before = len(_registrations)
     model = Model()

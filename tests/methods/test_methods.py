@@ -106,10 +106,10 @@ def test_several_queries_at_once_are_the_queries_one_by_one(name):
 
 @by_layers
 @pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("windows_of_padding", [False, True])
-def test_a_last_layer_of_one_query_is_one_more_step(name, fusion, windows_of_padding):
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_a_last_layer_of_one_query_is_one_more_step(name, fusion, is_fused):
     """A model may compute its last layer for the token that it reads only; that explains nothing otherwise."""
-    (layer,), _ = stack_of(3, 1, 5, 4, 2, is_fused=not windows_of_padding)
+    (layer,), _ = stack_of(3, 1, 5, 4, 2, is_fused=is_fused)
     method = METHODS[name](head_fusion=fusion, heads=[0, 2])
     for read in range(5):
         row = DenseMap(layer.rows(read), kind="pool")

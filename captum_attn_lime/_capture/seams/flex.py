@@ -6,7 +6,6 @@ from types import CellType, FunctionType
 from typing import Any
 
 from torch import Tensor
-from torch._ops import HigherOrderOperator
 
 from captum_attn_lime._capture.recorder import Recorder, kind_of
 from captum_attn_lime.attention import ModifiedScoreMap
@@ -14,11 +13,6 @@ from captum_attn_lime.attention import ModifiedScoreMap
 _PARAMETERS = (
     "query", "key", "value", "score_mod", "block_mask", "scale", "kernel_options", "score_buffers", "mask_buffers",
 )  # fmt: skip
-
-
-def is_flex_attention(func: Any) -> bool:
-    """Return whether an operation is what flex_attention calls when it runs uncompiled."""
-    return isinstance(func, HigherOrderOperator) and func._name == "flex_attention"
 
 
 def flex_attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

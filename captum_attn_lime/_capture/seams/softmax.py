@@ -76,6 +76,15 @@ class Weighted:
     value: Tensor
 
 
+def softmax(recorder: Recorder, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a softmax and begin to follow its result."""
+    output = recorder.run(func, args, kwargs)
+    if recorder.softmaxes is not None:
+        recorder.softmaxes.begin(args, kwargs, output)
+    recorder.trace.follow(func, args, kwargs, output, recorder.batch)
+    return output
+
+
 class SoftmaxWatch:
     """Follows softmax results until they meet values."""
 
@@ -91,16 +100,14 @@ class SoftmaxWatch:
         number = partial(SoftmaxWatch._number, weakref.proxy(self))
         self._exponentials = ExponentialWatch(number, _CARRIERS, MULTIPLIES)
 
-    def softmax(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a softmax and begin to follow its result."""
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """Begin to follow a softmax's result."""
         self.is_idle = False
         scores = args[0] if args else kwargs["input"]
-        output = self._recorder.run(func, args, kwargs)
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         self._recorder.note_squash(scores)
         if isinstance(dim, int) and output.dim() >= 2:
             self._hold(output, dim % output.dim(), self._number(scores), scores)
-        return output
 
     def _number(self, scores: Tensor) -> int:
         """Return the number of a new softmax; one over scores of self-attention is awaited to weigh values."""
