@@ -21,7 +21,7 @@ from captum_attn_lime.errors import (
     TargetError,
     TokenMapError,
 )
-from captum_attn_lime.methods import Raw, Rollout
+from captum_attn_lime.methods import LayerMethod, Needs, Raw, Rollout
 from tests.families import IDS, MASK, EncoderClassifier, HandWritten, bert, build, vit
 
 METHODS = ["raw", "rollout"]
@@ -286,6 +286,25 @@ def test_a_custom_method(model):
 
     chosen = AttentionAttribution(model, method=last_head).attribute(IDS)
     assert torch.equal(chosen, AttentionAttribution(model, method=Raw(heads=3)).attribute(IDS))
+
+
+@pytest.mark.parametrize(
+    ("needs", "has"),
+    [(Needs(), (False, False)), (Needs(values=True), (True, False)), (Needs(gradients=True), (True, True))],
+    ids=["none", "values", "gradients"],
+)
+def test_a_custom_method_gets_what_it_needs(model, needs, has):
+    seen = []
+
+    class Own(LayerMethod):
+        def step(self, layer, r, skip):
+            seen.append((layer.value is not None, layer.output_gradient is not None))
+            return layer.vecmat(r)
+
+    Own.needs = needs
+    found = AttentionAttribution(model, method=Own()).attribute(IDS, target=1)
+    assert seen == [has] * 3
+    assert torch.allclose(found, AttentionAttribution(model, method=Rollout(residual=0.0)).attribute(IDS), atol=1e-6)
 
 
 def test_layers_by_index_name_and_slice(model):

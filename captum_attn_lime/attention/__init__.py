@@ -2,7 +2,7 @@
 
 from captum_attn_lime.attention._combine import Combine, WeightBlock
 from captum_attn_lime.attention._dense import DenseMap, HeadFusedMap
-from captum_attn_lime.attention._fusion import HeadFusion, fuse_heads, select_heads
+from captum_attn_lime.attention._fusion import HeadFusion, check_head_fusion, check_heads, fuse_heads, select_heads
 from captum_attn_lime.attention._map import AttentionKind, AttentionMap
 from captum_attn_lime.attention._modified import ModifiedScoreMap
 from captum_attn_lime.attention._offload import OffloadedMap, offloaded
@@ -21,6 +21,8 @@ __all__ = [
     "ScoreMap",
     "WeightBlock",
     "WindowedMap",
+    "check_head_fusion",
+    "check_heads",
     "fuse_heads",
     "offloaded",
     "select_heads",

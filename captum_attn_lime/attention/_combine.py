@@ -4,41 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from captum_attn_lime.attention._blocks import examples_of, rows_of
-from captum_attn_lime.attention._fusion import HeadFusion, check_head_fusion, fuse_heads, pick_heads
-
-if TYPE_CHECKING:
-    from captum_attn_lime.attention._map import AttentionMap
-
-
-class HeadTensors:
-    """Values and output gradients of the chosen heads of a map, picked once for all blocks of a product.
-
-    Args:
-        attention: The map.
-        heads: Head indices.
-    """
-
-    def __init__(self, attention: AttentionMap, heads: list[int]) -> None:
-        self._attention, self._heads = attention, heads
-
-    @cached_property
-    def value(self) -> Tensor:
-        """(B, h, K, d)."""
-        value = self._attention.required("value")
-        group = self._attention.shape[1] // value.shape[1]  # grouped queries: this many heads share a value head
-        return pick_heads(value, [head // group for head in self._heads])
-
-    @cached_property
-    def output_gradient(self) -> Tensor:
-        """(B, h, Q, d)."""
-        return pick_heads(self._attention.required("output_gradient"), self._heads)
+from captum_attn_lime.attention._fusion import HeadFusion, check_head_fusion, fuse_heads
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,7 +30,7 @@ class WeightBlock:
     examples: slice
     queries: Tensor
     keys: slice
-    _heads: HeadTensors
+    _of_heads: Callable[[Literal["value", "output_gradient"]], Tensor]  # (B, h, ...)
 
     @property
     def value(self) -> Tensor:
@@ -67,7 +39,7 @@ class WeightBlock:
         Raises:
             SelectionError: They were not captured.
         """
-        return examples_of(self._heads.value, self.examples)[:, :, self.keys].to(self.weights.dtype)
+        return examples_of(self._of_heads("value"), self.examples)[:, :, self.keys].to(self.weights.dtype)
 
     @property
     def output_gradient(self) -> Tensor:
@@ -76,7 +48,7 @@ class WeightBlock:
         Raises:
             SelectionError: It was not captured.
         """
-        return self._heads.output_gradient[self.examples][:, :, rows_of(self.queries)].to(self.weights.dtype)
+        return self._of_heads("output_gradient")[self.examples][:, :, rows_of(self.queries)].to(self.weights.dtype)
 
 
 Combine = Callable[[WeightBlock], Tensor]  # (b, h, q, k) to (b, q, k)

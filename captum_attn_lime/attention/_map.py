@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from captum_attn_lime.attention import _blocks as blocks
 from captum_attn_lime.attention._blocks import Block, rows_of
-from captum_attn_lime.attention._combine import Combine, Fuse, FuseWithResidual, Gate, HeadTensors, WeightBlock
-from captum_attn_lime.attention._fusion import HeadFusion, select_heads
+from captum_attn_lime.attention._combine import Combine, Fuse, FuseWithResidual, Gate, WeightBlock
+from captum_attn_lime.attention._fusion import HeadFusion, pick_heads, select_heads
 from captum_attn_lime.errors import SelectionError, UnreadableAttentionError
 
 AttentionKind = Literal["self", "windowed", "cross", "pool", "channel", "unknown"]
@@ -286,14 +287,14 @@ class AttentionMap(ABC):
     def _reduce(self, r: Tensor, heads: list[int], combine: Combine, *, whole_rows: bool) -> Tensor:
         """Return rᵀM, (B, R, K), for r (B, R, Q)."""
         out = r.new_zeros(*r.shape[:2], self.shape[3])
-        of_heads = HeadTensors(self, heads)
+        of_heads = cache(partial(self._of_heads, heads))
         for part, weights in self._blocks(r, heads, whole_rows=whole_rows):
             chosen = r[part.examples][:, :, rows_of(part.queries)]  # (b, R, q)
             out[part.examples, :, part.keys] += chosen @ combine(WeightBlock(weights, *part, of_heads))
         return out
 
-    def required(self, name: Literal["value", "output_gradient"]) -> Tensor:
-        """Return the values or the gradient of the output.
+    def _of_heads(self, heads: list[int], name: Literal["value", "output_gradient"]) -> Tensor:
+        """Return the values of chosen heads, (B, h, K, d), or the gradient of their output, (B, h, Q, d).
 
         Raises:
             SelectionError: The map does not have them.
@@ -307,7 +308,8 @@ class AttentionMap(ABC):
                 f"the model has written into the values of {self.name!r} since it computed this attention, so the "
                 "gradient of the weights can no longer be known. Choose layers= without it, or use method='rollout'."
             )
-        return found
+        group = self.shape[1] // found.shape[1]  # grouped queries: this many heads share a value head
+        return pick_heads(found, [head // group for head in heads])
 
     def _why_no_gate(self) -> str:
         if self.output_gradient is not None:

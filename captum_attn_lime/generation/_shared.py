@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_attn_lime.attention import AttentionMap
-from captum_attn_lime.attention._combine import Combine
+from captum_attn_lime.attention import AttentionMap, Combine
 
 
 class SharedMap(AttentionMap):

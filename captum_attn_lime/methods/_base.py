@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_attn_lime.attention import AttentionMap, HeadFusion
-from captum_attn_lime.attention._fusion import check_head_fusion, check_heads
+from captum_attn_lime.attention import AttentionMap, HeadFusion, check_head_fusion, check_heads
 from captum_attn_lime.methods._checks import require_products
 
 

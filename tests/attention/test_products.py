@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from captum_attn_lime.attention import AttentionMap, DenseMap, ScoreMap
+from captum_attn_lime.attention import AttentionMap, ScoreMap
 from captum_attn_lime.attention import _fused as fused
 from captum_attn_lime.attention._combine import Fuse
 from captum_attn_lime.errors import SelectionError
@@ -261,19 +261,6 @@ def test_rows_of_zeros_are_not_computed(monkeypatch):
     needed.clear()
     assert torch.equal(case.map().vecmat(r * 0), torch.zeros(2, 40, dtype=torch.float64))
     assert not needed
-
-
-@settings(max_examples=60)
-@given(data=st.data())
-def test_probabilities_of_the_models_own_have_the_same_products(data):
-    case = data.draw(cases())
-    weights, heads = softmax_of(case), case.shape[1]
-    attention, r = DenseMap(torch.from_numpy(weights)), data.draw(vectors(case.shape))
-    fusion = data.draw(st.sampled_from(sorted(FUSIONS)))
-    chosen = data.draw(st.one_of(st.none(), st.lists(st.integers(0, heads - 1), min_size=1, max_size=4)))
-    matrix = FUSIONS[fusion](weights if chosen is None else weights[:, chosen], axis=1)
-    with blocks_of(data.draw(block_sizes())):
-        assert error(attention.vecmat(r, head_fusion=fusion, heads=chosen), product(r, matrix)) < 1e-13
 
 
 @pytest.mark.parametrize("way", ["vecmat", "matmat", "tiles", "whole_rows"])

@@ -71,9 +71,11 @@ def test_the_verbs_equal_the_formula(kind, data):
     with blocks_of(draw(block_sizes())):
         assert error(attention.vecmat(r, **options), product(r, matrix)) < 1e-10
         if matrix.shape[1] == matrix.shape[2]:
-            factor = 0.7 * matrix + 0.3 * np.eye(len(matrix[0]))
-            factor = factor if fusion == "mean" else factor / factor.sum(-1, keepdims=True)
-            assert error(attention.residual_vecmat(r, residual=0.3, **options), product(r, factor)) < 1e-10
+            share = draw(st.sampled_from([0.0, 0.3, 1.0]))
+            factor = (1 - share) * matrix + share * np.eye(len(matrix[0]))
+            sums = np.ones(1) if fusion == "mean" else factor.sum(-1, keepdims=True)
+            factor = factor / np.where(sums == 0, 1, sums)
+            assert error(attention.residual_vecmat(r, residual=share, **options), product(r, factor)) < 1e-10
         if made.gradient is not None:
             gated = np.maximum(made.weights * (made.gradient @ made.value.swapaxes(2, 3)), 0)[:, of_heads]
             expected = product(r, FUSIONS[fusion](gated, axis=1))

@@ -252,9 +252,9 @@ def test_products_of_cross_attention_are_refused_by_name():
 
     chosen = AttentionAttribution(forward).attribute(target, additional_forward_args=(memory,))
     assert chosen.shape == target.shape  # the decoder's own self-attention
-    from captum_attn_lime.methods import rollout
+    from captum_attn_lime.methods import Rollout
 
     with capture(model.eval()) as maps:
         model(target, memory)
     with pytest.raises(AttentionKindError, match=r"layers\.0\.multihead_attn.*cross-attention"):
-        rollout(maps, torch.ones(2, N) / N)
+        Rollout()(maps, torch.ones(2, N) / N)

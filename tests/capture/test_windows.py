@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from captum_attn_lime import AttentionAttribution, capture
 from captum_attn_lime._capture.session import record
 from captum_attn_lime.errors import AttentionKindError, SelectionError, TokenMapError, UnreadableAttentionError
-from captum_attn_lime.methods import rollout
+from captum_attn_lime.methods import Rollout
 from tests.families.base import build
 from tests.families.checks import captured
 from tests.families.windowed import PADDED, PATCH, pixels, plain_product, spread_out, swin, timm_swin, torchvision_swin
@@ -336,7 +336,7 @@ def test_stages_are_explained_one_by_one(make):
 def test_layers_of_two_stages_may_be_read_raw_but_not_multiplied():
     family = build(swin)
     with pytest.raises(AttentionKindError, match="Choose layers="):
-        rollout(captured(family), torch.rand(2, 30))
+        Rollout()(captured(family), torch.rand(2, 30))
 
 
 def _swin_over(stem: nn.Module) -> nn.Module:
