@@ -16,7 +16,8 @@ from captum_attn_lime._compare.outside import outside_of, separate_mask, share_t
 from captum_attn_lime._explained import Output
 from captum_attn_lime._util.progress import progress
 from captum_attn_lime.adapters import Encoding, TextEncoding
-from captum_attn_lime.adapters._layers import layer_scores, over_positions
+from captum_attn_lime.adapters._captum_methods import over_positions
+from captum_attn_lime.adapters._encoding import layer_scores
 from captum_attn_lime.adapters.image._adapter import ImageEncoding
 from captum_attn_lime.attr._attribution import AttentionAttribution
 from captum_attn_lime.errors import InputError
