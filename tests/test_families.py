@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from captum_attn_lime import AttentionAttribution, capture
-from captum_attn_lime.attr._tokens import place
+from captum_attn_lime.attr._token_map import place
 from captum_attn_lime.errors import AttentionKindError, ExplanationError, ReadoutError, TokenMapError
 from captum_attn_lime.methods import Rollout
 from tests.families import ENCODER_DECODERS, FAMILIES, build

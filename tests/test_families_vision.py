@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime import AttentionAttribution, capture
-from captum_attn_lime.attr._tokens import place
+from captum_attn_lime.attr._token_map import place
 from captum_attn_lime.errors import AttentionKindError, ReadoutError, UnreadableAttentionError
 from tests.families.base import Family, build
 from tests.families.readouts import attention_pooling, weighted

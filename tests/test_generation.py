@@ -398,3 +398,50 @@ def test_one_captured_pass_equals_a_capture_by_hand():
         model(input_ids=ids[:, :-1])
     expected = maps[-1].rows(range(N - 1, N + LENGTH - 1)).mean(dim=1)[0]
     torch.testing.assert_close(attribute(model).full_attr[:, :-1], expected)
+
+
+@pytest.mark.parametrize("method", ["raw", "rollout"])
+def test_what_is_offloaded_says_the_same(method, tmp_path):
+    model = build(gpt2)
+    expected = attribute(model, target=[5, 6, 7], method=method).full_attr
+    for place in ("cpu", tmp_path):
+        torch.testing.assert_close(attribute(model, target=[5, 6, 7], method=method, offload=place).full_attr, expected)
+
+
+def test_layers_by_module_and_pattern():
+    model = build(gpt2)
+
+    def rows(layers):
+        return attribute(model, target=[5, 6, 7], layers=layers, method="rollout").full_attr
+
+    assert torch.equal(rows("*.h.*"), rows(None))
+    assert torch.equal(rows(["transformer.h.[01].*"]), rows(slice(0, 2)))
+    assert torch.equal(rows([model.transformer.h[1], -1]), rows(slice(1, 3)))
+    decoder = build(bart)
+    by_pattern = attribute(decoder, layers="*.layers.1.encoder_attn").token_attr
+    torch.testing.assert_close(by_pattern, attribute(decoder, layers=1).token_attr)
+    with pytest.raises(SelectionError, match=r"'\*vision\*' matches no attention call. The attention layers are .*h.0"):
+        rows("*vision*")
+
+
+def test_what_was_learnt_about_the_model_is_kept_until_it_changes():
+    model, calls = build(gpt2), []
+    used = GenerationAttribution(AttentionAttribution(model, method="rollout"), tokenizer())
+    model.register_forward_hook(lambda *_: calls.append(1))
+    first = used.attribute(TEXT, [5, 6, 7]).full_attr
+    assert len(calls) == 2, "one pass, and one in which mixing is tried out"
+    calls.clear()
+    assert torch.equal(used.attribute(TEXT, [5, 6, 7]).full_attr, first)
+    assert len(calls) == 1
+    calls.clear()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.1)
+    used.attribute(TEXT, [5, 6, 7])
+    assert len(calls) == 2
+    other = build(gpt2)
+    used.forward_func = other
+    expected = GenerationAttribution(AttentionAttribution(other, method="rollout"), tokenizer())
+    assert torch.equal(used.attribute(TEXT, [5, 6, 7]).full_attr, expected.attribute(TEXT, [5, 6, 7]).full_attr)
+    assert repr(used) == "GenerationAttribution(AttentionAttribution(GPT2LMHeadModel, method='rollout'), " + (
+        f"{type(used.tokenizer).__name__})"
+    )

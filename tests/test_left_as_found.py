@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from captum_attn_lime import AttentionAttribution, describe
+from captum_attn_lime import AttentionAttribution, TextAdapter, describe
 from captum_attn_lime.errors import TrainingModeWarning
+from tests.adapters import models
 from tests.families import IDS, MASK
 from tests.state_models import WIDTH, Gated, N
 
@@ -83,6 +84,14 @@ def test_what_the_model_switches_for_good_is_put_back():
         AttentionAttribution(broken).attribute(x)
     assert model.head is head
     assert float(mask.sum()) == 0, "what a function holds itself is its own"
+
+
+def test_what_an_adapter_found_out_about_its_model_is_kept():
+    adapter = TextAdapter(models.bert(), models.word_level_tokenizer())
+    x = adapter.encode("a fine film")
+    adapter._columns = None
+    AttentionAttribution(adapter).attribute(x.inputs, 1, x.forward_args)
+    assert adapter._columns == 3
 
 
 def test_bigbird_stays_as_sparse_as_it_was():

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-import captum_attn_lime.attr._attribution as module
+import captum_attn_lime.attr._model as module
 from captum_attn_lime import AttentionAttribution
-from captum_attn_lime.attr._facts import shortened
+from captum_attn_lime.attr._inputs import shortened
 from captum_attn_lime.errors import AttentionKindError
 from tests.families import bert, build, gpt2, hand_written, llama_left_padded, torch_encoder
 from tests.families.text_decoders import jamba, qwen3_next

@@ -23,8 +23,7 @@ def test_rows_of_the_matrix_are_single_attributions(make, method, head_fusion):
     inputs = family.inputs
     matrix = attribution.matrix(inputs, 0, family.args)
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-    done = attribution.run(tensors, 0, family.args, find=False, explain=True)
-    maps = attribution._select_layers(done)
+    _, maps = attribution._run(tensors, family.args, 0, readout=False)
     for i in range(matrix.shape[1]):
         query = torch.zeros(matrix.shape[:2], dtype=matrix.dtype)
         query[:, i] = 1

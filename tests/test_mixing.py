@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from captum_attn_lime import AttentionAttribution, describe
+from captum_attn_lime.attr._model import ExplainedModel
+from captum_attn_lime.attr._passes import Request
 from captum_attn_lime.attr._probing import mixed_layers
 from captum_attn_lime.errors import AttentionKindError
 from tests.families import FAMILIES, build
@@ -109,7 +111,7 @@ def test_no_family_mixes_tokens_but_by_attention(make):
     if not family.products:
         pytest.skip("no one stack")
     inputs = family.inputs if isinstance(family.inputs, tuple) else (family.inputs,)
-    done = AttentionAttribution(family.forward).run(inputs, None, family.args, find=False)
+    done = ExplainedModel(family.forward).run(inputs, family.args, Request(readout=False))
     calls = [m.index for m in done.maps]
     assert mixed_layers(family.forward, inputs, family.args, calls) == set()
 

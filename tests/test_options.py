@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from captum_attn_lime import AttentionAttribution, GenerationAttribution
-from captum_attn_lime.errors import InputError, SelectionError
+from captum_attn_lime import AttentionAttribution, GenerationAttribution, TextAdapter, describe
+from captum_attn_lime.errors import InputError, SelectionError, TargetError
 from captum_attn_lime.methods import Raw, Rollout
+from tests.adapters import models
 from tests.families import IDS, MASK, bert, build
 from tests.state_models import WIDTH, Gated, N, assert_same
 
@@ -84,6 +85,102 @@ def test_a_layer_may_be_named_by_its_module():
     ):
         with pytest.raises(SelectionError, match=message):
             AttentionAttribution(family.forward, layers=module).attribute(IDS, **given)
+
+
+def test_layers_may_be_named_by_a_pattern_or_the_path_of_a_module():
+    family = build(bert)
+    given = {"additional_forward_args": (MASK,), "query": 0}
+
+    def scores(layers):
+        return AttentionAttribution(family.forward, layers=layers, method="rollout").attribute(IDS, **given)
+
+    assert torch.equal(scores("*encoder*"), scores(None))
+    for pattern, same in (
+        ("*.layer.[01].*", slice(0, 2)),
+        ("*layer.2*", 2),
+        ("bert.encoder.layer.1", 1),
+        (["*.layer.2.*", -2], slice(1, 3)),
+        ([slice(0, 2), "*.layer.1.*", 1], [0, 1]),  # each once
+        ([np.int64(2), "bert.encoder.layer.1.attention"], slice(1, 3)),
+    ):
+        assert torch.equal(scores(pattern), scores(same)), pattern
+    for wrong, message in (
+        ("*decoder*", r"'\*decoder\*' matches no attention call. The attention layers are bert.encoder.layer.0"),
+        ("bert.encoder.layer.7", "made no attention call. The attention layers are bert.encoder.layer.0"),
+        ("bert.encoder", r"made 3 attention calls \(bert.encoder.layer.0"),
+        (["*layer.0*", "nowhere"], "'nowhere' made no attention call"),
+        (slice(7, 9), "selects none of the 3 attention layers: bert.encoder.layer.0"),
+    ):
+        with pytest.raises(SelectionError, match=message):
+            scores(wrong)
+
+
+def test_a_pattern_prefers_the_stack_and_finds_cross_attention_beside_it():
+    from tests.families.encoder_decoders import bart
+
+    family = build(bart)
+    given = {"target": 0, "additional_forward_args": family.args, "query": 0}
+
+    def raw(layers):
+        return AttentionAttribution(family.forward, layers=layers, method="raw").attribute(family.inputs, **given)
+
+    seen = {layer.name: layer for layer in describe(family.forward, family.inputs, family.args).layers}
+    cross = [name for name, layer in seen.items() if layer.kind == "cross"]
+    assert torch.equal(raw("*encoder_attn"), raw(cross))
+    encoder = [name for name, layer in seen.items() if layer.kind == "self" and ".encoder." in name]
+    assert torch.equal(raw("*.encoder.*"), raw(encoder))
+
+
+def test_cross_attention_of_as_many_heads_as_examples():
+    """The batch is then run with one example more, which the scores must not show."""
+    from tests.families.encoder_decoders import bart
+
+    family = build(bart)
+    attribution = AttentionAttribution(family.forward, layers="*encoder_attn", method="raw")
+    heads = family.model.config.decoder_attention_heads
+    args, (x, *more) = family.args, family.tensors
+
+    def repeated(t):
+        return torch.cat([t[:1]] * heads) if isinstance(t, torch.Tensor) and len(t) == len(x) else t
+
+    given = {"query": 0, "additional_forward_args": tuple(map(repeated, args))}
+    found = attribution.attribute(tuple(map(repeated, (x, *more))), 0, **given)[0]
+    alone = attribution.attribute(family.inputs, 0, args, query=0)
+    alone = alone[0] if isinstance(alone, tuple) else alone
+    assert found.shape[0] == heads
+    torch.testing.assert_close(found, repeated(alone), rtol=1e-5, atol=1e-7)
+
+
+def test_reprs_are_short():
+    family = build(bert)
+    attribution = AttentionAttribution(family.model)
+    assert repr(attribution) == "AttentionAttribution(BertForSequenceClassification, method='rollout')"
+    layers = [family.model.bert.encoder.layer[1], "*layer.0*", -1]
+    attribution = AttentionAttribution(family.forward, method="raw", layers=layers)
+    assert repr(attribution).endswith("method='raw', layers=[BertLayer, '*layer.0*', -1])")
+    assert repr(AttentionAttribution(len, method=Rollout(residual=0.3))) == (
+        "AttentionAttribution(len, method=Rollout(residual=0.3))"
+    )
+    found = describe(family.forward, IDS, MASK)
+    assert repr(found) == "Description(3 self; query and token map known)"
+    assert repr(found.token_map) == "TokenMap((7,): tokens 0 to 6)"
+
+
+def test_class_names_are_targets_everywhere():
+    adapter = TextAdapter(models.bert(), models.word_level_tokenizer(), class_names=["bad", "good", "mixed"])
+    x = adapter.encode(["a fine film", "a dull film"])
+    attribution = AttentionAttribution(adapter, method="relevance")
+    expected = attribution.attribute(x.inputs, [1, 0], x.forward_args)
+    for target in (["good", "bad"], np.array(["good", "bad"]), [np.str_("good"), np.int64(0)]):
+        assert torch.equal(attribution.attribute(x.inputs, target, x.forward_args), expected)
+        assert attribution.matrix(x.inputs, target, x.forward_args).shape[0] == 2
+        describe(adapter, x.inputs, x.forward_args, target=target)
+    for target in ("fine", np.array(["good", "fine"]), 7):
+        for ask in (attribution.attribute, attribution.matrix):
+            with pytest.raises(TargetError):
+                ask(x.inputs, target, x.forward_args)
+        with pytest.raises(TargetError):
+            describe(adapter, x.inputs, x.forward_args, target=target)
 
 
 def test_targets_may_be_numpys():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime import AttentionAttribution
-from captum_attn_lime.attr._passes import ForwardRunner
+from captum_attn_lime.attr._model import ExplainedModel
 from captum_attn_lime.errors import ReadoutError
 from tests.families import IDS, MASK, HandWritten, bert, build, gpt2, llama, llama_left_padded, vit
 
@@ -60,9 +60,9 @@ class Encoder(nn.Module):
 
 def _readout(forward, inputs=IDS, args=(MASK,)) -> Tensor:
     """The readout of the first run, and of a second that may take the short way through the head alone."""
-    runner = ForwardRunner()
-    first = runner.run(forward, (inputs,), args).readout.float()
-    again = runner.run(forward, (inputs,), args).readout.float()
+    explained = ExplainedModel(forward)
+    first = explained.run((inputs,), args).readout.float()
+    again = explained.run((inputs,), args).readout.float()
     torch.testing.assert_close(again, first, atol=1e-6, rtol=1e-5)
     return first
 
@@ -153,7 +153,7 @@ def test_callers_without_gradients(mode):
     model = Encoder("mean").eval()
     with mode():
         ids = IDS.clone()  # inside inference_mode an inference tensor
-        found = ForwardRunner().run(model, (ids,), (MASK.clone(),)).readout
+        found = ExplainedModel(model).run((ids,), (MASK.clone(),)).readout
         assert not torch.is_grad_enabled()
     assert torch.allclose(found.float(), MEAN)
     assert not found.is_inference()
@@ -213,10 +213,11 @@ def test_a_dead_head():
 
 
 def test_the_model_runs_once_per_call_when_its_last_attention_is_known():
-    model, finder, calls = Encoder("cls").eval(), ForwardRunner(), []
+    model, calls = Encoder("cls").eval(), []
+    explained = ExplainedModel(model)
     model.register_forward_hook(lambda *_: calls.append(1))
     for expected in (2, 3, 4):
-        finder.run(model, (IDS,), (MASK,))
+        explained.run((IDS,), (MASK,))
         assert len(calls) == expected
 
 
@@ -230,10 +231,11 @@ def test_the_graph_goes_through_the_last_block_only():
 
 
 def test_a_model_whose_depth_changes_is_run_again():
-    model, finder = Encoder("cls").eval(), ForwardRunner()
-    finder.run(model, (IDS,), (MASK,))
+    model = Encoder("cls").eval()
+    explained = ExplainedModel(model)
+    explained.run((IDS,), (MASK,))
     del model.body.layers[2]
-    assert torch.equal(finder.run(model, (IDS,), (MASK,)).readout, _one_hot([0, 0]))
+    assert torch.equal(explained.run((IDS,), (MASK,)).readout, _one_hot([0, 0]))
 
 
 def test_a_readout_behind_an_autograd_function_of_the_model_is_asked_for():

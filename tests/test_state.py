@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from captum_attn_lime import AttentionAttribution
-from captum_attn_lime.attr._memory import Memory, kind_of
+from captum_attn_lime.attr._inputs import kind_of
+from captum_attn_lime.attr._model import ExplainedModel
 from captum_attn_lime.attr._model_state import ModelState
+from captum_attn_lime.attr._passes import Request
 from tests.families import IDS, MASK, bert, build
 from tests.state_models import WIDTH, Gated, N, assert_same, layer, outcome
 
@@ -236,31 +239,34 @@ def test_what_is_remembered_is_bounded():
     used = AttentionAttribution(model)
     for i in range(300):
         used.attribute(torch.randn(1, 3, WIDTH), additional_forward_args=(torch.tensor(0.0) * i,))
-    with used.explaining():
-        assert len(used._memory._now) < 20
-    memory = Memory()
-    with memory.opened(model):
+    assert len(used._explained._facts) < 20
+    explained = ExplainedModel(model)
+    with explained.explaining():
         for i in range(1000):
-            memory.put(i, i)
-        assert memory.get(0) is None
-        assert memory.get(999) == 999
-        assert len(memory._now) <= 256
+            explained._learn(i, i)
+        assert explained._known(0) is None
+        assert explained._known(999) == 999
+        assert len(explained._facts) <= 256
 
 
 def test_facts_found_under_one_state_are_not_kept_under_the_next():
     """Another call, which has seen the model after a change, may come in between."""
-    model, memory = nn.Linear(2, 2), Memory()
-    with memory.opened(model):
-        inside = memory._now
+    model = nn.Linear(2, 2)
+    explained = ExplainedModel(model)
+
+    def look():
+        with explained.explaining():
+            return explained._known("fact")
+
+    with explained.explaining():
         with torch.no_grad():
             model.bias.add_(1.0)
-        other = Memory()
-        other.__dict__.update({**memory.__dict__, "_open": other._open})
-        with other.opened(model):
-            assert other._now is not inside
-        memory.put("fact", 1)
-    with memory.opened(model):
-        assert memory.get("fact") is None
+        with ThreadPoolExecutor() as threads:
+            threads.submit(look).result()
+        explained._learn("fact", 1)
+        assert explained._known("fact") == 1
+    with explained.explaining():
+        assert explained._known("fact") is None
 
 
 @pytest.mark.parametrize("counted_by", ["closure", "hook"])
@@ -294,7 +300,7 @@ def test_the_steps_of_a_used_model_are_not_followed_again():
     model, x = Gated().eval(), torch.randn(3, N, WIDTH)
     used = AttentionAttribution(model)
     used.attribute(x)
-    first, again = (used.run((x,), None, (), find=False) for _ in range(2))
+    first, again = (used._model.run((x,), (), Request(readout=False)) for _ in range(2))
     assert again.recorder.trace.is_replayed
     assert first.way == again.way
 

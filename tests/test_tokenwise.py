@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_attn_lime.attr._passes import ForwardRunner
+from captum_attn_lime.attr._model import ExplainedModel
 from captum_attn_lime.errors import ReadoutError
 from tests.families import FAMILIES, build
 
@@ -82,15 +82,15 @@ MIXING = [_convolution, _over_tokens, _squeeze_and_excite, _two_ways, _scrambled
 
 
 def _run(model, x, times=2):
-    runner = ForwardRunner()
-    return [runner.run(model, (x,), ()) for _ in range(times)]
+    explained = ExplainedModel(model)
+    return [explained.run((x,)) for _ in range(times)]
 
 
 @pytest.mark.parametrize("end", TOKENWISE, ids=lambda f: f.__name__)
 def test_the_short_way_is_found_and_tells_the_same(end):
     model, x = Model(end).eval(), torch.randn(B, N, D)
     first, second = _run(model, x)
-    assert first.short_cut is not None
+    assert first.found.short_cut is not None
     assert second.recorder.leaf.shape == (B, N, D)  # a token state, not the attention's output
     assert second.recorder.leaf is not first.recorder.leaf
     torch.testing.assert_close(second.readout, first.readout, atol=1e-12, rtol=1e-6)
@@ -101,18 +101,18 @@ def test_the_short_way_is_found_and_tells_the_same(end):
 def test_an_end_that_mixes_tokens_is_gone_through_in_full(end):
     model, x = Model(end).eval(), torch.randn(B, N, D)
     expected = _tokens_that_matter(model, x)
-    runner = ForwardRunner()
+    explained = ExplainedModel(model)
     for _ in range(2):
-        found = _readout_or_none(runner, model, x)
+        found = _readout_or_none(explained, x)
         if found is None:  # several tokens that no one weighting tells
             assert int(expected.sum(1).max()) > 1
         else:
             assert bool(((found > 0) == expected).all())
 
 
-def _readout_or_none(runner, model, x):
+def _readout_or_none(explained, x):
     try:
-        return runner.run(model, (x,), ()).readout
+        return explained.run((x,)).readout
     except ReadoutError:
         return None
 
@@ -139,7 +139,7 @@ def _tokens_that_matter(model, x):
 def test_sizes_that_could_be_mistaken_for_each_other_take_the_long_way(n):
     model, x = Model(_cls).eval(), torch.randn(B, n, D)
     first, second = _run(model, x)
-    assert first.short_cut is None
+    assert first.found.short_cut is None
     assert torch.equal(first.readout, second.readout)
 
 
@@ -150,9 +150,9 @@ def test_a_token_mixer_as_wide_as_long_is_not_taken_for_a_linear_layer():
         return m.head((x + m.square(x.transpose(1, 2)).transpose(1, 2))[:, 0])
 
     model, x = Model(end).eval(), torch.randn(B, D, D)
-    runner = ForwardRunner()
+    explained = ExplainedModel(model)
     for _ in range(2):
-        found = _readout_or_none(runner, model, x)
+        found = _readout_or_none(explained, x)
         assert found is None or int((found > 0).sum(1).min()) == D
 
 
@@ -170,12 +170,12 @@ def test_a_state_that_is_written_in_place_is_no_leaf():
 
 def test_another_end_is_noticed():
     model, x = Model(_cls).eval(), torch.randn(B, N, D)
-    runner = ForwardRunner()
-    runner.run(model, (x,), ())
+    explained = ExplainedModel(model)
+    explained.run((x,))
     model.end = lambda m, x: m.head(m.norm(x)[:, 3])
-    assert runner.run(model, (x,), ()).readout.argmax(1).tolist() == [3, 3, 3]  # the same steps, another token
+    assert explained.run((x,)).readout.argmax(1).tolist() == [3, 3, 3]  # the same steps, another token
     model.end = lambda m, x: m.head(m.mix(m.norm(x).transpose(1, 2)).transpose(1, 2)[:, 3] * 2)
-    found = _readout_or_none(runner, model, x)
+    found = _readout_or_none(explained, x)
     assert found is None or (found > 0).sum(1).tolist() == [3, 3, 3]
 
 
@@ -185,8 +185,8 @@ def test_the_second_run_of_every_family_tells_what_the_first_did(make):
     if family.reads is None:
         pytest.skip("no single row is read")
     inputs = family.inputs if isinstance(family.inputs, tuple) else (family.inputs,)
-    runner = ForwardRunner()
-    runs = [runner.run(family.forward, inputs, family.args) for _ in range(2)]
+    explained = ExplainedModel(family.forward)
+    runs = [explained.run(inputs, family.args) for _ in range(2)]
     torch.testing.assert_close(runs[1].readout, runs[0].readout, atol=1e-6, rtol=1e-5)
 
 
@@ -197,5 +197,5 @@ def test_most_families_have_the_short_way():
         family = build(make)
         if family.reads is not None:
             inputs = family.inputs if isinstance(family.inputs, tuple) else (family.inputs,)
-            found.append(ForwardRunner().run(family.forward, inputs, family.args).short_cut is not None)
+            found.append(ExplainedModel(family.forward).run(inputs, family.args).found.short_cut is not None)
     assert sum(found) > 0.6 * len(found)

@@ -9,7 +9,7 @@ from torch import nn
 
 from captum_attn_lime import AttentionAttribution, TextAdapter, capture
 from captum_attn_lime.attention import ScoreMap
-from captum_attn_lime.attr._passes import ForwardRunner
+from captum_attn_lime.attr._model import ExplainedModel
 from captum_attn_lime.errors import (
     AttentionKindError,
     ReadoutError,
@@ -27,9 +27,9 @@ def encoder(layers=2, width=16):
 
 def readout(forward, x):
     """The readout of the first run, and of a second that may take the short way through the head alone."""
-    runner = ForwardRunner()
-    first = runner.run(forward, (x,), ()).readout.float()
-    again = runner.run(forward, (x,), ()).readout.float()
+    model = ExplainedModel(forward)
+    first = model.run((x,)).readout.float()
+    again = model.run((x,)).readout.float()
     torch.testing.assert_close(again, first, atol=1e-6, rtol=1e-5)
     return first
 

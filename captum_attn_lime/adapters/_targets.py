@@ -30,10 +30,11 @@ def plain_target(target: Any, forward_func: Callable[..., Any], inputs: tuple[Te
         >>> plain_target([np.int64(1), (np.int64(0), 2)], len, (), ())
         [1, (0, 2)]
     """
+    target = plain_indices(target)
     if isinstance(target, (list, tuple)):
         return type(target)(plain_target(one, forward_func, inputs, forward_args) for one in target)
     if not isinstance(target, str):
-        return plain_indices(target)
+        return target
     names = forward_func.class_names if isinstance(forward_func, Adapter) else None
     if names is None or not isinstance(forward_func, Adapter):
         raise TargetError(

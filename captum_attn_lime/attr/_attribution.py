@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Any
 
@@ -21,29 +20,21 @@ from captum_attn_lime._util.captum import (
     format_forward_args,
     format_output,
     log_usage,
-    select_target,
 )
-from captum_attn_lime._util.random import without_drawing
 from captum_attn_lime.adapters._targets import plain_target
 from captum_attn_lime.attention import AttentionMap
-from captum_attn_lime.attr._facts import ModelFacts, shortened
 from captum_attn_lime.attr._layers import Layers, select_layers
-from captum_attn_lime.attr._memory import Kind, Memory, kind_of
-from captum_attn_lime.attr._model_state import ModelState
-from captum_attn_lime.attr._passes import ForwardPass, ForwardRunner, Wanted, positions_of, sum_explained
-from captum_attn_lime.attr._query import Query, query_weights
-from captum_attn_lime.attr._tokens import TokenMap, by_feature, check_token_map, place
+from captum_attn_lime.attr._model import ExplainedModel
+from captum_attn_lime.attr._passes import ForwardPass, Request
+from captum_attn_lime.attr._query import Query, is_auto, output_weights
+from captum_attn_lime.attr._token_map import by_feature, check_token_map, place
 from captum_attn_lime.errors import (
     DropoutWarning,
     InputError,
     SelectionError,
-    TokenMapError,
     TrainingModeWarning,
 )
 from captum_attn_lime.methods import LayerMethod, Method, get_method
-
-# Inputs of more tokens than this are called long, and tried out on a beginning of so many.
-_LONG, _BEGINNING = 1024, 128
 
 
 class AttentionAttribution(Attribution):  # type: ignore[misc]
@@ -58,9 +49,10 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         forward_func: The model, or any function of tensors that runs one and returns a tensor (B, ...).
         method: A method with its options, such as ``Rollout(residual=0.3)``; a name for one with its defaults,
             ``"raw"``, ``"rollout"`` or ``"relevance"``; or a function ``(stack, query) -> (B, K)`` over attention maps.
-        layers: Which layers: an index into the self-attention stack (negative ones from the end), a slice of it, the
-            module of any attention call or its path (cross-attention too, for raw attention), or a sequence of these.
-            By default the last layer for raw attention and all layers for rollout.
+        layers: Which layers: an index into the self-attention stack (negative ones from the end), a slice of it, a
+            module that makes one attention call or its path (cross-attention too, for raw attention), a pattern over
+            paths (``"*language*"``, as of `fnmatch`; layers of the stack where it matches some), or a sequence of
+            these. By default the last layer for raw attention and all layers for rollout.
         offload: Where the layers' queries and keys wait until they are needed, for inputs so long that they do not fit
             beside the model: ``"cpu"``, or a folder for files that are removed afterwards. By default they stay where
             they are.
@@ -91,10 +83,16 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         self.method = method
         self.layers = layers
         self.offload = offload
-        self._memory = Memory()
-        self._runner, self.facts = ForwardRunner(self._memory), ModelFacts(self._memory)
+        self._explained = ExplainedModel(forward_func)
         # Options are read when they are used; what can be known to be wrong now is said now.
         _ = self._keep
+
+    def __repr__(self) -> str:
+        options = inspect.signature(AttentionAttribution).parameters.values()
+        values = {o.name: getattr(self, o.name) for o in options if o.kind is o.KEYWORD_ONLY}
+        changed = {o.name for o in options if o.name in values and values[o.name] != o.default}
+        shown = [f"{name}={_shown(value)}" for name, value in values.items() if name in {"method", *changed}]
+        return f"{type(self).__name__}({', '.join([_shown(self.forward_func), *shown])})"
 
     @property
     def _method(self) -> Method:
@@ -105,9 +103,12 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         needs = self._method.needs
         return Keep(values=needs.values, head_fusion=needs.head_fusion, heads=needs.heads, offload=self.offload)
 
-    def explaining(self) -> AbstractContextManager[ModelState | None]:
-        """Return the block in which facts about the model are found out and remembered, and it is left as it was."""
-        return self._memory.opened(self.forward_func)
+    @property
+    def _model(self) -> ExplainedModel:
+        """What was learnt about the model; one that was set after construction is another model."""
+        if self._explained.forward_func is not self.forward_func:
+            self._explained = ExplainedModel(self.forward_func)
+        return self._explained
 
     @property
     def uses_target(self) -> bool:
@@ -186,10 +187,21 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             token_map: The token index of each cell.
         """
         tensors, forward_args = check_inputs(inputs), format_forward_args(additional_forward_args)
-        with self.explaining() as state:
-            target = plain_target(target, self.forward_func, tensors, forward_args)
-            done, cells, index, total = self._explain(tensors, target, forward_args, query, token_map)
-        if done.recorder.is_random:
+        with self._model.explaining() as state:
+            run, layers = self._run(tensors, forward_args, target, readout=is_auto(query))
+            if token_map is None:
+                index = self._model.token_map(run, layers[-1])
+            else:
+                index = check_token_map(token_map, tensors, layers[-1].shape[3])
+            weights = output_weights(query, run, layers[-1])
+            if run.top is not None and run.top is not layers[-1]:
+                weights = self._through(run.top, weights)
+            scores = self._method(layers, weights.to(device=layers[-1].device, dtype=layers[-1].dtype)).detach()
+            cells, total = place(scores, index, tensors), scores.abs().sum(dim=1)
+            if self._method.needs.head_fusion == "mean":
+                # Shares of the query's weight, less what went to places without a token.
+                total = torch.maximum(total, weights.sum(dim=1).to(total))
+        if run.recorder.is_random:
             warnings.warn(
                 "the model's dropout is active, so its outputs and states are random; call model.eval() first.",
                 DropoutWarning,
@@ -205,49 +217,6 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         if feature_mask is not None:
             cells = by_feature(cells, index, feature_mask)
         return format_output(isinstance(inputs, tuple), cells), total
-
-    def _explain(
-        self,
-        tensors: tuple[Tensor, ...],
-        target: Target,
-        forward_args: tuple[Any, ...],
-        query: Query,
-        token_map: Tensor | Sequence[Tensor] | None,
-    ) -> tuple[ForwardPass, tuple[Tensor, ...], TokenMap, Tensor]:
-        """Return the pass that was explained, the cells' scores, the token of each cell, and all tokens' total."""
-        auto = isinstance(query, str) and query == "auto"
-        short = shortened(tensors, forward_args, longer_than=_LONG, to=_BEGINNING)
-        kind = kind_of(tensors, forward_args) if short is None else kind_of(*short, is_long=True)
-        if short is not None:
-            # Where the target names a position, any will do.
-            first = None if positions_of(target, len(tensors[0])) is None else (0,)
-            self._try_beginning(short, first, kind, find=auto)
-        done = self.run(tensors, target, forward_args, find=auto, explain=True, kind=kind)
-        select_target(done.output, target)
-        maps = self._select_layers(done)
-        if token_map is None:
-            try:
-                index = self.facts.token_map(self.forward_func, tensors, forward_args, done, maps[-1])
-            except TokenMapError as error:
-                if not done.recorder.is_random:
-                    raise
-                raise TokenMapError(f"{error} The model's dropout is active: call model.eval() first.") from error
-        else:
-            index = check_token_map(token_map, tensors, maps[-1].shape[3])
-        if not self._method.last_layer_only:
-            self.facts.mark_mixed(self.forward_func, tensors, forward_args, done, maps)
-        if maps[-1] is done.top:
-            weights: Tensor | None = torch.ones(maps[-1].shape[0], 1)
-        else:
-            # The layer whose tokens a query counts.
-            asked = maps[-1] if maps[-1].kind in ("self", "windowed") else done.maps[-1]
-            weights = self._readout(done) if auto else query_weights(query, asked)
-        scores = self._scores(maps, weights, done, own_query=not auto)
-        total = scores.abs().sum(dim=1)
-        if self._method.needs.head_fusion == "mean" and weights is not None:
-            # Shares of the query's weight, less what went to places without a token.
-            total = torch.maximum(total, weights.sum(dim=1).to(total))
-        return done, place(scores, index, tensors), index, total
 
     def matrix(
         self,
@@ -274,105 +243,47 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             InputError: The matrices would take more than ``max_bytes``.
         """
         tensors, forward_args = check_inputs(inputs), format_forward_args(additional_forward_args)
-        with self.explaining():
-            target = plain_target(target, self.forward_func, tensors, forward_args)
-            done = self.run(tensors, target, forward_args, find=False, explain=True)
-            select_target(done.output, target)
-            maps = self._select_layers(done)
-            last = maps[-1]
-            batch, _, queries, keys = last.shape
-            needed = batch * queries * (queries + 2 * keys) * last.dtype.itemsize
-            if needed > max_bytes:
-                raise InputError(
-                    f"the whole matrix of {batch} x {queries} x {keys} scores takes {needed / 2**20:,.0f} MB while it "
-                    f"is made, more than max_bytes allows ({max_bytes / 2**20:,.0f} MB). Raise max_bytes=, pass fewer "
-                    "examples, or ask attribute() for the rows you need by query=."
-                )
-            if not self._method.last_layer_only:
-                self.facts.mark_mixed(self.forward_func, tensors, forward_args, done, maps)
+        with self._model.explaining():
+            _, layers = self._run(tensors, forward_args, target, readout=False)
+        last = layers[-1]
+        batch, _, queries, keys = last.shape
+        needed = batch * queries * (queries + 2 * keys) * last.dtype.itemsize
+        if needed > max_bytes:
+            raise InputError(
+                f"the whole matrix of {batch} x {queries} x {keys} scores takes {needed / 2**20:,.0f} MB while it is "
+                f"made, more than max_bytes allows ({max_bytes / 2**20:,.0f} MB). Raise max_bytes=, pass fewer "
+                "examples, or ask attribute() for the rows you need by query=."
+            )
         everything = torch.eye(queries, device=last.device, dtype=last.dtype).expand(batch, -1, -1)
-        return self._method(maps, everything).detach()
+        return self._method(layers, everything).detach()
 
-    def _try_beginning(
-        self, short: tuple[tuple[Tensor, ...], tuple[Any, ...]], target: Target, kind: Kind | None, *, find: bool
-    ) -> None:
-        """Find out on the beginning of a long input what would take several passes over the whole."""
-        key = None if kind is None else ("tried", kind, self._method.last_layer_only, repr(self.layers))
-        if self._memory.get(key):
-            return
-        self._memory.put(key, True)
-        # Whatever does not work on a part says nothing of the whole, which comes next.
-        with contextlib.suppress(Exception), without_drawing():
-            done = self.run(short[0], target, short[1], find=find, kind=kind)
-            maps = self._select_layers(done)
-            self.facts.token_map(self.forward_func, *short, done, maps[-1])
-            if not self._method.last_layer_only:
-                self.facts.mark_mixed(self.forward_func, *short, done, maps)
+    def _run(
+        self, inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...], target: Target, *, readout: bool
+    ) -> tuple[ForwardPass, list[AttentionMap]]:
+        """Return a captured pass, and the layers to explain."""
+        target = plain_target(target, self.forward_func, inputs, forward_args)
+        request = Request(target, readout=readout, gradient=self._method.needs.gradients, keep=self._keep)
+        run = self._model.run(inputs, forward_args, request)
+        layers = select_layers(self.layers, run, self.forward_func, last_only=self._method.last_layer_only)
+        if not self._method.last_layer_only:
+            self._model.check_mixing(run, layers)
+        return run, layers
 
-    def run(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: Target,
-        forward_args: tuple[Any, ...],
-        *,
-        find: bool,
-        explain: bool = False,
-        kind: Kind | None = None,
-    ) -> ForwardPass:
-        """Return one captured forward pass.
-
-        Args:
-            inputs: The input tensors.
-            target: What is explained of the output.
-            forward_args: Further arguments of the model.
-            find: Whether the tokens that the prediction reads are wanted.
-            explain: Whether the method is to be applied to the maps: they then have what it needs, and no more.
-            kind: The kind of the input, where it is known already.
-        """
-        gradients = explain and self._method.needs.gradients
-        wanted = Wanted(
-            readout=find,
-            positions=positions_of(target, len(inputs[0])) if find else None,
-            gradient_of=(lambda output: sum_explained(output, target)) if gradients else None,
-            keep=self._keep if explain else Keep(offload=self.offload),
-        )
-        return self._runner.run(self.forward_func, inputs, forward_args, wanted, kind)
-
-    def _readout(self, done: ForwardPass) -> Tensor | None:
-        """Return the weights of the last layer's tokens, a last layer of one query and its residual included."""
-        method, top, readout = self._method, done.top, done.readout
-        if top is None or readout is None:
-            return readout
-        if not isinstance(method, LayerMethod):
+    def _through(self, top: AttentionMap, readout: Tensor) -> Tensor:
+        """Return what a last layer of one query, and its residual connection, pass on to the layers below, (B, N)."""
+        if not isinstance(self._method, LayerMethod):
             raise SelectionError(
-                f"the model computes its last layer {top.name!r} for the token that it reads only, and {method!r} does "
-                "not say how to go through such a layer to the others. Pass query= for the layers you chose, or use a "
-                "method with a step for each layer (rollout, relevance)."
+                f"the model computes its last layer {top.name!r} for the token that it reads only, and "
+                f"{self._method!r} does not say how to go through such a layer to the others. Pass query= for the "
+                "layers you chose, or use a method with a step for each layer (rollout, relevance)."
             )
-        return method.step(top, readout.new_ones(len(readout), 1), readout)
+        return self._method.step(top, readout.new_ones(len(readout), 1), readout)
 
-    def _scores(
-        self, maps: list[AttentionMap], weights: Tensor | None, done: ForwardPass, *, own_query: bool
-    ) -> Tensor:
-        n_queries, last = maps[-1].shape[2], done.maps[-1]
-        of_same_tokens = (
-            maps[-1] is done.top
-            or maps[-1].index == last.index
-            or maps[-1].index in last.follows
-            or last.index in maps[-1].follows
-        )
-        if not own_query and not of_same_tokens:
-            raise SelectionError(
-                f"layer {maps[-1].name!r} is over other tokens than {last.name!r}, whose tokens the prediction reads; "
-                "pass query= for the layers you chose."
-            )
-        if weights is None or weights.shape[1] != n_queries:
-            raise SelectionError(
-                f"layer {maps[-1].name!r} has {n_queries} output tokens but the readout is over those of "
-                f"{done.maps[-1].name!r} ({done.maps[-1].shape[2]}); pass query= for the layers you chose."
-            )
-        return self._method(maps, weights.to(device=maps[-1].device, dtype=maps[-1].dtype)).detach()
 
-    def _select_layers(self, done: ForwardPass) -> list[AttentionMap]:
-        last_only = self._method.last_layer_only
-        return select_layers(self.layers, done, self.forward_func, last_only=last_only)
+def _shown(value: Any) -> str:
+    """Return a value in short: a module or a callable by its name."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, Method) or not callable(value):
+        return repr(value)
+    return str(getattr(value, "__name__", type(value).__name__))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime._util.captum import Target, TensorOrTuple, as_tuple, format_forward_args
+from captum_attn_lime.adapters._targets import plain_target
 from captum_attn_lime.attention import AttentionMap
-from captum_attn_lime.attr._attribution import AttentionAttribution
-from captum_attn_lime.attr._passes import ForwardPass
-from captum_attn_lime.attr._probing import looks_causal, mixed_layers
-from captum_attn_lime.attr._tokens import TokenMap
+from captum_attn_lime.attr._model import ExplainedModel
+from captum_attn_lime.attr._passes import Request
+from captum_attn_lime.attr._probing import looks_causal
+from captum_attn_lime.attr._token_map import TokenMap
 from captum_attn_lime.errors import AttentionKindError, ExplanationError, ReadoutError, TokenMapError
 
 
@@ -41,7 +43,7 @@ class LayerDescription:
     mixed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Description:
     """What `describe` found.
 
@@ -61,6 +63,12 @@ class Description:
     prefix: tuple[int, ...]
     padding: Tensor | None
     problems: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(layer.kind for layer in self.layers).items())
+        found = {"query": self.query, "token map": self.token_map}
+        known = " and ".join(name for name, value in found.items() if value is not None) or "nothing else"
+        return f"Description({kinds}; {known} known)"
 
     def __str__(self) -> str:
         """Return the description as lines to be read."""
@@ -101,6 +109,7 @@ def describe(
         target: For outputs with one row per token: (position, class), whose position is then the query.
 
     Raises:
+        TargetError: The output has no such target.
         NoAttentionError: The model showed no attention.
         UnreadableAttentionError: It has attention that cannot be read.
 
@@ -115,59 +124,43 @@ def describe(
         tokens that stand for no part of the input: none
     """
     tensors, forward_args = as_tuple(inputs), format_forward_args(additional_forward_args)
-    attribution = AttentionAttribution(forward_func, method="raw")
-    problems: list[str] = []
-    with attribution.explaining():
-        done, query = _read(attribution, tensors, forward_args, target, problems)
-        last = done.maps[-1] if done.top is None else done.top
+    target = plain_target(target, forward_func, tensors, forward_args)
+    model, problems = ExplainedModel(forward_func), []
+    with model.explaining():
+        try:
+            run = model.run(tensors, forward_args, Request(target))
+        except (AttentionKindError, ReadoutError) as error:
+            problems.append(str(error))
+            run = model.run(tensors, forward_args, Request(target, readout=False))
         token_map: TokenMap | None = None
         try:
-            token_map = attribution.facts.token_map(forward_func, tensors, forward_args, done, last)
+            token_map = model.token_map(run, run.last)
         except TokenMapError as error:
             problems.append(str(error))
-        stack = [m.index for m in done.maps if m.index is not None]
-        mixed = [i for part in _stacks(done.maps) for i in mixed_layers(forward_func, tensors, forward_args, part)]
-    # A batch of as many examples as heads was run with one example more.
-    batch = len(tensors[0])
-    calls = [m.first(batch) if m.shape[0] == batch + 1 else m for m in done.recorder.maps]
-    layers = tuple(_layer(m, m.index in stack or m is done.top, m.index in mixed) for m in calls)
-    return Description(layers, query, token_map, _prefix(token_map, last), _padding(last), tuple(problems))
+        for stack in _stacks(run.maps):
+            model.check_mixing(run, stack)
+    layers = tuple(_layer(m, m is run.last or any(m is one for one in run.maps)) for m in run.calls)
+    return Description(
+        layers, run.readout, token_map, _prefix(token_map, run.last), _padding(run.last), tuple(problems)
+    )
 
 
-def _read(
-    attribution: AttentionAttribution,
-    tensors: tuple[Tensor, ...],
-    forward_args: tuple[Any, ...],
-    target: Target,
-    problems: list[str],
-) -> tuple[ForwardPass, Tensor | None]:
-    try:
-        done = attribution.run(tensors, target, forward_args, find=True)
-        return done, done.readout
-    except (AttentionKindError, ReadoutError) as error:
-        problems.append(str(error))
-        return attribution.run(tensors, target, forward_args, find=False), None
-
-
-def _stacks(maps: Sequence[AttentionMap]) -> list[list[int]]:
-    """Return the indices of the maps, those together whose tokens pass through one another: an encoder, a decoder."""
-    stacks: list[list[int]] = []
+def _stacks(maps: Sequence[AttentionMap]) -> list[list[AttentionMap]]:
+    """Return the maps, those together whose tokens pass through one another: an encoder, a decoder."""
+    stacks: list[list[AttentionMap]] = []
     for attention in maps:
-        if attention.index is None:
-            continue
-        followed = next((stack for stack in stacks if stack[-1] in attention.follows), None)
+        followed = next((stack for stack in stacks if stack[-1].index in attention.follows), None)
         if followed is None:
-            stacks.append([attention.index])
+            stacks.append([attention])
         else:
-            followed.append(attention.index)
+            followed.append(attention)
     return stacks
 
 
-def _layer(attention: AttentionMap, explained: bool, mixed: bool) -> LayerDescription:
+def _layer(attention: AttentionMap, explained: bool) -> LayerDescription:
     index = -1 if attention.index is None else attention.index
-    return LayerDescription(
-        index, attention.name, attention.kind, attention.shape, looks_causal(attention), explained, mixed
-    )
+    causal = looks_causal(attention)
+    return LayerDescription(index, attention.name, attention.kind, attention.shape, causal, explained, attention.mixed)
 
 
 def _prefix(token_map: TokenMap | None, layer: AttentionMap) -> tuple[int, ...]:

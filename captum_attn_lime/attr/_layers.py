@@ -1,8 +1,9 @@
-"""Which attention calls ``layers=`` names: by their place in the stack, their module, or its path."""
+"""Which attention calls ``layers=`` selects: by index, slice, module, path, or a pattern over paths."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -13,18 +14,16 @@ from captum_attn_lime.attr._passes import ForwardPass
 from captum_attn_lime.errors import SelectionError
 from captum_attn_lime.methods._checks import require_one_stack, require_tokens
 
-Layer = int | str | nn.Module
-Layers = Layer | slice | Sequence[Layer] | None
+Layer = int | slice | str | nn.Module
+Layers = Layer | Sequence[Layer] | None
 
 
-def select_layers(
-    layers: Layers, done: ForwardPass, forward_func: Callable[..., Any], *, last_only: bool
-) -> list[AttentionMap]:
-    """Return the maps of the layers to explain, in call order.
+def select_layers(layers: Layers, run: ForwardPass, forward_func: Any, *, last_only: bool) -> list[AttentionMap]:
+    """Return the maps of the layers to explain, in call order and each once.
 
     Args:
         layers: What the user asked for; None for all, or the last.
-        done: The captured pass.
+        run: The captured pass.
         forward_func: What was run.
         last_only: Whether the method reads the last layer where no layers are asked for.
 
@@ -32,73 +31,77 @@ def select_layers(
         SelectionError: There is no such layer.
         AttentionKindError: The layers are over no tokens, or not of one stack.
     """
-    maps = done.maps
+    maps = run.maps
     if layers is None:
-        require_tokens(maps)
-        # One layer alone would show one of two towers and say nothing of the other.
-        require_one_stack(maps)
-        last = maps[-1] if done.top is None else done.top
-        return [last] if last_only else maps
-    if isinstance(layers, slice):
-        chosen = maps[layers]
+        chosen = maps
     else:
         # A container of modules (nn.Sequential) is one layer that holds others, not a sequence of layers.
         is_one = isinstance(layers, (str, nn.Module)) or not isinstance(layers, Sequence)
-        wanted = [layers] if is_one else list(layers)  # type: ignore[arg-type]
-        chosen = [_one_layer(maps, layer, done.recorder.maps, forward_func) for layer in wanted]
-    if not chosen:
-        raise SelectionError(f"layers={layers!r} selects none of the {len(maps)} attention layers.")
-    chosen.sort(key=lambda m: m.index or 0)
+        wanted: list[Any] = [layers] if is_one else list(layers)  # type: ignore[arg-type]
+        found = {m.index: m for layer in wanted for m in _selected(layer, maps, run.calls, forward_func)}
+        if not found:
+            raise SelectionError(f"layers={layers!r} selects none of the {len(maps)} attention layers: {_names(maps)}.")
+        chosen = sorted(found.values(), key=lambda m: m.index or 0)
     require_tokens(chosen)
+    # Also of the default: one layer alone would show one of two towers and say nothing of the other.
     require_one_stack(chosen)
-    return chosen
+    return [run.last] if layers is None and last_only else chosen
 
 
-def _one_layer(
-    maps: list[AttentionMap], layer: Any, seen: list[AttentionMap], forward_func: Callable[..., Any]
-) -> AttentionMap:
-    """Return a layer by its index in the stack, or any attention call by its module or the module's path."""
-    if isinstance(layer, nn.Module):
-        return _of_module(layer, maps, seen, forward_func)
-    if isinstance(layer, str):
-        named = [m for m in maps if m.name == layer] or [m for m in seen if m.name == layer]
-        if len(named) == 1:
-            return named[0]
-        problem = "is not one of the attention layers" if not named else f"made {len(named)} attention calls"
-        raise SelectionError(
-            f"layer {layer!r} {problem}; they are {_names(seen)}. Indices 0 to {len(maps) - 1} work too."
-        )
+def _selected(layer: Any, maps: list[AttentionMap], seen: list[AttentionMap], forward_func: Any) -> list[AttentionMap]:
+    """Return what one selector names: indices and slices count the stack's layers, names go for any attention call."""
+    if isinstance(layer, slice):
+        return maps[layer]
+    if isinstance(layer, (str, nn.Module)):
+        return _by_name(layer, maps, seen, forward_func)
     try:
         index = int(layer.__index__())
     except (AttributeError, TypeError):
         index = len(maps)
     if isinstance(layer, bool) or not -len(maps) <= index < len(maps):
         raise SelectionError(
-            f"layer {layer!r} is out of range: the model made {len(maps)} self-attention calls (0 to {len(maps) - 1})."
+            f"layer {layer!r} is out of range: the model made {len(maps)} self-attention calls (0 to {len(maps) - 1}): "
+            f"{_names(maps)}."
         )
-    return maps[index]
+    return [maps[index]]
 
 
-def _of_module(
-    module: nn.Module, maps: list[AttentionMap], seen: list[AttentionMap], forward_func: Callable[..., Any]
-) -> AttentionMap:
-    """Return the one attention call that a module makes, itself or by its parts."""
-    title = type(module).__name__
-    path = path_of(module, find_modules(forward_func))
-    if path is None:
-        raise SelectionError(
-            f"layers= holds a {title} that is no part of the model that was explained (a copy of it, perhaps). Pass "
-            f"one of its own modules, or a path: {_names(seen)}."
-        )
+def _by_name(
+    layer: str | nn.Module, maps: list[AttentionMap], seen: list[AttentionMap], forward_func: Any
+) -> list[AttentionMap]:
+    """Return the calls whose path a pattern matches, or the one call that a module, or what a path names, makes.
 
-    def within(found: list[AttentionMap]) -> list[AttentionMap]:
-        return [m for m in found if path == "" or m.name == path or m.name.startswith(f"{path}.")]
+    Calls of the stack come first; where it has no such call, any other goes, such as cross-attention.
+    """
+    if isinstance(layer, str):
+        path, title = layer, f"layer {layer!r}"
+    else:
+        found = path_of(layer, find_modules(forward_func))
+        if found is None:
+            raise SelectionError(
+                f"layers= holds a {type(layer).__name__} that is no part of the model that was explained (a copy of "
+                f"it, perhaps). Pass one of the model's modules, or a path: {_names(seen)}."
+            )
+        path, title = found, f"the {type(layer).__name__} {found!r}"
+    is_pattern = isinstance(layer, str) and any(sign in layer for sign in "*?[")
 
-    named = within(maps) or within(seen)
-    if len(named) == 1:
-        return named[0]
-    problem = "made no attention call" if not named else f"made {len(named)} attention calls ({_names(named)})"
-    raise SelectionError(f"the {title} {path!r} {problem}; pass a module that makes one, or a path: {_names(seen)}.")
+    def named(calls: list[AttentionMap]) -> list[AttentionMap]:
+        if is_pattern:
+            return [m for m in calls if fnmatchcase(m.name, path)]
+        within = [m for m in calls if path == "" or m.name == path or m.name.startswith(f"{path}.")]
+        exact = [m for m in within if m.name == path]
+        return exact if exact and isinstance(layer, str) else within
+
+    chosen = named(maps) or named(seen)
+    if len(chosen) == 1 or (chosen and is_pattern):
+        return chosen
+    if chosen:
+        problem = f"made {len(chosen)} attention calls ({_names(chosen)}); pass one of them, an index, or a pattern"
+    else:
+        problem = "matches no attention call" if is_pattern else "made no attention call"
+    raise SelectionError(
+        f"{title} {problem}. The attention layers are {_names(seen)}; indices 0 to {len(maps) - 1} work too."
+    )
 
 
 def _names(maps: list[AttentionMap]) -> str:

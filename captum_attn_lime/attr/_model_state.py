@@ -339,7 +339,7 @@ def _names(code: CodeType) -> Iterator[str]:
 def _dicts_of(owner: Any) -> list[dict[str, Any]]:
     """Return the dictionaries of an owner's attributes; an adapter keeps what it finds out about its model itself."""
     held = owner.__dict__
-    if type(owner).__module__.split(".")[0] == __package__:
+    if type(owner).__module__.split(".")[0] == __package__.split(".")[0]:
         return []
     if not isinstance(owner, nn.Module) or isinstance(owner, torch.jit.ScriptModule):
         return [held]

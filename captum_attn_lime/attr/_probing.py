@@ -13,7 +13,7 @@ from captum_attn_lime._capture.recorder import RowView
 from captum_attn_lime._util.captum import run_forward
 from captum_attn_lime._util.random import without_drawing
 from captum_attn_lime.attention import AttentionMap
-from captum_attn_lime.attr._passes import copied, with_one_more
+from captum_attn_lime.attr._inputs import copied, with_one_more
 
 # A token's value has changed when it differs by more than this share of its own size.
 CHANGE = 1e-5

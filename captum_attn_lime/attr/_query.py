@@ -1,4 +1,4 @@
-"""Turning a user's ``query=`` into one weight per output token."""
+"""Which output tokens are explained: the prediction's readout, or a user's ``query=``, as one weight per token."""
 
 from __future__ import annotations
 
@@ -8,9 +8,47 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime.attention import AttentionMap
+from captum_attn_lime.attr._passes import ForwardPass
 from captum_attn_lime.errors import SelectionError
 
 Query = str | int | slice | Sequence[int] | Tensor
+
+
+def is_auto(query: Query) -> bool:
+    """Return whether the output tokens to explain are those that the prediction reads."""
+    return isinstance(query, str) and query == "auto"
+
+
+def output_weights(query: Query, run: ForwardPass, layer: AttentionMap) -> Tensor:
+    """Return the weights (B, Q) of the output tokens to explain.
+
+    Args:
+        query: As for :func:`query_weights`, or ``"auto"``.
+        run: The captured pass; for ``"auto"`` with its readout.
+        layer: The last of the layers that are explained.
+
+    Raises:
+        SelectionError: The query names no token of the layer, or the readout is over other tokens.
+    """
+    last = run.maps[-1]
+    if layer is run.top:
+        return torch.ones(layer.shape[0], 1)
+    if run.readout is None or not is_auto(query):
+        # A query counts the tokens of the layer, or of the stack beside it.
+        weights = query_weights(query, layer if layer.kind in ("self", "windowed") else last)
+    elif layer.index == last.index or layer.index in last.follows or last.index in layer.follows:
+        weights = run.readout
+    else:
+        raise SelectionError(
+            f"layer {layer.name!r} is over other tokens than {last.name!r}, whose tokens the prediction reads; pass "
+            "query= for the layers you chose."
+        )
+    if weights.shape[1] != layer.shape[2]:
+        raise SelectionError(
+            f"layer {layer.name!r} has {layer.shape[2]} output tokens but the readout is over those of {last.name!r} "
+            f"({last.shape[2]}); pass query= for the layers you chose."
+        )
+    return weights
 
 
 def query_weights(query: Query, attention: AttentionMap) -> Tensor:

@@ -9,7 +9,9 @@ to the last token state, that state can be the leaf the next time, and the backw
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,21 +29,40 @@ ASK = "Pass query= (a token index, one index per example, weights (B, N), 'first
 
 
 @dataclass(frozen=True)
+class ShortCut:
+    """A token state behind the last layer that shows which tokens are read, and how to find it again.
+
+    Attributes:
+        step: Which step behind the last attention call makes it.
+        steps: All steps from that call to the output. Another model's end, or another way through it, has others.
+        is_pooled: Whether it showed the weights of several tokens.
+    """
+
+    step: int
+    steps: tuple[Callable[..., Any], ...]
+    is_pooled: bool
+
+
+@dataclass(frozen=True)
 class Readout:
     """Which tokens a prediction reads.
 
     Attributes:
         weights: Weight of each output token of the last layer, (B, Q), rows sum to 1.
         top: A last layer that was computed for the read token only.
-        state: A token state behind the last layer that would have told the same; None if there is none, or if it is not
-            known.
+        short_cut: The way to the same by a gradient through the head alone; None if there is none.
         is_pooled: Whether some example reads several tokens.
     """
 
     weights: Tensor
     top: AttentionMap | None = None
-    state: Tensor | None = None
+    short_cut: ShortCut | None = None
     is_pooled: bool = False
+
+    def first(self, examples: int) -> Readout:
+        """Return what the first examples of the batch read."""
+        top = None if self.top is None else self.top.first(examples)
+        return replace(self, weights=self.weights[:examples], top=top)
 
 
 def read(output: Tensor, recorder: Recorder, last: AttentionMap, positions: list[int] | None) -> Readout:
@@ -96,28 +117,29 @@ def read(output: Tensor, recorder: Recorder, last: AttentionMap, positions: list
     return Readout(
         torch.stack([weights for weights, _ in found]),
         top,
-        None if recorder.pool is not None else _short_cut(output, recorder, told_by),
+        _short_cut(output, recorder, told_by),
         bool(told_by),
     )
 
 
-def _short_cut(output: Tensor, recorder: Recorder, told_by: set[int]) -> Tensor | None:
-    """Return the token state that tells as much as the whole way to the leaf.
+def _short_cut(output: Tensor, recorder: Recorder, told_by: set[int]) -> ShortCut | None:
+    """Return how to find the token state that shows as much as the whole way to the leaf, in the next run.
 
     Args:
         output: The output with its graph.
         recorder: The capture.
-        told_by: The token states that told how tokens are pooled, by their place.
+        told_by: The token states that showed how tokens are pooled, by their place.
     """
     states = [state for state in recorder.token_states if state.requires_grad]
-    if recorder.leaf is None or not recorder.leaf.is_leaf or not states:
+    if recorder.pool is not None or recorder.leaf is None or not recorder.leaf.is_leaf or not states:
         return None
     batch, tokens = recorder.leaf_tokens
     state = last_state(output, recorder.leaf, states, batch, tokens)
     if state is None or tuple(state.shape[:2]) != (batch, tokens):
         return None
     place = next(i for i, known in enumerate(states) if known is state)
-    return state if told_by <= {place} else None
+    step = recorder.step_of(state) if told_by <= {place} else None
+    return None if step is None else ShortCut(step, tuple(recorder.steps or ()), bool(told_by))
 
 
 def _pooling(example: int, read: Tensor, gradients: list[Tensor]) -> tuple[Tensor, int | None]:

@@ -1,8 +1,4 @@
-"""From tokens to input cells: which token each cell of the input belongs to, and how tokens' scores are laid on cells.
-
-A *token map* is one integer tensor per input tensor, broadcastable to it without its batch dimension, that holds for
-each cell the index of its token, or -1 where the cell belongs to none.
-"""
+"""How a model's token map is found: by altering its inputs, and looking which tokens change."""
 
 from __future__ import annotations
 
@@ -14,10 +10,8 @@ from torch import Tensor
 
 from captum_attn_lime._capture.recorder import PatchConvolution
 from captum_attn_lime._util.patch_grid import patch_numbers, patches_per_token
-from captum_attn_lime.errors import InputError, TokenMapError
-from captum_attn_lime.features import pool, spread
-
-TokenMap = tuple[Tensor, ...]
+from captum_attn_lime.attr._token_map import TokenMap
+from captum_attn_lime.errors import TokenMapError
 
 
 class Probe(Protocol):
@@ -41,67 +35,6 @@ class _MixedError(TokenMapError):
     """Altering the input does not tell which token is made of what."""
 
 
-def place(scores: Tensor, token_map: TokenMap, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return the tokens' scores (B, N) on the cells of each input.
-
-    A cell without a token has no value, NaN: attention does not see it, whatever the output makes of it. Two kinds of
-    cells get 0: the pixels of a picture beyond its last patch, which the model does not read, and what goes with token
-    ids in another tensor of whole numbers, such as their mask and types, or the ids of another stack.
-
-    Example:
-        >>> place(torch.tensor([[0.2, 0.8]]), (torch.tensor([1, 0, -1]),), (torch.zeros(1, 3),))
-        (tensor([[0.8000, 0.2000,    nan]]),)
-    """
-    out = []
-    scores = scores if scores.is_floating_point() else scores.to(torch.get_default_dtype())  # whole numbers have no NaN
-    whole = [not x.is_floating_point() for x in inputs]
-    has_ids = any(w and bool((index >= 0).all()) for w, index in zip(whole, token_map, strict=True))
-    for index, x, is_whole in zip(token_map, inputs, whole, strict=True):
-        is_placed = bool((index >= 0).any())
-        goes_with_ids = has_ids and is_whole and not is_placed
-        is_zero = goes_with_ids or (x.dim() == 4 and is_placed)
-        none = scores.new_full((len(scores), 1), 0.0 if is_zero else float("nan"))
-        padded = torch.cat([scores, none], dim=1)  # what index -1 gets
-        out.append(padded[:, index.to(scores.device).expand(x.shape[1:])].contiguous())
-    return tuple(out)
-
-
-def by_feature(
-    cells: tuple[Tensor, ...], index: TokenMap, feature_mask: Tensor | tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    """Return each feature's total on all its cells; a token's score is first shared out over the token's cells."""
-    counts = torch.zeros(max(int(i.max()) for i in index) + 2)
-    expanded = [i.expand(x.shape[1:]) for i, x in zip(index, cells, strict=True)]
-    for i in expanded:
-        counts.index_add_(0, i.flatten() + 1, torch.ones(i.numel()))
-    shares = tuple(x / counts[i + 1].to(x) for i, x in zip(expanded, cells, strict=True))
-    masks = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
-    # A feature has no value where none of its cells has one.
-    totals = pool(tuple(x.nan_to_num() for x in shares), masks, "sum")
-    known = pool(tuple((~x.isnan()).to(x) for x in shares), masks, "sum")
-    totals = totals.masked_fill(known == 0, float("nan"))
-    full = tuple(m.to(x.device).expand(x.shape) for m, x in zip(masks, cells, strict=True))
-    return spread(totals, full)
-
-
-def check_token_map(token_map: Tensor | Sequence[Tensor], inputs: tuple[Tensor, ...], n_tokens: int) -> TokenMap:
-    """Return a user's token map as a tuple, checked against the inputs and the number of tokens."""
-    maps = (token_map,) if isinstance(token_map, Tensor) else tuple(token_map)
-    if len(maps) != len(inputs):
-        raise InputError(f"token_map has {len(maps)} tensor(s) for {len(inputs)} input tensor(s); pass one for each.")
-    for index, x in zip(maps, inputs, strict=True):
-        try:
-            index.expand(x.shape[1:])
-        except RuntimeError:
-            raise InputError(
-                f"token_map of shape {tuple(index.shape)} does not broadcast to an input's cells, "
-                f"shape {tuple(x.shape[1:])}."
-            ) from None
-        if index.is_floating_point() or (index.numel() and (int(index.min()) < -1 or int(index.max()) >= n_tokens)):
-            raise InputError(f"token_map must hold token indices from 0 to {n_tokens - 1}, or -1 for none.")
-    return maps
-
-
 def plain_token_map(inputs: tuple[Tensor, ...], n_tokens: int, carrier: int | None = None) -> TokenMap | None:
     """Return the map in which position j of an input is token j; None where no input has as many positions.
 
@@ -116,7 +49,7 @@ def plain_token_map(inputs: tuple[Tensor, ...], n_tokens: int, carrier: int | No
     carrier = fitting[0]
     out = [torch.full((1,) * (x.dim() - 1), -1) for x in inputs]
     out[carrier] = torch.arange(n_tokens).reshape(-1, *[1] * (inputs[carrier].dim() - 2))
-    return tuple(out)
+    return TokenMap(out)
 
 
 def _fitting(inputs: tuple[Tensor, ...], n_tokens: int) -> list[int]:
@@ -161,7 +94,7 @@ def find_token_map(
     try:
         for carrier in _fitting(inputs, n_tokens):
             if _is_one_to_one(inputs, carrier, n_tokens, probe):
-                return plain_token_map(inputs, n_tokens, carrier) or ()
+                return plain_token_map(inputs, n_tokens, carrier) or TokenMap()
         return _found_token_map(inputs, n_tokens, convolutions, probe)
     except _MixedError as error:
         # A recurrent encoder's states hold all ids before them, and some models refuse ids without their last token.
@@ -185,7 +118,7 @@ def _found_token_map(
     padded = torch.cat([token_of, torch.tensor([-1])])  # index -1: cells of no group
     found = tuple(padded[n] for n in numbers)
     _check_found(inputs, groups, found, n_tokens, probe)
-    return tuple(_shrink(x, f) for x, f in zip(inputs, found, strict=True))
+    return TokenMap(_shrink(x, f) for x, f in zip(inputs, found, strict=True))
 
 
 def _is_one_to_one(inputs: tuple[Tensor, ...], carrier: int, n_tokens: int, probe: Probe) -> bool:

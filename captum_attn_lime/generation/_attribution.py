@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from captum.attr import Attribution, LLMAttributionResult
 from torch import Tensor, nn
 
+from captum_attn_lime._capture import Keep
 from captum_attn_lime._util.captum import log_usage
 from captum_attn_lime._util.random import without_drawing
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attr._attribution import AttentionAttribution
-from captum_attn_lime.attr._passes import ForwardPass
+from captum_attn_lime.attr._layers import select_layers
+from captum_attn_lime.attr._model import ExplainedModel
+from captum_attn_lime.attr._passes import ForwardPass, Request
 from captum_attn_lime.attr._probing import looks_causal
 from captum_attn_lime.errors import AttentionKindError, InputError, SelectionError, TargetError, TokenizerError
 from captum_attn_lime.generation._model import LanguageModel
@@ -115,6 +119,11 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
         self.tokenizer = tokenizer
         super().__init__(attribution.forward_func)
         self._check_attribution()
+        self._language_model = LanguageModel(self.forward_func)
+        self._explained = ExplainedModel(self._language_model.logits)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.attribution!r}, {type(self.tokenizer).__name__})"
 
     @property
     def forward_func(self) -> Any:
@@ -164,7 +173,11 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
             SelectionError: A layer or head the model does not have.
         """
         self._check_attribution()
-        model = LanguageModel(self.forward_func)
+        if self._language_model.module is not self.forward_func:
+            self._language_model = LanguageModel(self.forward_func)
+            self._explained = ExplainedModel(self._language_model.logits)
+        model = self._language_model
+        model.check_mode()
         prompt = read_prompt(inp, self.tokenizer)
         if target is None:
             start, written = model.generate(prompt.ids, gen_args)
@@ -173,7 +186,7 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
         else:
             start, written = model.start(), self._target_ids(target, model)
         rows = self._encoder_decoder if model.is_encoder_decoder else self._decoder
-        with self.attribution.explaining(), without_drawing():
+        with self._explained.explaining(), without_drawing():
             from_input, from_output = rows(model, prompt, start, written)
         return GenerationAttributionResult(
             input_tokens=prompt.names,
@@ -208,9 +221,9 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
         n_in, n_out = prompt.ids.shape[1], len(written)
         # The last token is read by nothing that was generated.
         ids = torch.cat([prompt.ids[0].to(written), written[:-1]])[None]
-        done = model.captured(ids)
-        maps = self._select(done)
-        for attention in maps:
+        run = self._run(ids)
+        layers = self._select(run)
+        for attention in layers:
             _require_shape(attention, ids.shape[1], ids.shape[1])
             if ids.shape[1] > 1 and not looks_causal(attention):
                 raise AttentionKindError(
@@ -218,9 +231,9 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
                     "not write word by word; explain its prediction with AttentionAttribution."
                 )
         method = get_method(self.attribution.method)
-        if not method.last_layer_only and len(maps) > 1:
-            self.attribution.facts.mark_mixed(model.logits, (ids,), (), done, maps)
-        rows = self._rows(method, maps, torch.arange(n_in - 1, n_in - 1 + n_out))
+        if not method.last_layer_only:
+            self._explained.check_mixing(run, layers)
+        rows = self._rows(method, layers, torch.arange(n_in - 1, n_in - 1 + n_out))
         return rows[:, :n_in], nn.functional.pad(rows[:, n_in:], (0, 1))
 
     def _encoder_decoder(
@@ -228,15 +241,15 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         """Return cross-attention over the input, (T, P), and self-attention over what was generated, (T, T)."""
         n_in, n_out = prompt.ids.shape[1], len(written)
-        done = model.captured(prompt.ids, torch.cat([start, written[:-1]])[None])
-        seen = done.recorder.maps
+        run = self._run(prompt.ids, torch.cat([start, written[:-1]])[None])
+        seen = run.calls
         cross = [m for m in seen if m.kind == "cross" and m.shape[2:] == (n_out, n_in)]
         if not cross:
             raise AttentionKindError(
                 f"no cross-attention of {n_out} generated over {n_in} input tokens was seen in "
                 f"{type(model.module).__name__}; seen were {', '.join(map(repr, seen))}."
             )
-        chosen = self._select(ForwardPass(done.output, done.recorder, cross, None))
+        chosen = self._select(replace(run, maps=cross))
         for attention in chosen:
             _require_shape(attention, n_out, n_in)
         method = get_method(self.attribution.method)
@@ -253,8 +266,13 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
         from_output = self._rows(method, before, positions)
         return from_input, nn.functional.pad(from_output[:, 1:], (0, 1))  # without the start token's column
 
-    def _select(self, done: ForwardPass) -> list[AttentionMap]:
-        return self.attribution._select_layers(done)
+    def _run(self, *ids: Tensor) -> ForwardPass:
+        """Return a captured pass; the position before each generated token is its query, so no readout is needed."""
+        return self._explained.run(ids, request=Request(readout=False, keep=Keep(offload=self.attribution.offload)))
+
+    def _select(self, run: ForwardPass) -> list[AttentionMap]:
+        last_only = get_method(self.attribution.method).last_layer_only
+        return select_layers(self.attribution.layers, run, self.forward_func, last_only=last_only)
 
     def _rows(self, method: Method, maps: Sequence[AttentionMap], positions: Tensor) -> Tensor:
         """Return the method's scores for each position, (T, K)."""

@@ -1,4 +1,4 @@
-"""`LanguageModel`: a model that writes text, plainly, and reads a text once under capture."""
+"""`LanguageModel`: a model that writes text, and the logits that it gives to a text."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime._capture import record
-from captum_attn_lime._capture.session import check_complete
 from captum_attn_lime.adapters._limits import position_limit
-from captum_attn_lime.attr._memory import kind_of
-from captum_attn_lime.attr._passes import ForwardPass, main_stack
 from captum_attn_lime.errors import InputError, TargetError
 
 # What Captum's LLMAttribution generates with where nothing else is asked for.
@@ -22,16 +18,31 @@ GREEDY: Mapping[str, Any] = {"max_new_tokens": 25, "do_sample": False, "temperat
 
 
 class LanguageModel:
-    """What a language model is asked for: text, logits, and one captured pass over a text."""
+    """What a language model is asked for: text, and logits."""
 
     def __init__(self, module: nn.Module) -> None:
-        if module.training:
-            raise InputError(f"{type(module).__name__} is in training mode, where its dropout is random; call .eval().")
         self.module = module
-        self.is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
-        self._parameters = inspect.signature(module.forward).parameters
-        first = next(module.parameters(), None)
-        self.device = torch.device("cpu") if first is None else first.device
+
+    def check_mode(self) -> None:
+        """Raise where the model is in training mode."""
+        if self.module.training:
+            name = type(self.module).__name__
+            raise InputError(f"{name} is in training mode, where its dropout is random; call .eval().")
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the model reads the prompt by an encoder."""
+        return bool(getattr(getattr(self.module, "config", None), "is_encoder_decoder", False))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's first parameter."""
+        first = next(self.module.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    @property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.module.forward).parameters
 
     @property
     def vocabulary(self) -> int | None:
@@ -81,14 +92,6 @@ class LanguageModel:
             output = self.module(**inputs) if "input_ids" in self._parameters else self.module(ids)
         output = getattr(output, "logits", output)
         return output if isinstance(output, Tensor) else output[0]
-
-    def captured(self, ids: Tensor, decoder_ids: Tensor | None = None) -> ForwardPass:
-        """Run the model once under capture."""
-        with torch.inference_mode(False), torch.no_grad(), record(self.module, batch=1) as recorder:
-            output = self.logits(ids, decoder_ids)
-        check_complete(recorder, self.module)
-        given = (ids,) if decoder_ids is None else (ids, decoder_ids)
-        return ForwardPass(output, recorder, main_stack(recorder.maps), None, kind=kind_of(given, ()))
 
     def _inputs(self, ids: Tensor) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": ids}

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from captum_attn_lime._capture.names import find_modules
 from captum_attn_lime._util.captum import Target, TensorOrTuple, as_tuple, format_forward_args
 from captum_attn_lime._util.random import RandomState, without_drawing
+from captum_attn_lime.attr._inputs import copied
 from captum_attn_lime.attr._model_state import ModelState
-from captum_attn_lime.attr._passes import copied
 from captum_attn_lime.errors import InputError, LawError
 from captum_attn_lime.testing._left import (
     difference,

@@ -1,0 +1,213 @@
+"""What a model is given: its kind, a beginning of it where it is long, and copies of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Kind(NamedTuple):
+    """What an input is apart from its values and its length: what is found out on one holds for others of its kind.
+
+    Attributes:
+        inputs: Dimensions, type and device of each input, and whether the first example is one value everywhere.
+        args: What each further argument is, see :func:`kind_of`.
+        autocast: Whether autocast is on.
+        is_long: Whether facts are those of a part of the input.
+    """
+
+    inputs: tuple[Any, ...]
+    args: tuple[Any, ...]
+    autocast: bool
+    is_long: bool = False
+
+
+def kind_of(inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...], *, is_long: bool = False) -> Kind | None:
+    """Return the kind of an input; None where a further argument is an object of which nothing can be said.
+
+    A further argument may switch parts of a model on, so its values count: of masks, whether they are even, or have
+    padding before or behind; of all else, every value of the first example.
+
+    Example:
+        >>> ids = torch.zeros(2, 5, dtype=torch.int64)
+        >>> ones, padded = torch.ones(2, 5), torch.tensor([[1.0, 1, 1, 0, 0]] * 2)
+        >>> kind_of((ids,), (ones,)) == kind_of((ids[:, :4],), (ones[:, :4],))
+        True
+        >>> kind_of((ids,), (ones,)) == kind_of((ids,), (padded,))
+        False
+    """
+    sizes = {size for x in inputs for size in x.shape[1:]}
+    batch = len(inputs[0])
+    with torch.no_grad():
+        args = tuple(_argument(x, sizes, batch) for x in forward_args)
+        if None in args:
+            return None
+        # What is the same everywhere may hide what a model makes of it.
+        of_inputs = tuple((x.dim(), x.dtype, str(x.device), _runs(x[:1]) is not None) for x in inputs)
+    autocast = torch.is_autocast_enabled(inputs[0].device.type)
+    return Kind(of_inputs, args, autocast, is_long)
+
+
+def _argument(x: Any, sizes: set[int], batch: int) -> Any:
+    """Return what an argument is as something that can be compared; None where that cannot be said."""
+    if isinstance(x, Tensor):
+        if x.layout != torch.strided or x.is_meta:
+            return None
+        row = x[:1] if x.dim() and len(x) == batch else x
+        shape = tuple("input's" if size in sizes else size for size in x.shape[1:])
+        runs = _runs(row)
+        return ("tensor", shape, x.dtype, str(x.device), _content(row) if runs is None else runs)
+    if x is None or isinstance(x, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
+        return (type(x), x)
+    if isinstance(x, np.generic):
+        return (type(x), x.item())
+    if isinstance(x, Mapping):
+        x = [part for item in x.items() for part in item]
+    if isinstance(x, (list, tuple)):
+        parts = tuple(_argument(part, sizes, batch) for part in x)
+        return None if None in parts else (type(x), parts)
+    return None
+
+
+def _runs(row: Tensor) -> tuple[Any, ...] | None:
+    """Return the values of a row that is even, or even to a place and even from there: a mask; None for others.
+
+    A run of one cell is told from a longer one: nothing mixes one token.
+    """
+    cells = row.reshape(-1)
+    if len(cells) < 2:
+        return None
+    changes = (cells[1:] != cells[:-1]).nonzero().flatten().tolist()
+    if not changes:
+        return (cells[0].item(),)
+    if len(changes) > 1:
+        return None
+    first, rest = changes[0] + 1, len(cells) - changes[0] - 1
+    return (cells[0].item(), min(first, 2), cells[-1].item(), min(rest, 2))
+
+
+def _content(row: Tensor) -> Any:
+    """Return something that differs where the values do."""
+    raw = row.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()
+    return raw if len(raw) <= 1024 else (len(raw), hash(raw))
+
+
+def shortened(
+    inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...], *, longer_than: int, to: int
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...]] | None:
+    """Return a part of a long sequence, of one example with its further arguments; None if there is none that will do.
+
+    What holds of a model's way through its layers, which call is the last, what mixes tokens, which input carries them,
+    holds of every length, and is found out faster on a few tokens. They are the beginning, unless that is padding.
+
+    Args:
+        inputs: Tensors (B, N) or (B, N, D).
+        forward_args: Further arguments; those by example and token are cut too.
+        longer_than: What is called long.
+        to: How many tokens are kept.
+
+    Example:
+        >>> import torch
+        >>> ids = torch.arange(2000).expand(2, -1)
+        >>> short, (mask,) = shortened((ids,), (torch.ones(2, 2000),), longer_than=1000, to=16)
+        >>> short[0].shape, mask.shape
+        (torch.Size([1, 16]), torch.Size([1, 16]))
+    """
+    batch = len(inputs[0])
+    lengths = {x.shape[1] for x in inputs if x.dim() in (2, 3)}
+    if len(lengths) != 1 or any(x.dim() not in (2, 3) for x in inputs) or min(lengths) <= max(longer_than, to):
+        return None
+    (length,) = lengths
+    tensors = [x for x in (*inputs, *forward_args) if isinstance(x, Tensor)]
+    by_token = [x for x in tensors if x.dim() in (2, 3) and x.shape[:2] == (batch, length)]
+    part = _telling_part([x for x in by_token if x.dim() == 2 or x.shape[2] != length], length, to)
+    if part is None:
+        return None
+    example, start = part
+
+    def cut(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            return x
+        is_by_example = len(x) == batch
+        x = x[example : example + 1] if is_by_example else x
+        for axis in range(int(is_by_example), x.dim()):
+            if x.shape[axis] == length:
+                x = x.narrow(axis, start, to)
+        return x
+
+    short = tuple(x[example : example + 1, start : start + to] for x in inputs)  # features may be as many as tokens
+    return short, tuple(cut(x) for x in forward_args)
+
+
+def _telling_part(by_token: list[Tensor], length: int, to: int) -> tuple[int, int] | None:
+    """Return an example and the start of a part of it that is not mere padding; None where there is none.
+
+    Padding shows nothing of what mixes tokens. It is told by not varying where the rest of the row does: the part lies
+    at the beginning, or around the first place at which one of the tensors varies.
+    """
+    varying = [(x[:, 1:] != x[:, :-1]).reshape(len(x), length - 1, -1).any(dim=2).cpu() for x in by_token]
+    for example in range(len(by_token[0]) if by_token else 1):
+        rows = [(x[example].cpu(), varies[example]) for x, varies in zip(by_token, varying, strict=True)]
+        firsts = [int(varies.nonzero()[0]) + 1 for _, varies in rows if bool(varies.any())]
+        starts = {0, *(max(0, min(first - to // 2, length - to)) for first in firsts)}
+        for start in sorted(starts):
+            if all(_tells(row, varies, start, to) for row, varies in rows):
+                return example, start
+    return None
+
+
+def _tells(row: Tensor, varies: Tensor, start: int, to: int) -> bool:
+    """Return whether a part of a row has enough of what the whole row has.
+
+    Args:
+        row: (N,) or (N, D).
+        varies: Where the row is not as at the token before, (N - 1,).
+        start: Where the part begins.
+        to: How long it is.
+    """
+    if row.dim() == 1 and bool(((row == 0) | (row == 1)).all()):
+        features = [row == 0, row == 1]  # a mask, or kinds of tokens: some of each
+        parts = [where[start : start + to] for where in features]
+    else:
+        features, parts = [varies], [varies[start : start + to - 1]]
+    return all(
+        4 * int(part.sum()) >= len(part) or int(part.sum()) == int(where.sum())
+        for where, part in zip(features, parts, strict=True)
+    )
+
+
+def with_one_more(x: Any, batch: int) -> Any:
+    """Return a tensor over the batch with its first example once more at the end; anything else as it is."""
+    if isinstance(x, Tensor) and x.dim() and len(x) == batch:
+        return torch.cat([x, x[:1]])
+    return x
+
+
+def copied(x: Any) -> Any:
+    """Return tensors, also those in tuples, lists and dictionaries, as copies that a model may write into.
+
+    Of expanded tensors what they were expanded from is copied: the whole may be far larger.
+
+    Example:
+        >>> x = torch.zeros(2)
+        >>> y, (z,) = copied((x, [x]))
+        >>> y is x or z is x
+        False
+    """
+    if isinstance(x, Tensor):
+        if x.layout != torch.strided:
+            return x.detach().clone()
+        once = x.detach()[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.stride())]
+        return once.clone().expand(x.shape)
+    if type(x) in (tuple, list):
+        return type(x)(copied(part) for part in x)
+    return {key: copied(part) for key, part in x.items()} if type(x) is dict else x
+
+
+def ordinary(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return tensors made in inference mode as copies that can be saved for a backward pass, all else as it is."""
+    return tuple(x.clone() if isinstance(x, Tensor) and x.is_inference() else x for x in tensors)

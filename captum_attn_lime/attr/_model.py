@@ -1,0 +1,301 @@
+"""`ExplainedModel`: all that is learnt about one forward function, kept until the model changes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_attn_lime._util.captum import plain_indices, select_target
+from captum_attn_lime._util.random import RandomState, without_drawing
+from captum_attn_lime.attention import AttentionMap
+from captum_attn_lime.attr._inputs import Kind, kind_of, ordinary, shortened, with_one_more
+from captum_attn_lime.attr._model_state import ModelState
+from captum_attn_lime.attr._passes import ForwardPass, Request, positions_of, run_captured
+from captum_attn_lime.attr._probing import ValueProbe, mixed_layers
+from captum_attn_lime.attr._readout import ASK, ShortCut
+from captum_attn_lime.attr._token_map import TokenMap
+from captum_attn_lime.attr._tokens import carrier_of, find_token_map, plain_token_map
+from captum_attn_lime.errors import ReadoutError, TokenMapError
+
+# Inputs of more tokens than this are called long; what holds of every length is learnt on so many of their tokens.
+_LONG, _BEGINNING = 1024, 128
+# Facts that are kept; of more, the one that was not used for longest is forgotten.
+_KEPT = 256
+_READOUT = Request()
+
+
+class ExplainedModel:
+    """A forward function, the captured passes of it, and what was learnt about it.
+
+    Where the calls to explain are, a short way to the readout, which token each part of the input is, which layers
+    something beside attention has mixed: each is learnt by running the model, and holds for inputs of the same kind on
+    which the model goes through the same operations. All is forgotten as soon as anything about the model has changed.
+    A copy, or what comes out of a pickle, begins empty. Of a function that shows no module and no tensor nothing is
+    kept from one block to the next, for its changes would not be seen.
+
+    Args:
+        forward_func: The model, or any function of tensors that runs one.
+
+    Example:
+        >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+        >>> model = ExplainedModel(lambda x: encoder(x)[:, 0])
+        >>> with model.explaining():
+        ...     run = model.run((torch.randn(2, 5, 8),))
+        ...     model.check_mixing(run, run.maps)
+        ...     model.token_map(run, run.last)
+        TokenMap((5, 1): tokens 0 to 4)
+        >>> run.readout[0].tolist(), [m.mixed for m in run.maps]
+        ([1.0, 0.0, 0.0, 0.0, 0.0], [False, False])
+    """
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        self.forward_func = forward_func
+        self._state: ModelState | None = None
+        self._facts: OrderedDict[Any, Any] = OrderedDict()
+        self._lock = threading.Lock()
+        # What a call learns under one state must not be kept under the next, which another thread may have seen.
+        self._open = threading.local()
+
+    def __reduce__(self) -> tuple[type[ExplainedModel], tuple[Callable[..., Any]]]:
+        return ExplainedModel, (self.forward_func,)
+
+    # --- what is learnt -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def explaining(self) -> Iterator[ModelState | None]:
+        """Run a block in which facts about the model are learnt and kept, and leave the model as it was.
+
+        Inside another such block nothing more is done, and there is no state to yield.
+        """
+        if getattr(self._open, "facts", None) is not None:
+            yield None
+            return
+        state = ModelState(self.forward_func)
+        with self._lock:
+            if state.is_opaque or state != self._state:
+                self._facts = OrderedDict()
+            self._state, self._open.facts = state, self._facts
+        try:
+            with state.left_as_found():
+                yield state
+        finally:
+            self._open.facts = None
+
+    def _known(self, key: Any) -> Any:
+        """Return a fact; None where it is not known."""
+        facts = getattr(self._open, "facts", None)
+        if facts is None or key is None:
+            return None
+        with self._lock:
+            if key in facts:
+                facts.move_to_end(key)
+            return facts.get(key)
+
+    def _learn(self, key: Any, fact: Any) -> None:
+        """Keep a fact; one without a key is not kept."""
+        facts = getattr(self._open, "facts", None)
+        if facts is None or key is None:
+            return
+        with self._lock:
+            facts[key] = fact
+            facts.move_to_end(key)
+            while len(facts) > _KEPT:
+                facts.popitem(last=False)
+
+    # --- passes ---------------------------------------------------------------------------------------------------
+
+    def run(
+        self, inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...] = (), request: Request = _READOUT
+    ) -> ForwardPass:
+        """Run the model once; where the calls to explain are not known yet, or have changed, once more.
+
+        However often it runs, random generators are left as one run leaves them.
+
+        Args:
+            inputs: The input tensors.
+            forward_args: Further positional arguments.
+            request: What is asked of the pass.
+
+        Raises:
+            NoAttentionError: The model showed no attention.
+            ReadoutError: The readout is asked for but cannot be known.
+            TargetError: The output has no such target.
+        """
+        # Callers may be in no_grad or in inference_mode, whose tensors cannot be saved for a backward pass.
+        with torch.inference_mode(False), self.explaining():
+            inputs, forward_args = ordinary(inputs), ordinary(forward_args)
+            short = shortened(inputs, forward_args, longer_than=_LONG, to=_BEGINNING)
+            kind = kind_of(inputs, forward_args) if short is None else kind_of(*short, is_long=True)
+            if short is not None and kind is not None and request.readout and self._known(("ends", kind)) is None:
+                # Where the target names a position, any will do.
+                first = None if positions_of(request.target, len(inputs[0])) is None else (0,)
+                with _tried_out():
+                    self._run(*short, Request(first), kind)
+            done = self._run(inputs, forward_args, request, kind)
+            select_target(done.output, request.target)
+            return replace(done, kind=kind, beginning=short)
+
+    def _run(
+        self, inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...], request: Request, kind: Kind | None
+    ) -> ForwardPass:
+        random = RandomState()
+        done = self._run_as_known(inputs, forward_args, request, kind, random)
+        if not done.recorder.is_ambiguous:
+            return done
+        # As many heads as examples: with one example more their dimensions cannot be mistaken for each other.
+        batch, target = len(inputs[0]), plain_indices(request.target)
+        more, further = (tuple(with_one_more(x, batch) for x in group) for group in (inputs, forward_args))
+        target = [*target, *target[:1]] if isinstance(target, list) else with_one_more(target, batch)
+        random.restore()
+        done = self._run_as_known(more, further, replace(request, target=target), kind, random).first(batch)
+        return replace(done, inputs=inputs, forward_args=forward_args)
+
+    def _run_as_known(
+        self,
+        inputs: tuple[Tensor, ...],
+        forward_args: tuple[Any, ...],
+        request: Request,
+        kind: Kind | None,
+        random: RandomState,
+    ) -> ForwardPass:
+        run = partial(run_captured, self.forward_func, inputs, forward_args)
+        if not request.readout and not request.gradient:
+            return run(request)
+        ends_key, short_key = (None, None) if kind is None else (("ends", kind), ("short cut", kind))
+        ends = self._known(ends_key)
+        if ends is None:
+            ends = run(replace(request, readout=False, gradient=False)).ends
+            random.restore()
+        short_cut = self._known(short_key)  # False: there is none
+        if short_cut and request.readout and not request.gradient:
+            with contextlib.suppress(ReadoutError):
+                done = run(request, ends, short_cut)
+                if _leads_there(short_cut, done, ends):
+                    return done
+            self._learn(short_key, False)  # the model's end changes from run to run
+            random.restore()
+        for _ in range(2):
+            done = run(request, ends)
+            expected, ends = ends, done.ends
+            self._learn(ends_key, ends)
+            if ends == expected:
+                if done.found is not None and self._known(short_key) is None:
+                    self._learn(short_key, done.found.short_cut or False)
+                return done
+            random.restore()
+        raise ReadoutError(f"the model makes other attention calls from one forward pass to the next. {ASK}")
+
+    # --- what a pass's tokens are ---------------------------------------------------------------------------------
+
+    def check_mixing(self, run: ForwardPass, layers: Sequence[AttentionMap]) -> None:
+        """Mark the layers over tokens that something else than attention has mixed, as ``mixed``.
+
+        What is found on some tokens holds for fewer, too; for more it is found once more: a convolution over distant
+        tokens mixes long inputs only.
+
+        Args:
+            run: A pass of the model.
+            layers: Its layers, all of one stack.
+        """
+        calls = frozenset(m.index for m in layers if m.index is not None)
+        n_tokens, key = layers[0].shape[2], _key("mixed", run, calls)
+        if self._known(key) is None and len(calls) > 1:
+            self._try_beginning(run, lambda part: self.check_mixing(part, _of_calls(part, calls)))
+        tried, mixed = self._known(key) or (-1, frozenset())
+        if not _covers(run.kind, tried, n_tokens) or (mixed and tried != n_tokens):
+            mixed = mixed_layers(self.forward_func, run.inputs, run.forward_args, calls)
+            self._learn(key, (n_tokens, mixed))
+        for attention in layers:
+            attention.mixed = attention.index in mixed
+
+    def token_map(self, run: ForwardPass, layer: AttentionMap) -> TokenMap:
+        """Return the token map of a pass's inputs for a layer's keys.
+
+        Args:
+            run: A pass of the model.
+            layer: One of its layers.
+
+        Raises:
+            TokenMapError: The tokens cannot be placed with certainty.
+        """
+        n_tokens = layer.shape[3]
+        # The values of the first layer over the same tokens show what each token was made of. The tokens that are read
+        # by cross-attention are those of another stack.
+        before = layer.reads if layer.kind == "cross" else layer.follows
+        stack = {m.index: m.shape[2] == n_tokens for m in run.maps if m.index is not None and m.index in before}
+        first = min((index for index, same in stack.items() if same), default=layer.index)
+        of_kind = _key("carrier", run, first)
+        of_shape = _key("token map", run, first, tuple(x.shape[1:] for x in run.inputs), n_tokens)
+        if self._known(of_kind) is None and self._known(of_shape) is None:
+            self._try_beginning(run, lambda part: self.token_map(part, *_of_calls(part, {layer.index})))
+        # Ids and embeddings that map one to one do so for every length.
+        tried, carrier = self._known(of_kind) or (-1, None)
+        if carrier is not None and _covers(run.kind, tried, n_tokens):
+            plain = plain_token_map(run.inputs, n_tokens, carrier)
+            if plain is not None:
+                return plain
+        found: TokenMap | None = self._known(of_shape)
+        if found is None:
+            # Before a stage's tokens were merged, attention has mixed them: it must not show what they are made of.
+            silent = {index for index, same in stack.items() if not same and index < (first or 0)}
+            probe = ValueProbe(self.forward_func, run.forward_args, len(run.inputs[0]), first or 0, silent)
+            try:
+                found = find_token_map(run.inputs, n_tokens, run.recorder.convolutions, probe, is_first_call=not first)
+            except TokenMapError as error:
+                if not run.recorder.is_random:
+                    raise
+                raise TokenMapError(f"{error} The model's dropout is active: call model.eval() first.") from error
+            carrier = carrier_of(found, run.inputs, n_tokens)
+            if carrier is None:
+                self._learn(of_shape, found)
+            else:
+                self._learn(of_kind, (n_tokens, carrier))
+        return found
+
+    def _try_beginning(self, run: ForwardPass, learn: Callable[[ForwardPass], object]) -> None:
+        """Learn on the beginning of a long input what would take several passes over the whole."""
+        if run.beginning is not None and run.kind is not None:
+            with _tried_out():
+                part = self._run(*run.beginning, Request(readout=False), run.kind)
+                learn(replace(part, kind=run.kind))
+
+
+@contextmanager
+def _tried_out() -> Iterator[None]:
+    """Run a block over a part of an input; where it does not work, that says nothing of the whole, which comes next."""
+    with torch.inference_mode(False), contextlib.suppress(Exception), without_drawing():
+        yield
+
+
+def _leads_there(short_cut: ShortCut, done: ForwardPass, ends: tuple[int, int]) -> bool:
+    """Return whether a pass by a short cut ended as the one did in which the short cut was found."""
+    is_same = done.ends == ends and tuple(done.recorder.steps or ()) == short_cut.steps
+    return is_same and done.found is not None and (short_cut.is_pooled or not done.found.is_pooled)
+
+
+def _key(fact: str, run: ForwardPass, *more: Any) -> Any:
+    """Return the key of a fact found on a pass; None where it cannot be known for which other passes it holds.
+
+    It holds for a kind of input, and the operations that the model goes through. A part of a long input, one example
+    without padding perhaps, may go another way than the whole.
+    """
+    return None if run.kind is None else (fact, run.kind, None if run.kind.is_long else run.way, *more)
+
+
+def _covers(kind: Kind | None, tried: int, n_tokens: int) -> bool:
+    """Return whether what was found on some tokens holds for as many as there are now."""
+    return tried >= 0 if kind is not None and kind.is_long else tried >= n_tokens
+
+
+def _of_calls(run: ForwardPass, calls: Collection[int | None]) -> list[AttentionMap]:
+    return [m for m in run.calls if m.index in calls]
