@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from captum_attn_lime._capture.recorder import PatchConvolution
 from captum_attn_lime._util.patch_grid import patch_numbers, patches_per_token
+from captum_attn_lime.attr._probing import ValueProbe
 from captum_attn_lime.attr._token_map import TokenMap
 from captum_attn_lime.errors import TokenMapError
-
-
-class Probe(Protocol):
-    """Runs a model on altered copies of an example."""
-
-    def __call__(self, altered: tuple[Tensor, ...], /) -> Tensor | None:
-        """Return the values of the stack's first attention call, (copies, H, N, ...), or None if there was no such."""
-
-    def outputs(self, altered: tuple[Tensor, ...], /) -> Tensor:
-        """Return the model's outputs, (copies, ...)."""
-
 
 _ASK = "Pass token_map=: for each input tensor the token index of each cell, -1 for none."
 # Integers as large as this are token ids; smaller ones may be categories, of which a column surely has 0 and 1.
@@ -69,7 +58,7 @@ def find_token_map(
     inputs: tuple[Tensor, ...],
     n_tokens: int,
     convolutions: Sequence[PatchConvolution],
-    probe: Probe,
+    probe: ValueProbe,
     *,
     is_first_call: bool = True,
 ) -> TokenMap:
@@ -107,7 +96,7 @@ def find_token_map(
 
 
 def _found_token_map(
-    inputs: tuple[Tensor, ...], n_tokens: int, convolutions: Sequence[PatchConvolution], probe: Probe
+    inputs: tuple[Tensor, ...], n_tokens: int, convolutions: Sequence[PatchConvolution], probe: ValueProbe
 ) -> TokenMap:
     groups = [_cell_groups(x, convolutions, n_tokens) for x in inputs]
     numbers, start = [], 0
@@ -121,7 +110,7 @@ def _found_token_map(
     return TokenMap(_shrink(x, f) for x, f in zip(inputs, found, strict=True))
 
 
-def _is_one_to_one(inputs: tuple[Tensor, ...], carrier: int, n_tokens: int, probe: Probe) -> bool:
+def _is_one_to_one(inputs: tuple[Tensor, ...], carrier: int, n_tokens: int, probe: ValueProbe) -> bool:
     """Return whether altering positions of one input changes the tokens of the same numbers, and no others.
 
     Of ids, some may change nothing: an adapter may write an id of its own over padding.
@@ -191,7 +180,7 @@ def _patches(x: Tensor, convolution: PatchConvolution, n_tokens: int) -> Tensor:
 
 
 def _tokens_of_cells(
-    inputs: tuple[Tensor, ...], numbers: Sequence[Tensor], n_cells: int, n_tokens: int, probe: Probe
+    inputs: tuple[Tensor, ...], numbers: Sequence[Tensor], n_cells: int, n_tokens: int, probe: ValueProbe
 ) -> Tensor:
     """Return the token of each numbered group of cells, (cells,), -1 for none."""
     token_of = torch.full((n_cells,), -1)
@@ -222,7 +211,7 @@ def _tokens_of_cells(
 
 
 def _changed(
-    inputs: tuple[Tensor, ...], numbers: Sequence[Tensor], bits: int, n_tokens: int, probe: Probe, step: float
+    inputs: tuple[Tensor, ...], numbers: Sequence[Tensor], bits: int, n_tokens: int, probe: ValueProbe, step: float
 ) -> Tensor:
     """Return which tokens change when the cells with one (then with zero) in each binary digit are altered."""
     altered = []
@@ -234,7 +223,7 @@ def _changed(
     return _changed_tokens(tuple(altered), n_tokens, probe)
 
 
-def _changed_tokens(altered: tuple[Tensor, ...], n_tokens: int, probe: Probe) -> Tensor:
+def _changed_tokens(altered: tuple[Tensor, ...], n_tokens: int, probe: ValueProbe) -> Tensor:
     """Return, for each copy but the first, which tokens' values differ from the first copy's, (copies - 1, N)."""
     try:
         value = probe(altered)
@@ -263,7 +252,7 @@ def _other_values(x: Tensor, step: float) -> Tensor:
 
 
 def _check_found(
-    inputs: tuple[Tensor, ...], groups: Sequence[Tensor], found: Sequence[Tensor], n_tokens: int, probe: Probe
+    inputs: tuple[Tensor, ...], groups: Sequence[Tensor], found: Sequence[Tensor], n_tokens: int, probe: ValueProbe
 ) -> None:
     """Check that something is placed, and that parts of an input that are not, beside others, pass attention by."""
     for k, (x, group, f) in enumerate(zip(inputs, groups, found, strict=True)):
@@ -281,7 +270,7 @@ def _check_found(
         raise TokenMapError(f"inputs of shape {shapes} change none of the {n_tokens} attended tokens. {_ASK}")
 
 
-def _passes_by(inputs: tuple[Tensor, ...], which: int, cells: Tensor, probe: Probe) -> bool:
+def _passes_by(inputs: tuple[Tensor, ...], which: int, cells: Tensor, probe: ValueProbe) -> bool:
     """Return whether cells of an input, which change no token, change the output: it reads them by another way.
 
     Ids and pictures are never read in part: what changes no token there was not seen to.
