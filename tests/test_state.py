@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -267,6 +269,16 @@ def test_facts_found_under_one_state_are_not_kept_under_the_next():
         assert explained._known("fact") == 1
     with explained.explaining():
         assert explained._known("fact") is None
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+def test_a_copy_has_learnt_nothing_about_its_model(copied):
+    used, x = AttentionAttribution(Gated().eval()), torch.randn(2, N, WIDTH)
+    used.attribute(x)
+    other = copied(used)
+    assert other._model.forward_func is other.forward_func is not used.forward_func
+    assert used._model._facts
+    assert not other._model._facts
 
 
 @pytest.mark.parametrize("counted_by", ["closure", "hook"])

@@ -81,9 +81,9 @@ class Description:
                 "" if layer.explained else "not in the explained stack",
                 "tokens mixed by something else before it" if layer.mixed else "",
             ]
-            told = ", ".join(mark for mark in marks if mark)
+            noted = ", ".join(mark for mark in marks if mark)
             size = f"{batch} x {heads} heads, {queries} queries x {keys} keys"
-            lines.append(f"  {layer.index:>3}  {layer.name:<{width}}  {layer.kind:<8}  {size}  {told}".rstrip())
+            lines.append(f"  {layer.index:>3}  {layer.name:<{width}}  {layer.kind:<8}  {size}  {noted}".rstrip())
         if self.query is not None:
             lines += [f"example {i} reads {_told(row)}" for i, row in enumerate(self.query)]
         if self.padding is not None and bool(self.padding.any()):

@@ -76,7 +76,7 @@ def _argument(x: Any, sizes: set[int], batch: int) -> Any:
 def _runs(row: Tensor) -> tuple[Any, ...] | None:
     """Return the values of a row that is even, or even to a place and even from there: a mask; None for others.
 
-    A run of one cell is told from a longer one: nothing mixes one token.
+    A run of one cell differs from a longer one: nothing mixes one token.
     """
     cells = row.reshape(-1)
     if len(cells) < 2:
@@ -124,7 +124,7 @@ def shortened(
     (length,) = lengths
     tensors = [x for x in (*inputs, *forward_args) if isinstance(x, Tensor)]
     by_token = [x for x in tensors if x.dim() in (2, 3) and x.shape[:2] == (batch, length)]
-    part = _telling_part([x for x in by_token if x.dim() == 2 or x.shape[2] != length], length, to)
+    part = _part_of([x for x in by_token if x.dim() == 2 or x.shape[2] != length], length, to)
     if part is None:
         return None
     example, start = part
@@ -143,11 +143,11 @@ def shortened(
     return short, tuple(cut(x) for x in forward_args)
 
 
-def _telling_part(by_token: list[Tensor], length: int, to: int) -> tuple[int, int] | None:
+def _part_of(by_token: list[Tensor], length: int, to: int) -> tuple[int, int] | None:
     """Return an example and the start of a part of it that is not mere padding; None where there is none.
 
-    Padding shows nothing of what mixes tokens. It is told by not varying where the rest of the row does: the part lies
-    at the beginning, or around the first place at which one of the tensors varies.
+    Padding shows nothing of what mixes tokens; it does not vary, while the rest of the row does. The part lies at the
+    beginning, or around the first place at which one of the tensors varies.
     """
     varying = [(x[:, 1:] != x[:, :-1]).reshape(len(x), length - 1, -1).any(dim=2).cpu() for x in by_token]
     for example in range(len(by_token[0]) if by_token else 1):
@@ -155,12 +155,12 @@ def _telling_part(by_token: list[Tensor], length: int, to: int) -> tuple[int, in
         firsts = [int(varies.nonzero()[0]) + 1 for _, varies in rows if bool(varies.any())]
         starts = {0, *(max(0, min(first - to // 2, length - to)) for first in firsts)}
         for start in sorted(starts):
-            if all(_tells(row, varies, start, to) for row, varies in rows):
+            if all(_shows_enough(row, varies, start, to) for row, varies in rows):
                 return example, start
     return None
 
 
-def _tells(row: Tensor, varies: Tensor, start: int, to: int) -> bool:
+def _shows_enough(row: Tensor, varies: Tensor, start: int, to: int) -> bool:
     """Return whether a part of a row has enough of what the whole row has.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attn_lime._util.captum import plain_indices, select_target
+from captum_attn_lime._util.captum import select_target
 from captum_attn_lime._util.random import RandomState, without_drawing
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attr._inputs import Kind, kind_of, ordinary, shortened, with_one_more
@@ -153,7 +153,7 @@ class ExplainedModel:
         if not done.recorder.is_ambiguous:
             return done
         # As many heads as examples: with one example more their dimensions cannot be mistaken for each other.
-        batch, target = len(inputs[0]), plain_indices(request.target)
+        batch, target = len(inputs[0]), request.target
         more, further = (tuple(with_one_more(x, batch) for x in group) for group in (inputs, forward_args))
         target = [*target, *target[:1]] if isinstance(target, list) else with_one_more(target, batch)
         random.restore()

@@ -114,7 +114,7 @@ class _Found:
     """What is reached from a forward function.
 
     Attributes:
-        facts: Simple values, weak references, and what tensors are, in the order in which they are come upon.
+        facts: Simple values, weak references, and what tensors are, in the order in which they are found.
         modules: All modules.
         tensors: All tensors.
         owners: Modules and other objects whose attributes are among the facts.
@@ -227,7 +227,7 @@ class _Found:
             slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
             parts = [*held.values(), *(getattr(value, name, None) for name in slots)]
             for part in parts:
-                # What lies deep in an object is its own business, and may be a cache that grows with use.
+                # What lies deep in an object may be a cache that grows with use.
                 if depth > 0 or type(part) in _SIMPLE or isinstance(part, (nn.Module, Tensor)):
                     self._look(part, depth)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_attn_lime._capture import Keep, Recorder, record
 from captum_attn_lime._capture.recorder import KEEP_SCORES
 from captum_attn_lime._capture.session import check_complete
-from captum_attn_lime._util.captum import Target, plain_indices, run_forward, select_target
+from captum_attn_lime._util.captum import Target, run_forward, select_target
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attr._gradients import take_gradients
 from captum_attn_lime.attr._inputs import Kind, copied
@@ -26,7 +26,7 @@ class Request:
     """What is asked of a forward pass.
 
     Attributes:
-        target: What is explained of the output, in Captum's forms.
+        target: What is explained of the output, in one of Captum's forms.
         readout: Whether to find which tokens the prediction reads. Where the output has one row per token (B, N, ...),
             the target's first index is the row of the example.
         gradient: Whether the maps get their values, and the gradient of the target with respect to their outputs.
@@ -182,7 +182,6 @@ def positions_of(target: Target, batch: int) -> list[int] | None:
         >>> positions_of((3, 1), 2), positions_of([(3, 1), (0, 1)], 2), positions_of(1, 2)
         ([3, 3], [3, 0], None)
     """
-    target = plain_indices(target)
     targets = list(target) if isinstance(target, list) else [target] * batch
     named = len(targets) == batch and all(isinstance(t, tuple) and t and isinstance(t[0], int) for t in targets)
     return [int(t[0]) for t in targets] if named else None

@@ -17,7 +17,7 @@ from captum_attn_lime.attr._inputs import copied, with_one_more
 
 # A token's value has changed when it differs by more than this share of its own size.
 CHANGE = 1e-5
-# Rows of a map that are looked at to tell whether it is causal.
+# Rows of a map that are sampled to find out whether it is causal.
 _SAMPLED_ROWS = 64
 
 
@@ -27,7 +27,7 @@ class ValueProbe:
     Args:
         forward_func: The model.
         forward_args: Its further arguments, for a batch.
-        batch: Number of examples of that batch; the copies take the first one's arguments.
+        batch: Number of examples of that batch; the copies get the first one's arguments.
         call: Index of the attention call.
         silent: Calls before it that give out zeros, so that tokens hold what they are made of without attention.
     """

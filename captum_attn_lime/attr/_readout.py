@@ -2,9 +2,9 @@
 
 The output of the last self-attention call is made a leaf; the gradient of the model's outputs with respect to it is
 non-zero exactly on the tokens that the rest of the model reads: the CLS token, each row's last real token, or every
-token of a mean, padding left out. Where it reads several, the gradient at the token states that are pooled tells their
-weights. The backward pass goes through the head and the last block only; and where each token is treated by itself up
-to the last token state, that state can be the leaf the next time, and the backward pass goes through the head alone.
+token of a mean, padding left out. Where it reads several, the gradient at the token states that are pooled shows their
+weights. The backward pass goes through the head and the last block only; and where each token is treated separately
+up to the last token state, that state can be the leaf the next time, and the backward pass goes through the head alone.
 """
 
 from __future__ import annotations
@@ -113,22 +113,22 @@ def read(output: Tensor, recorder: Recorder, last: AttentionMap, positions: list
     # What rounding leaves of a zero is not read.
     is_read = norms > norms.amax(dim=1, keepdim=True) * torch.finfo(norms.dtype).eps
     found = [_pooling(i, rows, [g[i] for g in states]) for i, rows in enumerate(is_read)]
-    told_by = {place for _, place in found if place is not None}
+    shown_by = {place for _, place in found if place is not None}
     return Readout(
         torch.stack([weights for weights, _ in found]),
         top,
-        _short_cut(output, recorder, told_by),
-        bool(told_by),
+        _short_cut(output, recorder, shown_by),
+        bool(shown_by),
     )
 
 
-def _short_cut(output: Tensor, recorder: Recorder, told_by: set[int]) -> ShortCut | None:
+def _short_cut(output: Tensor, recorder: Recorder, shown_by: set[int]) -> ShortCut | None:
     """Return how to find the token state that shows as much as the whole way to the leaf, in the next run.
 
     Args:
         output: The output with its graph.
         recorder: The capture.
-        told_by: The token states that showed how tokens are pooled, by their place.
+        shown_by: The token states that showed how tokens are pooled, by their place.
     """
     states = [state for state in recorder.token_states if state.requires_grad]
     if recorder.pool is not None or recorder.leaf is None or not recorder.leaf.is_leaf or not states:
@@ -138,12 +138,12 @@ def _short_cut(output: Tensor, recorder: Recorder, told_by: set[int]) -> ShortCu
     if state is None or tuple(state.shape[:2]) != (batch, tokens):
         return None
     place = next(i for i, known in enumerate(states) if known is state)
-    step = recorder.step_of(state) if told_by <= {place} else None
-    return None if step is None else ShortCut(step, tuple(recorder.steps or ()), bool(told_by))
+    step = recorder.step_of(state) if shown_by <= {place} else None
+    return None if step is None else ShortCut(step, tuple(recorder.steps or ()), bool(shown_by))
 
 
 def _pooling(example: int, read: Tensor, gradients: list[Tensor]) -> tuple[Tensor, int | None]:
-    """Return the weights with which one example's read rows are pooled, (Q,), sum 1, and the state that told them.
+    """Return the weights with which one example's read rows are pooled, (Q,), sum 1, and the state that showed them.
 
     A linear pooling Σ w_i h_i passes the same gradient g to every row, times its weight: rows of the gradient at the
     token states h are w_i g, parallel to each other. Before h the layers' own derivatives turn the rows apart. So the

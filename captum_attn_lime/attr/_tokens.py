@@ -21,7 +21,7 @@ _STEPS = (1.0, 1e3, 1e6)
 
 
 class _MixedError(TokenMapError):
-    """Altering the input does not tell which token is made of what."""
+    """Altering the input does not show which token is made of what."""
 
 
 def plain_token_map(inputs: tuple[Tensor, ...], n_tokens: int, carrier: int | None = None) -> TokenMap | None:
@@ -65,7 +65,7 @@ def find_token_map(
     """Return the token map of a model's inputs, found by altering the inputs and looking which tokens change.
 
     Position j of an input is taken for token j where altering half of the positions, and then the other half, changes
-    just those tokens. Otherwise all is looked for: the cells that may belong to one token (a column, a position, the
+    just those tokens. Otherwise the search is wider: the cells that may belong to one token (a column, a position, the
     pixels of a patch) are numbered, and altered together by the binary digits of their numbers. A token whose value
     changes just where the digits of number c are one, and not where they are zero, is made of cell c alone. So
     2 log2(cells) altered copies are enough.
@@ -73,7 +73,7 @@ def find_token_map(
     Args:
         inputs: The input tensors, (B, ...).
         n_tokens: Number of tokens of the attention.
-        convolutions: The convolutions seen in the forward pass; they tell an image's patches.
+        convolutions: The convolutions seen in the forward pass; they show an image's patches.
         probe: Runs the model on altered copies ``(rows, ...)`` of the example.
         is_first_call: Whether that call is the first of the whole model.
 

@@ -1,6 +1,6 @@
-"""Whether a model's end treats each token by itself: read off the autograd graph behind the last attention call.
+"""Whether a model's end treats each token separately: read off the autograd graph behind the last attention call.
 
-Behind its last attention call a transformer has a few steps that treat each token by itself (projection, feed-forward
+Behind its last attention call a transformer has a few steps that treat each token separately (projection, feed-forward
 layer, norms), and then a head that picks or pools tokens. Which tokens the head reads can then be seen at the last
 token state, at the price of a gradient through the head alone, if two things hold: everything that reaches the output
 from the attention call passes through that state, and no step before it mixes tokens.
@@ -40,7 +40,7 @@ _SPLITS = frozenset({"SplitBackward0", "SplitWithSizesBackward0", "ChunkBackward
 
 
 def last_state(output: Tensor, leaf: Tensor, states: Sequence[Tensor], batch: int, tokens: int) -> Tensor | None:
-    """Return the latest token state through which all goes, and before which each token is treated by itself.
+    """Return the latest token state through which all goes, and before which each token is treated separately.
 
     Args:
         output: What the model puts out, with its graph.
@@ -58,7 +58,7 @@ def last_state(output: Tensor, leaf: Tensor, states: Sequence[Tensor], batch: in
     for state in reversed(states[-4:]):
         node = state.grad_fn
         if node is None or len(node._input_metadata) > 1 or _reaches(output.grad_fn, start, without=node):
-            continue  # one of several results of a step does not tell of the others
+            continue  # one of several results of a step says nothing of the others
         return state if _is_tokenwise(node, start, batch, tokens) else None
     return None
 
@@ -90,7 +90,7 @@ def _before(node: Node) -> Iterator[Node]:
 
 
 def _is_tokenwise(node: Node, start: Node, batch: int, tokens: int) -> bool:
-    """Return whether every step on a way from a node back to the start treats each token by itself."""
+    """Return whether every step on a way from a node back to the start treats each token separately."""
     leads: dict[Node, bool] = {start: True}
 
     def leads_to_start(here: Node) -> bool:
@@ -121,7 +121,7 @@ class _Steps:
         self._batch, self._tokens = batch, tokens
 
     def keeps_tokens(self, node: Node) -> bool:
-        """Return whether a step leaves each token where it is and by itself."""
+        """Return whether a step leaves each token where it is and mixes none."""
         name, shape, sources = node.name(), _shape(node), self._way[node]
         place = self._axis(node)
         if place is None or any(self._axis(s) is None for s in sources):
@@ -164,7 +164,7 @@ class _Steps:
     def _groups(self, node: Node) -> int:
         """Return how many groups of tokens a layout has in front of its tokens; -1 where that is not one number.
 
-        (B, N, D) has B, (N, B, D) has one. Folded to two dimensions either looks alike, and the step before tells.
+        (B, N, D) has B, (N, B, D) has one. Folded to two dimensions either looks alike, and the step before decides.
         """
         if not self._is_folded(node):
             return prod(_shape(node)[: self._axis(node) or 0])

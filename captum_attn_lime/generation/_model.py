@@ -46,7 +46,7 @@ class LanguageModel:
 
     @property
     def vocabulary(self) -> int | None:
-        """The number of token ids, where the model tells."""
+        """The number of token ids, where the model says so."""
         find = getattr(self.module, "get_input_embeddings", None)
         return getattr(find(), "num_embeddings", None) if callable(find) else None
 
@@ -75,7 +75,9 @@ class LanguageModel:
             raise InputError(f"{len(sequences)} sequences were generated; one is explained: num_return_sequences=1.")
         n = 1 if self.is_encoder_decoder else ids.shape[1]
         if not self.is_encoder_decoder and not torch.equal(sequences[0, :n], ids[0]):
-            raise InputError("what was generated does not begin with the prompt, so its tokens cannot be told from it.")
+            raise InputError(
+                "what was generated does not begin with the prompt, so its tokens cannot be separated from it."
+            )
         if sequences.shape[1] == n:
             raise TargetError("nothing was generated; raise max_new_tokens in gen_args, or pass a target.")
         return sequences[0, : n * self.is_encoder_decoder], sequences[0, n:]
