@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from captum_attn_lime import AttentionAttribution, TextAdapter, describe
+from captum_attn_lime.attr._model_state import ModelState
 from captum_attn_lime.errors import TrainingModeWarning
 from tests.adapters import models
 from tests.families import IDS, MASK
@@ -88,10 +89,10 @@ def test_what_the_model_switches_for_good_is_put_back():
 
 def test_what_an_adapter_found_out_about_its_model_is_kept():
     adapter = TextAdapter(models.bert(), models.word_level_tokenizer())
-    x = adapter.encode("a fine film")
-    adapter._columns = None
-    AttentionAttribution(adapter).attribute(x.inputs, 1, x.forward_args)
-    assert adapter._columns == 3
+    adapter.found, adapter.model.found = "little", "little"
+    with ModelState(adapter).left_as_found():
+        adapter.found, adapter.model.found = "much", "much"
+    assert (adapter.found, adapter.model.found) == ("much", "little")
 
 
 def test_bigbird_stays_as_sparse_as_it_was():
