@@ -124,9 +124,9 @@ def describe(
         tokens that stand for no part of the input: none
     """
     tensors, forward_args = as_tuple(inputs), format_forward_args(additional_forward_args)
-    target = plain_target(target, forward_func, tensors, forward_args)
     model, problems = ExplainedModel(forward_func), []
     with model.explaining():
+        target = plain_target(target, forward_func, tensors, forward_args)
         try:
             run = model.run(tensors, forward_args, Request(target))
         except (AttentionKindError, ReadoutError) as error:
