@@ -111,26 +111,3 @@ def test_find_in_chinese_and_among_signs():
     assert y.find("film's end")
     with pytest.raises(TextError, match="'fil' is 0 times"):
         y.find("fil")
-
-
-@pytest.mark.parametrize("whole", [False, True])
-def test_a_slow_tokenizer_of_characters_and_one_of_sentences(whole):
-    from transformers import PreTrainedTokenizer
-
-    class Slow(PreTrainedTokenizer):
-        vocab_size = property(lambda self: 60)
-
-        def get_vocab(self):
-            return {}
-
-        def _tokenize(self, text, **kwargs):
-            return text.split() if whole else [c for c in text if not c.isspace()]
-
-        def _convert_token_to_id(self, token):
-            return 10 + sum(map(ord, token)) % 50
-
-        def _convert_id_to_token(self, index):
-            return str(index)
-
-    x = TextAdapter(models.bert(), Slow(pad_token="[PAD]", unk_token="[UNK]")).encode("电影很好 film")
-    assert x.feature_names[0] == (("电影很好", "film") if whole else ("电", "影", "很", "好", "film"))

@@ -163,45 +163,6 @@ def test_byte_pairs_with_leading_spaces_and_split_characters_go_to_their_words()
     assert set(ids) == {0, 1, 2, 3, 4}
 
 
-def test_a_slow_tokenizer_is_aligned_word_by_word():
-    from transformers import PreTrainedTokenizer
-
-    class Slow(PreTrainedTokenizer):
-        """Cuts words in halves; no offsets."""
-
-        def __init__(self, **options):
-            self.known = {}
-            super().__init__(**options)
-
-        vocab_size = property(lambda self: 80)
-
-        def get_vocab(self):
-            return dict(self.known)
-
-        def _tokenize(self, text, **kwargs):
-            return [half for w in text.split() for half in (w[: len(w) // 2], w[len(w) // 2 :]) if half]
-
-        def _convert_token_to_id(self, token):
-            return self.known.setdefault(token, 10 + len(self.known))
-
-        def _convert_id_to_token(self, index):
-            return next((t for t, i in self.known.items() if i == index), "?")
-
-    adapter = TextAdapter(models.bert(), Slow(pad_token="[PAD]", unk_token="[UNK]"))
-    x = adapter.encode("fine film a")
-    assert x.tokens[0] == ("fi", "ne", "fi", "lm", "a")
-    assert x.feature_mask.tolist() == [[0, 0, 1, 1, 2]]
-    cut = TextAdapter(models.bert(), Slow(pad_token="[PAD]"), max_length=3)
-    with pytest.warns(UserWarning, match="2 tokens were cut"):
-        assert cut.encode("fine film a").texts == ("fine film",)
-    left = Slow(pad_token="[PAD]", truncation_side="left")
-    with pytest.warns(UserWarning, match="2 tokens were cut"):
-        y = TextAdapter(models.bert(), left, max_length=3).encode("fine film a")
-    assert y.tokens[0] == ("fi", "lm", "a")
-    assert y.texts == ("film a",)
-    assert y.feature_mask.tolist() == [[0, 0, 1]]
-
-
 METHODS = {
     "LayerIntegratedGradients": dict(n_steps=5),
     "LayerGradientXActivation": {},

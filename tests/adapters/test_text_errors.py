@@ -93,19 +93,22 @@ def test_a_tokenizer_that_is_none():
         TextAdapter(models.bert(), str.split)
 
 
-def test_a_slow_tokenizer_that_does_not_go_word_by_word():
-    class Joined:
-        is_fast = False
-        model_input_names = ("input_ids",)
+def test_a_slow_tokenizer_is_refused_with_what_to_use():
+    from transformers import ByT5Tokenizer
 
-        def __call__(self, text, **options):
-            return {"input_ids": self.encode(text)}
+    with pytest.raises(TokenizerError, match=r"ByT5Tokenizer is a slow tokenizer.*spans\(text\)"):
+        TextAdapter(models.bert(), ByT5Tokenizer())
 
-        def encode(self, text, **options):
-            return [len(text)]
+    class Bytes:
+        """A byte is a token: what the message asks for."""
 
-    with pytest.raises(TokenizerError, match="slow tokenizer"):
-        TextAdapter(models.bert(), Joined()).encode("a fine film")
+        def spans(self, text):
+            ends = [(i, i + 1) for i, c in enumerate(text) for _ in c.encode()]
+            return [b % 40 for b in text.encode()], ends
+
+    x = TextAdapter(models.MaskedMean(), Bytes()).encode("a naïve film")
+    assert x.feature_names[0] == ("a", "naïve", "film")
+    assert [len(x.positions(k)) for k in range(3)] == [1, 6, 4]
 
 
 def test_mixed_lengths_need_a_mask():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokenizing
-from captum_attn_lime.adapters.text._words import Span, find_words
+from captum_attn_lime.adapters.text._words import Span
 from captum_attn_lime.errors import TextError, TokenizerError
 
 
@@ -113,8 +113,6 @@ def _whole(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
     """Return the tokens of two texts, however many."""
     if not tokenizing.is_huggingface:
         return _joined(tokenizing, pair)
-    if not tokenizing.tokenizer.is_fast:
-        return _found(tokenizing, pair)
     # As a batch of one: by itself, a pair with an empty second text is taken for a single text.
     encoded = tokenizing.encode([pair[0]], [pair[1]], return_offsets_mapping=True)
     segments = tuple(encoded.sequence_ids(0))
@@ -137,27 +135,6 @@ def _joined(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
     return PairTokens(pair, tuple(ids), (*first[1], None, *second[1]), segments)
 
 
-def _found(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
-    """Return the tokens of a tokenizer without offsets: each text's own ids are looked for among the pair's."""
-    encoded = tokenizing.encode([pair[0]], [pair[1]])
-    ids = list(encoded["input_ids"][0])
-    spans: list[Span | None] = [None] * len(ids)
-    segments: list[int | None] = [None] * len(ids)
-    at = 0
-    for k, text in enumerate(pair):
-        own = tokenizing.plain(text)
-        start = next((s for s in range(at, len(ids) - len(own) + 1) if ids[s : s + len(own)] == own), None)
-        if start is None:
-            raise TokenizerError(
-                f"the ids of the pair's {('first', 'second')[k]} text are not a run among the ids of the pair; use the "
-                "fast tokenizer (AutoTokenizer.from_pretrained(..., use_fast=True))."
-            )
-        at = start + len(own)
-        spans[start:at] = tokenizing.spans_by_word(text, own)
-        segments[start:at] = [k] * len(own)
-    return PairTokens(pair, tuple(ids), tuple(spans), tuple(segments), _types(encoded))
-
-
 def _types(encoded: Any) -> tuple[int, ...] | None:
     """Return the token type ids of a batch of one, where there are any."""
     types = encoded.get("token_type_ids")
@@ -172,18 +149,5 @@ def _part(tokenizing: Tokenizing, whole: PairTokens, segment: int, keep: int) ->
     if not tokenizing.cuts_left():
         end = tokens[keep - 1][1][1]
         return text[:end], text[end:]
-    start = _whole_word(tokenizing, text, tokens[len(tokens) - keep][1][0], [i for i, _ in tokens])
+    start = tokens[len(tokens) - keep][1][0]
     return text[start:], text[:start]
-
-
-def _whole_word(tokenizing: Tokenizing, text: str, start: int, ids: list[Any]) -> int:
-    """Return where the first whole word from here on begins, or the space before it where that keeps the tokens."""
-    word = next((w for w in find_words(text) if w.start >= start), None)
-    if word is None:
-        return start
-    before = word.start - 1 if word.start and text[word.start - 1].isspace() else word.start
-    for place in dict.fromkeys((word.start, before)):
-        own = tokenizing.plain(text[place:])
-        if own and ids[-len(own) :] == own:
-            return place
-    return word.start

@@ -1,4 +1,4 @@
-"""Any tokenizer behind one face: HuggingFace fast and slow ones, and those with ``spans(text)``."""
+"""Any tokenizer behind one face: fast ones of HuggingFace, and those with ``spans(text)``."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Tokenizing:
     """A tokenizer and a greatest length.
 
     Args:
-        tokenizer: A HuggingFace tokenizer, or an object with ``spans(text) -> (ids, spans)``.
+        tokenizer: A HuggingFace tokenizer with offsets, or an object with ``spans(text) -> (ids, spans)``.
         max_length: Greatest number of tokens of one text, special tokens included; None for no limit.
         types: Whether the model takes token type ids.
         open_ended: Whether to leave out special tokens that the tokenizer puts at a text's end, because the text is to
@@ -86,6 +86,12 @@ class Tokenizing:
                 f"{type(tokenizer).__name__} is neither a HuggingFace tokenizer nor an object with a method "
                 "spans(text) -> (ids, character spans); use WordTokenizer, or add that method."
             )
+        if self.is_huggingface and not tokenizer.is_fast:
+            raise TokenizerError(
+                f"{type(tokenizer).__name__} is a slow tokenizer, written in Python: it does not say which characters "
+                "its tokens stand for. Use the model's fast tokenizer (AutoTokenizer.from_pretrained(...)), or pass an "
+                "object with a method spans(text) -> (ids, character spans)."
+            )
         self.tokenizer = tokenizer
         own = getattr(tokenizer, "model_max_length", None)
         limits = [n for n in (max_length, own) if isinstance(n, int) and 0 < n < _NO_LIMIT]
@@ -102,11 +108,8 @@ class Tokenizing:
         if not self.is_huggingface:
             ids, spans = self.tokenizer.spans(text)
             return self._keep(text, Tokens(text, tuple(ids), tuple(spans)))
-        found = self._as_given(text)
+        found = self._fast(text)
         return self._from_whole_word(text, found) if found.cut and found.cut_left else found
-
-    def _as_given(self, text: str) -> Tokens:
-        return self._fast(text) if self.tokenizer.is_fast else self._slow(text)
 
     def _from_whole_word(self, text: str, cut: Tokens) -> Tokens:
         """Return a text that was cut on the left from its first whole word on.
@@ -118,7 +121,7 @@ class Tokenizing:
             if word.start < len(cut.rest):
                 continue
             before = word.start - 1 if word.start and text[word.start - 1].isspace() else word.start
-            parts = [(start, self._as_given(text[start:])) for start in dict.fromkeys((word.start, before))]
+            parts = [(start, self._fast(text[start:])) for start in dict.fromkeys((word.start, before))]
             fitting = [(start, part) for start, part in parts if not part.cut]
             if fitting:
                 # The space before it belongs to the first token of some tokenizers: the one that keeps the tokens.
@@ -202,43 +205,11 @@ class Tokenizing:
         short = self.encode(text, truncation=True, max_length=self.max_length, **wanted)
         return self._cut(text, _fast_tokens(text, short), len(whole.ids))
 
-    def _slow(self, text: str) -> Tokens:
-        plain = self.plain(text)
-        spans = self.spans_by_word(text, plain)
-        full = self.encode(text)
-        whole = _place(text, full, plain, spans)
-        if self.max_length is None or len(whole.ids) <= self.max_length:
-            return whole
-        short = self.encode(text, truncation=True, max_length=self.max_length)
-        keep = len(short["input_ids"]) - (len(full["input_ids"]) - len(plain))
-        part = slice(len(plain) - keep, None) if self.cuts_left() else slice(keep)
-        return self._cut(text, _place(text, short, plain[part], spans[part]), len(whole.ids))
-
     def plain(self, text: str) -> list[int]:
         """Return the ids of a text alone, without special tokens and uncut."""
         if not self.is_huggingface:
             return list(self.tokenizer.spans(text)[0])
         return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
-
-    def spans_by_word(self, text: str, plain: list[int]) -> list[Span]:
-        """Return the span of each token's word, found by tokenising each word with the space before it."""
-        # In scripts without spaces words are single characters if the tokenizer allows, else runs of letters.
-        for words in (find_words(text), find_words(text, tokens=())):
-            ids: list[int] = []
-            spans: list[Span] = []
-            before = 0
-            for word in words:
-                piece = self.plain(text[before : word.end])
-                ids += piece
-                spans += [(word.start, word.end)] * len(piece)
-                before = word.end
-            if ids == list(plain):
-                return spans
-        raise TokenizerError(
-            f"{type(self.tokenizer).__name__} is a slow tokenizer without character offsets, and tokenising "
-            "word by word gives other tokens than the whole text, so tokens cannot be put on words; "
-            "use the fast tokenizer (AutoTokenizer.from_pretrained(..., use_fast=True))."
-        )
 
     def _keep(self, text: str, whole: Tokens) -> Tokens:
         if self.max_length is None or len(whole.ids) <= self.max_length:
@@ -280,14 +251,3 @@ def _fast_tokens(text: str, encoded: Any) -> Tokens:
     marks = zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
     spans = tuple(None if special else (int(span[0]), int(span[1])) for span, special in marks)
     return Tokens(text, tuple(encoded["input_ids"]), spans, _types(encoded))
-
-
-def _place(text: str, encoded: Any, plain: Sequence[int], spans: Sequence[Span]) -> Tokens:
-    """Return tokens whose spans stand where the ids without special tokens occur among all ids."""
-    ids, n = list(encoded["input_ids"]), len(plain)
-    starts = [k for k in range(len(ids) - n + 1) if ids[k : k + n] == list(plain)]
-    if not starts:
-        raise TokenizerError("the text's ids are not a run among its ids with special tokens; use a fast tokenizer.")
-    all_spans: list[Span | None] = [None] * len(ids)
-    all_spans[starts[0] : starts[0] + n] = list(spans)
-    return Tokens(text, tuple(ids), tuple(all_spans), _types(encoded))
