@@ -238,6 +238,22 @@ def without_nan(outputs: Array, model: str, example: str) -> Array:
     return outputs
 
 
+def named_tensor(output: Any, name: str) -> Any:
+    """Return what an output holds under a name, the first of a tuple, or the output itself.
+
+    Example:
+        >>> named_tensor({"logits": 1}, "logits"), named_tensor((2, 3), "logits"), named_tensor("text", "logits")
+        (1, 2, None)
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, dict):
+        return output.get(name)
+    if isinstance(output, (tuple, list)):
+        return output[0] if output else None
+    return getattr(output, name, None)
+
+
 def as_logits(output: Any, n: int, name: str) -> Tensor:
     """Return a model's output as (n, classes): ``.logits``, the first of a tuple, or the tensor itself.
 
@@ -249,14 +265,7 @@ def as_logits(output: Any, n: int, name: str) -> Tensor:
     Raises:
         ForwardError: There is no tensor in it, or its shape is neither (n, classes) nor (n,).
     """
-    found = output
-    if not isinstance(output, Tensor):
-        if isinstance(output, dict):
-            found = output.get("logits")
-        elif isinstance(output, (tuple, list)):
-            found = output[0] if output else None
-        else:
-            found = getattr(output, "logits", None)
+    found = named_tensor(output, "logits")
     if not isinstance(found, Tensor):
         raise ForwardError(
             f"{name} returned {type(output).__name__} without logits; an adapter needs a model that returns a tensor "

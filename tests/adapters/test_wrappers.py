@@ -141,12 +141,10 @@ def test_the_task_arrives(kind, wrap):
 
     model = getattr(transformers, kind)(bert().config).eval()
     expected = "spans" if "Question" in kind else "tokens"
-    adapter = TextAdapter(wrap(model), tokenizer())
-    if wrap is not wrapping.InOnePiece:
-        assert adapter.task == expected
+    adapter = TextAdapter(wrap(model), tokenizer(), task=expected if wrap is wrapping.InOnePiece else None)
+    assert adapter.task == expected
     x = adapter.encode("a fine film")
     assert adapter(x.inputs, *x.forward_args).shape[:2] == x.inputs.shape
-    assert adapter.task == expected
 
 
 def test_a_wrapper_that_makes_one_row_of_a_token_model_is_a_classifier():
@@ -156,7 +154,12 @@ def test_a_wrapper_that_makes_one_row_of_a_token_model_is_a_classifier():
         def forward(self, input_ids, attention_mask=None, **kwargs):
             return self.inner(input_ids, attention_mask, **kwargs).logits[:, 0, [5, 6, 7]]
 
-    adapter = TextAdapter(Prompt(BertForMaskedLM(bert().config).eval()), tokenizer())
+    model = Prompt(BertForMaskedLM(bert().config).eval())
+    by_token = TextAdapter(model, tokenizer())
+    x = by_token.encode("a fine film")
+    with pytest.raises(ForwardError, match=r"task is 'tokens'.*pass task= .*'classification'"):
+        by_token(x.inputs, *x.forward_args)
+    adapter = TextAdapter(model, tokenizer(), task="classification")
     assert adapter.predict_proba("a fine film").shape == (1, 3)
     assert (adapter.task, adapter.class_names) == ("classification", None)
 

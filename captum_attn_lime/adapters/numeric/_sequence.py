@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters._encoding import Encoding
-from captum_attn_lime.adapters._outputs import Array, Outputs
+from captum_attn_lime.adapters._encoding import Encoding, counted
+from captum_attn_lime.adapters._outputs import Array, Outputs, named_tensor
 from captum_attn_lime.adapters._state import cudnn_off
 from captum_attn_lime.adapters.numeric._base import NumericAdapter, Task
 from captum_attn_lime.adapters.numeric._series import (
@@ -26,7 +26,7 @@ from captum_attn_lime.adapters.numeric._series import (
 from captum_attn_lime.errors import ForwardError, InputError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SequenceEncoding(Encoding):
     """Sequences as one tensor, with their cells, steps or series as features.
 
@@ -35,6 +35,10 @@ class SequenceEncoding(Encoding):
     """
 
     sequences: Array
+
+    def _examples(self) -> str:
+        n, steps, series = self.sequences.shape
+        return f"{counted(n, 'sequence')} of {steps} x {series}"
 
     @property
     def rows(self) -> Array:
@@ -125,7 +129,14 @@ class SequenceAdapter(NumericAdapter):
         )
 
     def arrays(self, raw: Any) -> Array:
-        """Return a sequence or sequences as (n, steps, series) float64, checked."""
+        """Return a sequence or sequences as (n, steps, series) float64, checked.
+
+        Args:
+            raw: (steps, series) or (n, steps, series), in any form that :meth:`encode` accepts.
+
+        Raises:
+            InputError: Wrong shape, a value that is not a finite number, or a category that cannot occur.
+        """
         n_series = None if self.feature_names is None else len(self.feature_names)
         n_steps = None if self._training is None else self._training.shape[1]
         array = as_sequences(raw, self.feature_names, n_series, n_steps)
@@ -186,7 +197,7 @@ def _check_takes_one(model: nn.Module) -> None:
 
 def _advice(output: Any, x: Tensor, model: nn.Module) -> str:
     """Return what to do about an output that is not one prediction for each sequence."""
-    found = output[0] if isinstance(output, (tuple, list)) and output else getattr(output, "logits", output)
+    found = named_tensor(output, "logits")
     if not isinstance(found, Tensor):
         return ""
     n, n_steps = x.shape[:2]

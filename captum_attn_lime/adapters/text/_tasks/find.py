@@ -1,4 +1,4 @@
-"""Which task a model is for, by its place in transformers' own tables or by what it returns."""
+"""Which task a model is for, by its place in transformers' own tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from captum_attn_lime.adapters._wrappers import inside
-from captum_attn_lime.adapters.text._tasks.tokens import named_tensor
 from captum_attn_lime.errors import ForwardError, InputError
 
 Task = Literal["classification", "tokens", "spans", "next_token"]
@@ -30,14 +29,6 @@ _ENDINGS: tuple[tuple[str, Task], ...] = (
     ("ForCausalLM", "next_token"),
     ("LMHeadModel", "next_token"),
     ("ForMaskedLM", "tokens"),
-)
-
-# Classes of transformers' outputs, by which a module of the user's that returns one tells its task.
-_OUTPUTS: tuple[tuple[str, Task], ...] = (
-    ("TokenClassifierOutput", "tokens"),
-    ("MaskedLMOutput", "tokens"),
-    ("CausalLMOutput", "next_token"),
-    ("SequenceClassifierOutput", "classification"),
 )
 
 
@@ -83,42 +74,6 @@ def check_task(task: Any) -> Task:
         raise InputError(f"task must be one of {', '.join(map(repr, get_args(Task)))}, or None, but is {task!r}.")
     found: Task = task
     return found
-
-
-def holds_spans(output: Any) -> bool:
-    """Return whether a model's output names start and end logits.
-
-    Example:
-        >>> holds_spans({"start_logits": 1, "end_logits": 2}), holds_spans({"logits": 1})
-        (True, False)
-    """
-    if isinstance(output, dict):
-        return "start_logits" in output and "end_logits" in output
-    return hasattr(output, "start_logits") and hasattr(output, "end_logits")
-
-
-def told_task(output: Any, task: Task, n: int) -> Task:
-    """Return what a model's output says of its task: by the name of its class, its entries or its shape.
-
-    Args:
-        output: What the model returned.
-        task: The task as it is known so far.
-        n: Number of examples that went in.
-
-    Example:
-        >>> import torch
-        >>> told_task((torch.zeros(4, 2),), "tokens", 4), told_task(torch.zeros(4, 6, 2), "tokens", 4)
-        ('classification', 'tokens')
-    """
-    if holds_spans(output):
-        return "spans"
-    for beginning, told in _OUTPUTS:
-        if type(output).__name__.startswith(beginning):
-            return told
-    first = named_tensor(output, "logits")
-    if task == "tokens" and isinstance(first, Tensor) and first.dim() < 3 and len(first) == n:
-        return "classification"
-    return task
 
 
 def unpacked(output: Any, name: str) -> Any:

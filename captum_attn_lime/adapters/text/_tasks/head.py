@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
 from captum_attn_lime.adapters._limits import configured_class_names
 from captum_attn_lime.adapters._outputs import as_logits
-from captum_attn_lime.adapters._wrappers import inside
-from captum_attn_lime.adapters.text._tasks.find import Task, check_task, find_task, told_task, unpacked
+from captum_attn_lime.adapters.text._tasks.find import Task, check_task, find_task, unpacked
 from captum_attn_lime.adapters.text._tasks.next_token import at_last_token, keep_last, last_positions
 from captum_attn_lime.adapters.text._tasks.spans import span_logits
 from captum_attn_lime.adapters.text._tasks.tokens import token_logits
-from captum_attn_lime.errors import InputError
+from captum_attn_lime.errors import ForwardError, InputError
 
 
 class Head:
@@ -21,18 +20,14 @@ class Head:
 
     Args:
         model: The model.
-        task: What it predicts; None to find it from the model's class, or from what it returns.
+        task: What it predicts; None to find it from the model's class.
 
     Attributes:
-        task: What it predicts. Where neither a task nor a known class tells, a model is a classifier until it returns
-            start and end logits.
+        task: What it predicts.
     """
 
     def __init__(self, model: nn.Module, task: Any = None) -> None:
         self.task: Task = find_task(model) if task is None else check_task(task)
-        # What is known of a wrapped model need not hold of what its wrapper returns.
-        self._may_change = task is None and (self.task == "classification" or inside(model) is not model)
-        self._has_read = False
 
     @property
     def is_by_token(self) -> bool:
@@ -53,12 +48,21 @@ class Head:
             tokens: The token ids (n, N), or embeddings (n, N, D), that went in.
             mask: 1 at real tokens (n, N); None where all are.
             name: The model's name, for messages.
+
+        Raises:
+            ForwardError: The model returned something else than its task needs.
         """
-        n, length = tokens.shape[:2]
-        self._has_read = True
-        if self._may_change:
-            self.task = told_task(output, self.task, n)
         output = unpacked(output, name)
+        try:
+            return self._read(output, tokens, mask, name)
+        except ForwardError as error:
+            raise ForwardError(
+                f"{error} The adapter's task is {self.task!r}; if the model is for another one, pass task= "
+                f"({', '.join(map(repr, get_args(Task)))})."
+            ) from None
+
+    def _read(self, output: Any, tokens: Tensor, mask: Tensor | None, name: str) -> Tensor:
+        n, length = tokens.shape[:2]
         if self.task == "tokens":
             return token_logits(output, n, length, name)
         if self.task == "spans":
@@ -86,7 +90,7 @@ class Head:
         Raises:
             InputError: The task is ``"tokens"`` or ``"spans"``.
         """
-        if self.is_by_token and (self._has_read or not self._may_change):
+        if self.is_by_token:
             place = "(position, class)" if self.task == "tokens" else "(position, 0 for start or 1 for end)"
             raise InputError(
                 f"{name} predicts for each token (task={self.task!r}), so a text has no single row of classes, and "

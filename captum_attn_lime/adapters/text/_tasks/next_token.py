@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._explained import class_index
+from captum_attn_lime.adapters._outputs import named_tensor
 from captum_attn_lime.adapters._wrappers import layers_of_wrapping, parameters_of
-from captum_attn_lime.adapters.text._tasks.tokens import named_tensor
 from captum_attn_lime.errors import ForwardError
 
 # Rows of a vocabulary that are float64 at once where one column is wanted.

@@ -6,18 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from captum_attn_lime.adapters._outputs import named_tensor
 from captum_attn_lime.errors import ForwardError
-
-
-def named_tensor(output: Any, name: str) -> Any:
-    """Return what an output holds under a name, the first of a tuple, or the output itself."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, dict):
-        return output.get(name)
-    if isinstance(output, (tuple, list)):
-        return output[0] if output else None
-    return getattr(output, name, None)
 
 
 def token_logits(output: Any, n: int, length: int, name: str) -> Tensor:
