@@ -171,3 +171,16 @@ def test_names_are_targets_of_attention():
     assert torch.equal(relevance.matrix(x.inputs, "fresh"), relevance.matrix(x.inputs, 1))
     with pytest.raises(TargetError, match="'stale' is not one of"):
         relevance.attribute(**x.arguments(relevance), target="stale")
+
+
+@pytest.mark.parametrize("wrap", [nn.Identity(), nn.Sigmoid()])
+def test_one_class_of_raw_input_by_index_and_name(wrap):
+    model = nn.Sequential(nn.Linear(2, 1), wrap)
+    adapter = TabularAdapter(model, class_names=["rotten", "fresh"])
+    row = [[1.0, 2.0], [0.5, -1.0]]
+    z = adapter.logits(row)
+    for target, expected in (("fresh", z), (1, z), (np.int64(1), z), ("rotten", -z), (0, -z)):
+        np.testing.assert_allclose(adapter.logits(row, target=target), expected)
+        np.testing.assert_allclose(adapter.predict_proba(row, target=target), 1 / (1 + np.exp(-expected)), rtol=1e-6)
+    with pytest.raises(TargetError, match="'stale' is not one of the model's 2 classes"):
+        adapter.predict_proba(row, target="stale")

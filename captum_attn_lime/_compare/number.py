@@ -167,8 +167,8 @@ def number_of(attributions: Mapping[str, Any], encoding: Encoding, target: Any, 
     if output is not None:
         unit = "probability" if check_output(output) == "probability" else "logit"
     adapter = next((a for a in map(_adapter, attributions.values()) if a is not None), None)
-    wanted: Any = target
-    if isinstance(single_target(target), str) and adapter is not None and adapter.class_names is not None:
+    wanted: Any = target if adapter is None else adapter.with_token_ids(target)
+    if isinstance(single_target(wanted), str) and adapter is not None and adapter.class_names is not None:
         wanted = adapter.explained(encoding.inputs, encoding.forward_args, target).column
     explanations = [(name, _explained(e, wanted)) for name, e in attributions.items() if hasattr(e, "local_exp")]
     explained = one_number(explanations)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime._explained import Explained, Unit, choose
+from captum_attn_lime._explained import Explained, Unit, choose, class_index
 from captum_attn_lime.adapters._encoding import Tensors
 from captum_attn_lime.adapters._outputs import Array, Kind, Outputs, as_logits, in_unit, kind_of
 from captum_attn_lime.adapters._state import asked, evaluating, fast_path_off, modes_kept
@@ -46,6 +46,7 @@ class Answering:
 
 # What Captum's methods explain of an adapter.
 _OWN_UNIT: dict[Kind, Unit] = {"logits": "logit", "probabilities": "probability", "predictions": "prediction"}
+_SHOWN = 8  # class names in a repr
 _answering: ContextVar[Answering | None] = ContextVar("captum_attn_lime_answering", default=None)
 
 
@@ -75,8 +76,17 @@ class Adapter(nn.Module):
         self.training = model.training
         self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
         self.outputs_are: Outputs = outputs
-        self._columns: int | None = None  # of the last output
-        self._last_kind: Kind | None = None  # what the last output was found to be
+
+    def __repr__(self) -> str:
+        parts = [type(self.model).__name__, *self._settings()]
+        if self.class_names is not None:
+            names = ", ".join(map(repr, self.class_names[:_SHOWN]))
+            parts.append(f"classes=[{names}{', ...' if len(self.class_names) > _SHOWN else ''}]")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _settings(self) -> list[str]:
+        """Return what the repr says besides the model and its classes."""
+        return []
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Return the model's outputs, (n, columns), for encoded inputs; the form in which Captum calls a model."""
@@ -87,7 +97,6 @@ class Adapter(nn.Module):
         tensors = tuple(t if len(t) > 1 and t.stride(0) == 0 else t.clone() for t in tensors)
         with fast_path_off(), modes_kept(self._asked):
             outputs = self._read(self._call(tensors), tensors)
-        self._columns = outputs.shape[-1]
         answering = _answering.get()
         if answering is None or answering.adapter is not self:
             return outputs
@@ -95,35 +104,63 @@ class Adapter(nn.Module):
         return self._in_unit(outputs, answering.unit, answering.kind)
 
     def outputs(self, raw: Any, *, show_progress: bool = False) -> Array:
-        """Return what the model puts out for raw inputs, (n, columns) float64, in eval mode and without gradients."""
+        """Return what the model puts out for raw inputs, (n, columns) float64, in eval mode and without gradients.
+
+        Args:
+            raw: One input or several, in any form that :meth:`encode` accepts.
+            show_progress: Show a bar over the inputs.
+
+        Raises:
+            InputError: It is no such input.
+            ForwardError: The model gives NaN, or something else than its task needs.
+        """
         raise NotImplementedError
 
-    def logits(self, raw: Any, *, show_progress: bool = False) -> Array:
+    def logits(self, raw: Any, *, target: Any = None, show_progress: bool = False) -> Array:
         """Return the logits of raw inputs, (n, columns) float64; of a regression its predictions.
 
         A classifier of one logit has one column. A model that puts out probabilities has the logits that these are
         made of: log p, or log p / (1 - p) where classes do not exclude each other.
+
+        Args:
+            raw: One input or several.
+            target: Return this class alone, (n, 1): its index or name. Of one logit z the classes are -z and z.
+            show_progress: Show a bar over the inputs.
+
+        Raises:
+            TargetError: There is no such class.
         """
+        if target is not None:
+            return self._of_class(raw, target, "prediction" if self.is_regression else "logit", show_progress)
         outputs = self.outputs(raw, show_progress=show_progress)
-        if self._kind(outputs, raw) != "probabilities":
+        kind = self._kind(outputs, raw)
+        if kind != "probabilities":
             return outputs
-        found = self._as_unit(outputs, "logit", "probabilities")
+        found = self._as_unit(outputs, "logit", kind)
         return found[:, 1:] if outputs.shape[1] == 1 else found
 
-    def predict_proba(self, raw: Any, *, show_progress: bool = False) -> Array:
+    def predict_proba(self, raw: Any, *, target: Any = None, show_progress: bool = False) -> Array:
         """Return class probabilities of raw inputs, (n, classes) float64: lime's ``classifier_fn``.
 
         A single logit z gives the two columns 1 - sigmoid(z) and sigmoid(z). Several logits give their softmax, or,
         where a HuggingFace configuration says ``"multi_label_classification"``, the sigmoid of each. Outputs that are
         probabilities already are returned as they are.
 
+        Args:
+            raw: One input or several.
+            target: Return this class alone, (n, 1): its index or name.
+            show_progress: Show a bar over the inputs.
+
         Raises:
             InputError: The model is a regression: there are no probabilities.
+            TargetError: There is no such class.
 
         Warns:
             OutputsWarning: Whether outputs are probabilities had to be guessed.
         """
         self._check_probabilities()
+        if target is not None:
+            return self._of_class(raw, target, "probability", show_progress)
         outputs = self.outputs(raw, show_progress=show_progress)
         return self._as_unit(outputs, "probability", self._kind(outputs, raw))
 
@@ -131,6 +168,14 @@ class Adapter(nn.Module):
         """Return answers to raw inputs in a unit, with a column for each class, (n, classes) float64.
 
         Of a classifier of one logit z these are -z and z, or 1 - p and p; of a regression its outputs.
+
+        Args:
+            raw: One input or several.
+            unit: ``"probability"`` or ``"logit"`` of a classifier, ``"prediction"`` of a regression.
+            show_progress: Show a bar over the inputs.
+
+        Raises:
+            InputError: The model has no answers in that unit.
         """
         if unit == "probability":
             return self.predict_proba(raw, show_progress=show_progress)
@@ -143,27 +188,40 @@ class Adapter(nn.Module):
         """Return the number that is explained of one encoded example.
 
         Args:
-            inputs: The encoding's inputs.
+            inputs: The encoding's inputs, (1, ...) each.
             forward_args: Its further arguments.
             target: The class: its index or name, (position, class), or None for the class that is predicted. Of a
-                regression with several outputs one of these.
+                regression with several outputs one of these; of a vocabulary the id or the text of a token.
             unit: The unit; by default that of the model's own outputs, which Captum's methods explain.
 
         Raises:
             TargetError: There is no such class.
         """
-        tensors = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *(forward_args or ()))
-        outputs = self._run_once(tensors)
-        kind = self._kind_of(outputs, lambda: tensors)
+        outputs, kind = self._found(_tensors(inputs, forward_args))
         unit = _OWN_UNIT[kind] if unit is None else unit
         scores = self._in_unit(outputs.double(), unit, kind)
-        names, two_sided = self.names_of(scores.shape[-1]), self.is_two_sided(unit)
-        return choose(scores[0].cpu(), target, self.named_unit(unit), names, two_sided=two_sided)
+        unit, two_sided = self._naming(unit, kind, outputs.shape[-1])
+        names = self.names_of(scores.shape[-1])
+        return choose(scores[0].cpu(), self.with_token_ids(target), unit, names, two_sided=two_sided)
 
     def columns(self, inputs: Tensors, forward_args: Any = ()) -> int:
         """Return how many columns the model puts out, looked up on the first of encoded examples."""
-        tensors = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *(forward_args or ()))
-        return int(self._run_once(tuple(t[:1] for t in tensors)).shape[-1])
+        return int(self._run_once(tuple(t[:1] for t in _tensors(inputs, forward_args))).shape[-1])
+
+    def naming(self, unit: Unit, inputs: Tensors, forward_args: Any = ()) -> tuple[Unit, bool]:
+        """Return what a unit is called, and whether what lowers one of two classes raises the other just as much.
+
+        Of probabilities that sum to 1 the logits are log probabilities. Two classes are p and 1 - p, or, of one logit,
+        -z and z. The model runs on the first of encoded examples where that does not follow from the unit.
+        """
+        if unit != "logit":
+            return self._naming(unit, "logits", 0)
+        outputs, kind = self._found(tuple(t[:1] for t in _tensors(inputs, forward_args)))
+        return self._naming(unit, kind, outputs.shape[-1])
+
+    def with_token_ids(self, target: Any) -> Any:
+        """Return a target in which the text of a token is its id, where the classes are a vocabulary."""
+        return target
 
     @contextmanager
     def answering_in(self, unit: Unit, inputs: Tensors, forward_args: Any = ()) -> Iterator[Answering]:
@@ -176,9 +234,7 @@ class Adapter(nn.Module):
             inputs: An example, on which it is found out what the model puts out.
             forward_args: Its further arguments.
         """
-        tensors = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *(forward_args or ()))
-        outputs = self._run_once(tensors)
-        kind = self._kind_of(outputs, lambda: tensors)
+        outputs, kind = self._found(_tensors(inputs, forward_args))
         is_plain = _OWN_UNIT[kind] == unit and (unit == "prediction" or outputs.shape[-1] > 1)
         answering = Answering(self, unit, kind, is_plain)
         token = _answering.set(answering)
@@ -193,6 +249,11 @@ class Adapter(nn.Module):
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             return tensor.device
         return torch.device("cpu")
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The dtype of the model's numbers."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
     @property
     def is_regression(self) -> bool:
@@ -220,14 +281,11 @@ class Adapter(nn.Module):
         """Whether the classes exclude each other."""
         return self._problem_type != "multi_label_classification" and not self.is_regression
 
-    def named_unit(self, unit: Unit) -> Unit:
-        """Return what a unit is called: of probabilities that sum to 1 the logits are log probabilities."""
-        is_log = unit == "logit" and self._last_kind == "probabilities" and self.classes_exclude and self._columns != 1
-        return "log probability" if is_log else unit
-
-    def is_two_sided(self, unit: Unit) -> bool:
-        """Return whether what lowers one of two classes raises the other just as much: p and 1 - p, or z and -z."""
-        return self.classes_exclude and (unit == "probability" or self._columns == 1)
+    def _naming(self, unit: Unit, kind: Kind, columns: int) -> tuple[Unit, bool]:
+        """Return what a unit is called, and whether two classes are p and 1 - p, or -z and z."""
+        is_log = unit == "logit" and kind == "probabilities" and self.classes_exclude and columns != 1
+        two_sided = self.classes_exclude and (unit == "probability" or columns == 1)
+        return ("log probability" if is_log else unit), two_sided
 
     @property
     def _excluding_dim(self) -> int:
@@ -244,12 +302,23 @@ class Adapter(nn.Module):
     def _as_unit(self, outputs: Array, unit: Unit, kind: Kind) -> Array:
         return np.asarray(self._in_unit(torch.from_numpy(outputs), unit, kind).numpy(), dtype=np.float64)
 
+    def _of_class(self, raw: Any, target: Any, unit: Unit, show_progress: bool) -> Array:
+        """Return the answers to raw inputs for one class, (n, 1)."""
+        outputs = self.outputs(raw, show_progress=show_progress)
+        return self._column(self._as_unit(outputs, unit, self._kind(outputs, raw)), target)
+
+    def _column(self, scores: Array, target: Any) -> Array:
+        """Return the column (n, 1) of one class, of scores with a column for each."""
+        n = scores.shape[1]
+        return scores[:, [class_index(self.with_token_ids(target), n, self.names_of(n))]]
+
+    def _found(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Kind]:
+        """Return the model's outputs for encoded examples, and what they are."""
+        outputs = self._run_once(tensors)
+        return outputs, self._kind_of(outputs, lambda: tensors)
+
     def _kind_of(self, outputs: Tensor, example: Callable[[], tuple[Tensor, ...]]) -> Kind:
         """Return what outputs are; ``example`` gives the tensors of one of the examples."""
-        self._last_kind = self._found_kind(outputs, example)
-        return self._last_kind
-
-    def _found_kind(self, outputs: Tensor, example: Callable[[], tuple[Tensor, ...]]) -> Kind:
         if self.is_regression:
             return "predictions"
         if self.outputs_are != "auto":
@@ -307,6 +376,11 @@ class Adapter(nn.Module):
                 f"{len(self.class_names)} class_names were given, but the model has {classes} {kind} "
                 f"(its output has {outputs.shape[1]} columns); pass one name for each."
             )
+
+
+def _tensors(inputs: Tensors, forward_args: Any) -> tuple[Tensor, ...]:
+    """Return all tensors of an encoding, as :meth:`Adapter.forward` takes them."""
+    return (*(inputs if isinstance(inputs, tuple) else (inputs,)), *(forward_args or ()))
 
 
 def check_count(name: str, value: Any, of: str) -> None:

@@ -22,7 +22,17 @@ from captum_attn_lime.features import pool
 Tensors = Tensor | tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, eq=False)
+def counted(n: int | str, noun: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> counted(1, "text"), counted(2, "text")
+        ('1 text', '2 texts')
+    """
+    return f"{n} {noun}{'' if str(n) == '1' else 's'}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Encoding:
     """Raw inputs as the tensors that Captum wants, with their features.
 
@@ -43,6 +53,15 @@ class Encoding:
 
     def __len__(self) -> int:
         return len(self.feature_names)
+
+    def __repr__(self) -> str:
+        counts = sorted({len(names) for names in self.feature_names})
+        features = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        return f"{type(self).__name__}({self._examples()}, {counted(features, 'feature')})"
+
+    def _examples(self) -> str:
+        """Return how many examples there are, and how large, for the repr."""
+        return counted(len(self), "example")
 
     def arguments(self, method: Any) -> dict[str, Any]:
         """Return the keyword arguments of ``method.attribute`` that this encoding can fill.

@@ -33,6 +33,8 @@ def plain_target(target: Any, forward_func: Callable[..., Any], inputs: tuple[Te
     target = plain_indices(target)
     if isinstance(target, (list, tuple)):
         return type(target)(plain_target(one, forward_func, inputs, forward_args) for one in target)
+    if isinstance(forward_func, Adapter):
+        target = forward_func.with_token_ids(target)
     if not isinstance(target, str):
         return target
     names = forward_func.class_names if isinstance(forward_func, Adapter) else None

@@ -125,6 +125,7 @@ def chosen(
     scores: Array,
     unit: Unit,
     names: Sequence[str] | None,
+    example: tuple[Tensor, ...],
     *,
     target: Any = None,
     labels: Sequence[Any] | None = None,
@@ -137,6 +138,7 @@ def chosen(
         scores: Its answers in the unit, (classes,).
         unit: The unit.
         names: Names of the classes; by default the adapter's.
+        example: The tensors of the example, as the adapter's forward function takes them.
         target: The class; by default the one that is predicted.
         labels: Several classes, in the place of a target.
         top_labels: So many classes with the highest scores, in the place of a target.
@@ -158,7 +160,7 @@ def chosen(
         labels = [int(k) for k in np.argsort(-scores, kind="stable")[:top_labels]]
     if labels is not None and (isinstance(labels, (str, int)) or not len(labels)):
         raise InputError(f"labels must be a sequence of at least one class, but is {labels!r}; one class is a target.")
-    two_sided, unit = adapter.is_two_sided(unit), adapter.named_unit(unit)
+    unit, two_sided = adapter.naming(unit, example)
     found = tuple(
         choose(scores, one, unit, names, two_sided=two_sided) for one in ([target] if labels is None else labels)
     )

@@ -209,7 +209,14 @@ class LimeImage(PerturbationAttribution):  # type: ignore[misc]
             outputs = adapter._run(*tensors)
             answers = _Answers(adapter, unit, adapter._kind_of(torch.from_numpy(outputs), lambda: tensors))
             numbers = chosen(
-                adapter, answers.of(outputs)[0], unit, None, target=target, labels=labels, top_labels=top_labels
+                adapter,
+                answers.of(outputs)[0],
+                unit,
+                None,
+                tensors,
+                target=target,
+                labels=labels,
+                top_labels=top_labels,
             )
             shown = [one.column for one in numbers]
             copies = Removable(tensors, bases, ids, active[None])

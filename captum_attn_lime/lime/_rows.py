@@ -151,7 +151,7 @@ class LimeRows(PerturbationAttribution):  # type: ignore[misc]
         """
         unit = unit_of(adapter, output)
         function = partial(adapter.scores, unit=unit)
-        numbers = chosen(adapter, function(examples)[0], unit, self.class_names, **choice)
+        numbers = chosen(adapter, function(examples)[0], unit, self.class_names, adapter.tensors(examples), **choice)
         index = numbers[0].column
         is_regression = unit == "prediction"
         selection = "none" if plan.num_features is None else "auto"

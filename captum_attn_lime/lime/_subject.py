@@ -54,6 +54,11 @@ class Subject:
         return found
 
     @property
+    def tensors(self) -> tuple[Any, ...]:
+        """The encoded text, as the adapter's forward function takes it."""
+        return (self.encoding.inputs, *self.encoding.forward_args)
+
+    @property
     def text(self) -> str:
         """The text that is perturbed."""
         if isinstance(self.seen, str):

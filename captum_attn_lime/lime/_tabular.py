@@ -234,7 +234,7 @@ class LimeTabular(LimeRows):
                 f"explain needs probabilities of rows, which {type(adapter).__name__} does not give; "
                 "make LimeTabular with a TabularAdapter around the model."
             )
-        table = adapter.table(row)
+        table = adapter.arrays(row)
         if len(table) != 1:
             raise InputError(f"explain takes one row, but {len(table)} came; call it for each.")
         return self._explanation(
@@ -289,5 +289,5 @@ def _training(given: Any, adapter: TabularAdapter | None, names: Sequence[str] |
             raise needs_training_data()
         return adapter.training_data
     if adapter is not None:
-        return adapter.table(given)
+        return adapter.arrays(given)
     return as_table(given, names, None if names is None else len(names))

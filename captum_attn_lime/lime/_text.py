@@ -225,7 +225,7 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         original = subject.original()
         names = None if subject.is_next_token else self.class_names
         choice = dict(target=subject.token_id(target), labels=labels, top_labels=top_labels)
-        numbers = chosen(subject.adapter, original[0], subject.unit, names, **choice)
+        numbers = chosen(subject.adapter, original[0], subject.unit, names, subject.tensors, **choice)
         known: Array | None = original
         if subject.is_next_token:
             subject, numbers = subject.about(numbers)

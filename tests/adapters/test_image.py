@@ -318,7 +318,7 @@ def test_segments_of_ones_own():
     assert [len(names) for names in two.feature_names] == [4, 1]
     assert torch.equal(a.encode(picture(), features=torch.from_numpy(labels)).feature_mask, x.feature_mask)
     for wrong in (labels[:4], labels / 2, "voronoi", np.stack([labels] * 3)):
-        with pytest.raises(InputError, match=r"segments|pass one row for each"):
+        with pytest.raises(InputError, match=r"features (must be|is)|pass one row for each"):
             a.encode(picture(), features=wrong)
 
 

@@ -125,7 +125,7 @@ def test_rows_survive_the_way_to_tensors_and_back(categorical, rows):
 
     a = TabularAdapter(Any(), categorical_features=tuple(categorical))
     table = np.array(rows, dtype=float)
-    tensors = a.tensors(a.table(rows))
+    tensors = a.tensors(a.arrays(rows))
     np.testing.assert_array_equal(a.rows_of(tensors), table)
     assert len(tensors) == (len(categorical) > 0) + (len(categorical) < 5)
 
@@ -156,7 +156,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_row_may_come_in_any_form(form):
-    np.testing.assert_array_equal(adapter().table(FORMS[form]), ROWS[:1])
+    np.testing.assert_array_equal(adapter().arrays(FORMS[form]), ROWS[:1])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from captum_attn_lime import compare
 from captum_attn_lime.adapters import TextAdapter
 from captum_attn_lime.errors import ForwardError, InputError, TargetError, TextError
 from captum_attn_lime.lime import LimeText
@@ -162,9 +163,46 @@ def test_probabilities_of_the_next_token(name):
     assert found.shape == (4, 300 if name != "by_hand_next" else 70)
     np.testing.assert_allclose(adapter.predict_proba(texts, target=5), found[:, [5]], atol=1e-6)
     np.testing.assert_allclose(adapter.logits(texts, target=5), adapter.logits(texts)[:, [5]], atol=1e-6)
-    for target in (-1, 300, "film"):
-        with pytest.raises(TargetError, match="classes"):
+    for target in (-1, 300, "no such token, but many"):
+        with pytest.raises(TargetError, match=r"classes|tokens and not one"):
             adapter.predict_proba(texts, target=target)
+
+
+@pytest.mark.parametrize("name", ["gpt2_next", "by_hand_next", "bert_masked"])
+def test_the_text_of_a_token_is_a_target_everywhere(name):
+    adapter = CASES[name].adapter()
+    token = adapter.token_id(" film")
+    x = adapter.encode("a fine film")
+    target, named = (token, " film") if adapter.task == "next_token" else ((1, token), (1, " film"))
+    ablation = captum.attr.FeatureAblation(adapter)
+    expected = adapter.explained(x.inputs, x.forward_args, target)
+    assert adapter.explained(x.inputs, x.forward_args, named) == expected
+    lime = LimeText(adapter)
+    weights = lime.attribute(**x.arguments(lime), target=target, n_samples=20)
+    assert torch.equal(lime.attribute(**x.arguments(lime), target=named, n_samples=20), weights)
+    if adapter.task == "next_token":
+        np.testing.assert_array_equal(
+            adapter.logits(TEXTS, target=" film"), adapter.logits(TEXTS, target=np.int64(token))
+        )
+        found = compare({"ablation": ablation}, x, target=named)
+        np.testing.assert_array_equal(found.scores, compare({"ablation": ablation}, x, target=target).scores)
+
+
+def test_a_next_token_of_a_model_that_puts_out_probabilities():
+    class Softmax(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids):
+            return self.model(ids).softmax(dim=-1)
+
+    plain = CASES["by_hand_next"].adapter()
+    adapter = TextAdapter(Softmax(plain.model), plain.tokenizer, task="next_token")
+    expected = adapter.predict_proba(TEXTS)
+    np.testing.assert_allclose(expected, plain.predict_proba(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(adapter.predict_proba(TEXTS, target=5), expected[:, [5]], atol=1e-7)
+    np.testing.assert_allclose(adapter.logits(TEXTS, target=5), np.log(expected[:, [5]]), atol=1e-5)
 
 
 def test_one_class_of_a_classifier():
@@ -189,12 +227,10 @@ def test_models_by_token_have_no_single_row(name):
             run("a fine film")
 
 
-def test_a_model_by_hand_that_names_start_and_end_needs_no_task():
-    adapter = TextAdapter(heads.NamedReader(70).eval(), heads.words())
-    assert adapter.task == "classification"
-    with pytest.raises(InputError, match="task='spans'"):
-        adapter.predict_proba("a fine film")
-    assert adapter.task == "spans"
+def test_a_model_by_hand_that_names_start_and_end():
+    with pytest.raises(ForwardError, match=r"without logits.*task is 'classification'.*pass task= .*'spans'"):
+        TextAdapter(heads.NamedReader(70).eval(), heads.words()).predict_proba("a fine film")
+    adapter = TextAdapter(heads.NamedReader(70).eval(), heads.words(), task="spans")
     assert adapter.class_names == ("start", "end")
     x = adapter.encode("a fine film")
     start, end = adapter.model(x.inputs).values()

@@ -166,7 +166,7 @@ def test_one_text_of_a_pair(segment, removal):
     adapter = bert()
     pair = ("a fine film, good cast", "it isn't bad; it is bad")
     k = ("first", "second").index(segment)
-    x = adapter.encode(pair, explain=segment)
+    x = adapter.encode(pair, explained_text=segment)
     spans = [(w.start, w.end) for w in x.words[0]]
     expected, _ = naive(adapter, x, spans, bow=True, removal=removal, target=0, segment=k)
     found = LimeText(adapter, units="tokenizer", removal=removal).explain(pair, 0, segment=segment, num_samples=40)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_attn_lime._util.progress import progress
 from captum_attn_lime.adapters._base import Adapter, check_count
-from captum_attn_lime.adapters._encoding import Encoding
+from captum_attn_lime.adapters._encoding import Encoding, counted
 from captum_attn_lime.adapters._limits import configured_class_names
 from captum_attn_lime.adapters._outputs import Array, Outputs, without_nan
 from captum_attn_lime.adapters._state import evaluating
@@ -22,7 +22,7 @@ from captum_attn_lime.adapters.image._segments import Labels, Segments, find_pat
 from captum_attn_lime.errors import InputError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageEncoding(Encoding):
     """Pictures as tensors, with their segments as features.
 
@@ -31,6 +31,10 @@ class ImageEncoding(Encoding):
     """
 
     images: tuple[Pixels, ...]
+
+    def _examples(self) -> str:
+        height, width = self.images[0].shape[:2]
+        return f"{counted(len(self), 'picture')} of {height} x {width}"
 
     @property
     def segments(self) -> Labels:
@@ -106,6 +110,9 @@ class ImageAdapter(Adapter):
         channels = len(self.preprocessing.mean)
         self.patch_size = find_patch_size(model, channels) if patch_size is None else pair(patch_size, "patch_size")
 
+    def _settings(self) -> list[str]:
+        return [f"size={self.preprocessing.size}", f"patch_size={self.patch_size}"]
+
     def encode(
         self,
         images: Any,
@@ -163,7 +170,18 @@ class ImageAdapter(Adapter):
         )
 
     def outputs(self, raw: Any, *, show_progress: bool = False) -> Array:
-        """Return the model's outputs for pictures, (n, columns) float64, in eval mode and without gradients."""
+        """Return the model's outputs for pictures, (n, columns) float64, in eval mode and without gradients.
+
+        Pictures of one size share batches of up to ``batch_size``.
+
+        Args:
+            raw: One picture or several, in any form that :meth:`encode` accepts.
+            show_progress: Show a bar over the pictures.
+
+        Raises:
+            InputError: It is no picture.
+            ForwardError: The model gives NaN.
+        """
         images = self.images(raw)
         found = []
         with evaluating(self.model), torch.no_grad(), progress(len(images), show_progress, "images") as tick:
@@ -176,19 +194,29 @@ class ImageAdapter(Adapter):
         return without_nan(np.concatenate(found), type(self.model).__name__, "picture")
 
     def images(self, raw: Any) -> list[Pixels]:
-        """Return pictures in any form as arrays (H, W, 3) at the model's size, not normalised."""
+        """Return pictures in any form as arrays (H, W, 3) at the model's size, not normalised.
+
+        Args:
+            raw: One picture or several: array, tensor, PIL image or path, or a list of these.
+
+        Raises:
+            InputError: It is no picture.
+        """
         return [self.preprocessing.image(image) for image in read_images(raw)]
 
     def tensors(self, images: Pixels) -> Tensor:
-        """Return pictures (n, H, W, 3) of the model's size as what :meth:`forward` takes, (n, C, H, W) normalised."""
+        """Return pictures of the model's size as what :meth:`forward` takes, (n, C, H, W) normalised.
+
+        Args:
+            images: Pictures (n, H, W, 3), uint8 or floats from 0 to 1.
+        """
         return self._placed(self.preprocessing.tensor(images))
 
     def _one(self, raw: Any) -> tuple[Tensor, ...]:
         return (self.tensors(self.images(raw)[0][None]),)
 
     def _placed(self, x: Tensor) -> Tensor:
-        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-        return x.to(device=self.device, dtype=dtype)
+        return x.to(device=self.device, dtype=self._dtype)
 
     def _as_normalized(self, images: Any) -> Tensor:
         channels = len(self.preprocessing.mean)

@@ -71,6 +71,9 @@ class NumericAdapter(Adapter):
         self.task = task
         self.batch_size = batch_size
 
+    def _settings(self) -> list[str]:
+        return [f"task={self.task!r}"]
+
     def _learn(
         self, training: Array | None, names: tuple[str, ...] | None, categorical_features: Sequence[int | str]
     ) -> None:
@@ -99,7 +102,16 @@ class NumericAdapter(Adapter):
         raise NotImplementedError
 
     def outputs(self, raw: Any, *, show_progress: bool = False) -> Array:
-        """Return the model's outputs, (n, columns) float64, in eval mode and without gradients."""
+        """Return the model's outputs, (n, columns) float64, in eval mode and without gradients.
+
+        Args:
+            raw: One example or several, in any form that :meth:`encode` accepts.
+            show_progress: Show a bar over the examples.
+
+        Raises:
+            InputError: Wrong shape, a value that is not a finite number, or a category that cannot occur.
+            ForwardError: The model gives NaN.
+        """
         array = self.arrays(raw)
         found = []
         with evaluating(self.model), torch.no_grad(), progress(len(array), show_progress, f"{self.example}s") as tick:
@@ -108,14 +120,17 @@ class NumericAdapter(Adapter):
                 tick(len(found[-1]))
         return without_nan(np.concatenate(found), type(self.model).__name__, self.example)
 
-    def predict_proba(self, raw: Any, *, show_progress: bool = False) -> Array:
-        """Return class probabilities, (n, classes) float64: lime's ``predict_fn`` for classification."""
+    def _check_probabilities(self) -> None:
         if self.task == "regression":
             raise InputError("predict_proba is for classification and this adapter's task is regression; use predict.")
-        return super().predict_proba(raw, show_progress=show_progress)
+        super()._check_probabilities()
 
     def predict(self, raw: Any, *, show_progress: bool = False) -> Array:
         """Return the predictions, float64: (n,), lime's ``predict_fn`` for regression, or (n, outputs) for several.
+
+        Args:
+            raw: One example or several, in any form that :meth:`encode` accepts.
+            show_progress: Show a bar over the examples.
 
         Raises:
             InputError: The adapter's task is not regression.
@@ -268,11 +283,6 @@ class NumericAdapter(Adapter):
 
     def _one(self, raw: Any) -> tuple[Tensor, ...]:
         return self.tensors(self.arrays(raw)[:1])
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        """The dtype of the model's numbers."""
-        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
     @property
     def _problem_type(self) -> Any:

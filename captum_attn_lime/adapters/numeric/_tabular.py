@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters._encoding import Encoding
+from captum_attn_lime.adapters._encoding import Encoding, counted
 from captum_attn_lime.adapters._outputs import Array, Outputs
 from captum_attn_lime.adapters.numeric._base import NumericAdapter, Task
 from captum_attn_lime.adapters.numeric._categories import as_ids
@@ -25,7 +25,7 @@ from captum_attn_lime.errors import InputError
 _TAKE = "take them from adapter.encode(rows).inputs"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TabularEncoding(Encoding):
     """Rows as tensors, with their columns as features.
 
@@ -34,6 +34,10 @@ class TabularEncoding(Encoding):
     """
 
     rows: Array
+
+    def _examples(self) -> str:
+        n, columns = self.rows.shape
+        return f"{counted(n, 'row')} of {counted(columns, 'column')}"
 
 
 class TabularAdapter(NumericAdapter):
@@ -117,7 +121,7 @@ class TabularAdapter(NumericAdapter):
             InputError: Wrong columns, a value that is not a finite number, a category that cannot occur, or features
                 or baselines that do not fit.
         """
-        table = self.table(rows)
+        table = self.arrays(rows)
         columns = self.feature_names or tuple(str(i) for i in range(table.shape[1]))
         feature_of, names = column_features(features, columns)
         ids = np.broadcast_to(np.array(feature_of, dtype=np.float64), table.shape)
@@ -132,12 +136,15 @@ class TabularAdapter(NumericAdapter):
         )
 
     def arrays(self, raw: Any) -> Array:
-        """Return rows as :meth:`table` does."""
-        return self.table(raw)
+        """Return rows as (n, columns) float64 in the user's order, checked.
 
-    def table(self, rows: Any) -> Array:
-        """Return rows as (n, columns) float64 in the user's order, checked."""
-        table = as_table(rows, self.feature_names, _count(self.feature_names))
+        Args:
+            raw: One row or several: sequence, array, tensor, pandas Series or DataFrame.
+
+        Raises:
+            InputError: Wrong columns, a value that is not a finite number, or a category that cannot occur.
+        """
+        table = as_table(raw, self.feature_names, _count(self.feature_names))
         if self.categorical_features and max(self.categorical_features) >= table.shape[1]:
             raise InputError(
                 f"categorical_features names column {max(self.categorical_features)}, "
@@ -155,7 +162,14 @@ class TabularAdapter(NumericAdapter):
         return self._split(table, self._dtype)
 
     def rows_of(self, tensors: Sequence[Tensor]) -> Array:
-        """Return the rows, (n, columns) float64 in the user's order, that tensors of :meth:`tensors` stand for."""
+        """Return the rows, (n, columns) float64 in the user's order, that tensors of :meth:`tensors` stand for.
+
+        Args:
+            tensors: One tensor (n, columns), or the numeric (n, numeric) and the categorical (n, categorical) columns.
+
+        Raises:
+            InputError: Other tensors than the model has.
+        """
         groups = self.column_groups(sum(t.shape[-1] for t in tensors))
         if len(groups) != len(tensors) or any(t.dim() != 2 for t in tensors):
             raise InputError(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime._explained import class_index
+from captum_attn_lime._explained import Unit
 from captum_attn_lime.adapters._base import Adapter, check_count
 from captum_attn_lime.adapters._limits import padding_token, position_limit
 from captum_attn_lime.adapters._outputs import Array, Outputs
@@ -19,7 +18,7 @@ from captum_attn_lime.adapters.text import _raw as raws
 from captum_attn_lime.adapters.text._batches import check_rows, rows_of, scores_of_texts, tensors_of
 from captum_attn_lime.adapters.text._binding import Binding, bindings, check_kind
 from captum_attn_lime.adapters.text._company import Side
-from captum_attn_lime.adapters.text._encoding import TextEncoding, features_of, spans_of
+from captum_attn_lime.adapters.text._encoding import TextEncoding, features_of, names_of, names_of_tokens, spans_of
 from captum_attn_lime.adapters.text._known import KnownModel, check_together
 from captum_attn_lime.adapters.text._padding import padding_id, without_doubt
 from captum_attn_lime.adapters.text._pairs import PairTokens, pair_tokens
@@ -53,16 +52,17 @@ class TextAdapter(Adapter):
     ================== ======================== ==================================================================
 
     :meth:`TextEncoding.find` and :meth:`TextEncoding.positions` give positions. At padding the numbers of "tokens" and
-    "spans" mean nothing.
+    "spans" mean nothing. :meth:`logits` and :meth:`predict_proba` are for the other two tasks. Of "next_token" they
+    hold 8 bytes for each text and token of the vocabulary, and with ``target`` 8 bytes a text.
 
     Args:
         model: The model. It returns a tensor, a tuple that begins with it, or ``.logits``; for "spans" an object with
             ``.start_logits`` and ``.end_logits``, a tuple of both, or a tensor (n, N, 2).
-        tokenizer: A HuggingFace tokenizer, a :class:`WordTokenizer`, or an object with
-            ``spans(text) -> (ids, character spans)``. For "next_token", special tokens that it puts at a text's end
-            are left out.
-        task: What the model predicts; by default what the HuggingFace class is made for, and "classification" for a
-            model written by hand (or "spans", once it returns start and end logits by name).
+        tokenizer: A HuggingFace tokenizer with character offsets (a fast one), a :class:`WordTokenizer`, or an object
+            with ``spans(text) -> (ids, character spans)``. For "next_token", special tokens that it puts at a text's
+            end are left out.
+        task: What the model predicts; by default what the HuggingFace class, also in a wrapper, is made for, and
+            "classification" for a model written by hand.
         class_names: Names of the classes; by default those of the model's configuration.
         max_length: Greatest number of tokens, special tokens included; by default the lesser of what the tokenizer and
             the model's positions allow.
@@ -132,6 +132,9 @@ class TextAdapter(Adapter):
         self._known = KnownModel(ways, "left" if getattr(tokenizer, "padding_side", "right") == "left" else "right")
         self._ending = self._tokenizing.ending(self.pad_id) if padding_token(model) is not None else 0
 
+    def _settings(self) -> list[str]:
+        return [f"task={self.task!r}"]
+
     @property
     def task(self) -> Task:
         """What the model predicts."""
@@ -164,6 +167,14 @@ class TextAdapter(Adapter):
         if self.class_names is not None:
             return self.class_names[index]
         return self._tokenizing.names([index])[0] if self._head.is_over_vocabulary(self.model) else str(index)
+
+    def with_token_ids(self, target: Any) -> Any:
+        """Return a target in which the text of a token is its id, where the classes are a vocabulary."""
+        if not self._head.is_over_vocabulary(self.model):
+            return target
+        if isinstance(target, (tuple, list)):
+            return type(target)(self.with_token_ids(one) for one in target)
+        return self.token_id(target) if isinstance(target, str) else target
 
     def token_id(self, token: str) -> int:
         """Return the id of a token of the vocabulary, as the tokenizer writes it or as the text has it.
@@ -231,41 +242,18 @@ class TextAdapter(Adapter):
         words, text_indices, feature_mask = features_of(rows, ids, features, explained, left=side == "left")
         is_feature = feature_mask < max(len(w) for w in words)
         tokens = tuple(self._tokenizing.names(row) for row in ids.tolist())
-        names = tuple(tuple(w.text for w in row) for row in words)
-        if features == "token":
-            names = tuple(tuple(compress(row, kept)) for row, kept in zip(tokens, is_feature.tolist(), strict=True))
         return TextEncoding(
             inputs=ids,
             forward_args=forward_args,
             baselines=torch.where(is_feature, torch.full_like(ids, stand_in), ids),
             feature_mask=feature_mask,
-            feature_names=names,
+            feature_names=names_of(words) if features != "token" else names_of_tokens(tokens, is_feature),
             texts=tuple(row.texts if isinstance(row, PairTokens) else row.text for row in rows),
             tokens=tokens,
             words=words,
             text_indices=text_indices,
             token_spans=tuple(spans_of(row, longest, left=side == "left") for row in rows),
         )
-
-    def logits(self, raw: Raw | Sequence[Raw], *, target: int | None = None, show_progress: bool = False) -> Array:
-        """Return the logits of texts or pairs, (n, columns) float64; of a regression its predictions.
-
-        Args:
-            raw: One text or pair, or several; they may be empty.
-            target: Return this class's logits alone, (n, 1). Of a vocabulary all classes are a lot of memory.
-            show_progress: Show a bar over the texts that run.
-
-        Raises:
-            InputError: The model predicts for each token, or no texts came.
-            TargetError: There is no such class.
-
-        Warns:
-            TruncationWarning: A text is longer than the model takes.
-        """
-        if target is not None and self.task == "next_token":
-            return self._scores(raw, partial(self._run_target, target=target, probability=False), show_progress)
-        found = super().logits(raw, show_progress=show_progress)
-        return found if target is None else found[:, [class_index(target, found.shape[1], self.class_names)]]
 
     def outputs(self, raw: Raw | Sequence[Raw], *, show_progress: bool = False) -> Array:
         """Return what the model puts out for texts or pairs, (n, columns) float64, in eval mode, without gradients.
@@ -281,30 +269,11 @@ class TextAdapter(Adapter):
         """
         return self._scores(raw, self._run, show_progress)
 
-    def predict_proba(
-        self, raw: Raw | Sequence[Raw], *, target: int | None = None, show_progress: bool = False
-    ) -> Array:
-        """Return probabilities of texts or pairs, (n, classes) float64: lime's ``classifier_fn``.
-
-        A single logit z gives the two columns 1 - sigmoid(z) and sigmoid(z). Several logits give their softmax, or,
-        where a HuggingFace configuration says ``"multi_label_classification"``, the sigmoid of each. For "next_token"
-        that is the softmax over the vocabulary, and takes 8 bytes for each text and token of the vocabulary: with
-        ``target`` it takes 8 bytes a text.
-
-        Args:
-            raw: One text or pair, or several; they may be empty.
-            target: Return this class's probabilities alone, (n, 1).
-            show_progress: Show a bar over the texts that run.
-
-        Raises:
-            InputError: The model predicts for each token, or is configured for regression.
-            TargetError: There is no such class.
-        """
-        self._head.check_one_row(type(self.model).__name__)
-        if target is not None and self.task == "next_token":
-            return self._scores(raw, partial(self._run_target, target=target, probability=True), show_progress)
-        found = super().predict_proba(raw, show_progress=show_progress)
-        return found if target is None else found[:, [class_index(target, found.shape[1], self.class_names)]]
+    def _of_class(self, raw: Any, target: Any, unit: Unit, show_progress: bool) -> Array:
+        if self.task != "next_token":
+            return super()._of_class(raw, target, unit, show_progress)
+        run = partial(self._run_target, target=target, probability=unit == "probability")
+        return self._scores(raw, run, show_progress)
 
     def _scores(self, raw: Any, run: Callable[..., Array], show_progress: bool) -> Array:
         return scores_of_texts(self, raw, run, show_progress=show_progress)
@@ -333,17 +302,14 @@ class TextAdapter(Adapter):
     def _rows(self, items: Sequence[Raw]) -> list[PlainIds]:
         return rows_of(self._tokenizing, items)
 
-    def _run(self, *tensors: Tensor) -> Array:
-        found = super()._run(*tensors)
-        self._head.check_one_row(type(self.model).__name__)  # The first output may have told that it is by token.
-        return found
-
-    def _run_target(self, *tensors: Tensor, target: int, probability: bool) -> Array:
+    def _run_target(self, *tensors: Tensor, target: Any, probability: bool) -> Array:
         """Return one class's logits, or its softmax, of one batch, (n, 1)."""
-        logits = self(*tensors).detach()
-        self._head.check_one_row(type(self.model).__name__)
-        found: Array = of_target(logits, target, probability=probability)
-        return found
+        outputs = self(*tensors).detach()
+        if self._kind_of(outputs, lambda: tuple(t[:1] for t in tensors)) == "logits":
+            found: Array = of_target(outputs, self.with_token_ids(target), probability=probability)
+            return found
+        unit: Unit = "probability" if probability else "logit"
+        return self._column(self._in_unit(outputs.double(), unit, "probabilities").cpu().numpy(), target)
 
     def _items(self, raw: Any) -> list[Raw]:
         """Return the texts or pairs as a list, if the model takes them."""
@@ -387,10 +353,7 @@ class TextAdapter(Adapter):
 
     def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
         mask = tensors[1] if self._binding.mask is not None and len(tensors) > 1 else None
-        was = self.task
         found = self._head.read(output, tensors[0], mask, type(self.model).__name__)
-        if self.task != was and self.class_names is None:
-            self.class_names = self._head.class_names(self.model)
         if self._names_are_found and self.class_names is not None and found.shape[-1] not in (1, len(self.class_names)):
             self.class_names = None  # those of a part of the model
         return found

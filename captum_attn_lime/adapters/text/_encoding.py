@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from captum_attn_lime.adapters._encoding import Encoding
+from captum_attn_lime.adapters._encoding import Encoding, counted
 from captum_attn_lime.adapters.text._pairs import PairTokens
 from captum_attn_lime.adapters.text._raw import TEXTS, Raw, TextFeatures, is_pair, texts_of
 from captum_attn_lime.adapters.text._tokenize import Tokens
@@ -20,7 +21,7 @@ from captum_attn_lime.errors import InputError, TextError
 TokenSpan = tuple[int, int, int]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TextEncoding(Encoding):
     """Texts, or pairs of texts, as token ids, with their words as features.
 
@@ -39,6 +40,10 @@ class TextEncoding(Encoding):
     words: tuple[tuple[Word, ...], ...]
     text_indices: tuple[tuple[int, ...], ...]
     token_spans: tuple[tuple[TokenSpan | None, ...], ...]
+
+    def _examples(self) -> str:
+        noun = "text" if isinstance(self.texts[0], str) else "pair"
+        return f"{counted(len(self), noun)}, {counted(len(self.tokens[0]), 'token')}"
 
     def positions(self, word: int, *, example: int = 0) -> tuple[int, ...]:
         """Return the positions of a word's tokens, for targets such as ``(position, class)``.
@@ -162,6 +167,16 @@ def features_of(
         cells = slice(ids.shape[1] - len(owner), None) if left else slice(len(owner))
         mask[i, cells] = torch.tensor([last if n is None else n for n in owner], device=ids.device)
     return tuple(words), tuple(segments), mask
+
+
+def names_of(words: Sequence[Sequence[Word]]) -> tuple[tuple[str, ...], ...]:
+    """Return the words of each example as they are written."""
+    return tuple(tuple(w.text for w in row) for row in words)
+
+
+def names_of_tokens(tokens: Sequence[Sequence[str]], is_feature: Tensor) -> tuple[tuple[str, ...], ...]:
+    """Return those tokens of each example that are features, as the tokenizer writes them."""
+    return tuple(tuple(compress(row, kept)) for row, kept in zip(tokens, is_feature.tolist(), strict=True))
 
 
 def _pieces(

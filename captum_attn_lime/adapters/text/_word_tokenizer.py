@@ -84,6 +84,9 @@ class WordTokenizer:
         vocabulary.update({w: i for i, w in enumerate(ranked[:room], start=special)})
         return cls(vocabulary, separator=separator or "<sep>", pattern=pattern, lower=lower)
 
+    def __repr__(self) -> str:
+        return f"WordTokenizer({len(self.vocabulary)} words)"
+
     def __len__(self) -> int:
         return max(self.vocabulary.values()) + 1
 
