@@ -75,6 +75,7 @@ class Adapter(nn.Module):
         self.model = model
         self.training = model.training
         self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
+        self._names_are_given = class_names is not None  # those of a configuration may be of a part of the model
         self.outputs_are: Outputs = outputs
 
     def __repr__(self) -> str:
@@ -293,7 +294,7 @@ class Adapter(nn.Module):
         return -1
 
     def names_of(self, n: int) -> Sequence[str] | None:
-        """Return the names of n classes or outputs, where they have any."""
+        """Return the names of n classes or outputs, where they have any; those of another number are others' names."""
         return self.class_names if self.class_names is not None and len(self.class_names) == n else None
 
     def _in_unit(self, outputs: Tensor, unit: Unit, kind: Kind) -> Tensor:
@@ -370,10 +371,10 @@ class Adapter(nn.Module):
 
     def _check_names(self, outputs: Array) -> None:
         classes = outputs.shape[-1] if self.is_regression else max(outputs.shape[-1], 2)
-        if outputs.ndim == 2 and self.class_names is not None and len(self.class_names) != classes:
+        if outputs.ndim == 2 and self._names_are_given and len(self.class_names or ()) != classes:
             kind = "outputs" if self.is_regression else "classes"
             raise InputError(
-                f"{len(self.class_names)} class_names were given, but the model has {classes} {kind} "
+                f"{len(self.class_names or ())} class_names were given, but the model has {classes} {kind} "
                 f"(its output has {outputs.shape[1]} columns); pass one name for each."
             )
 

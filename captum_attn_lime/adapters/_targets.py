@@ -37,15 +37,16 @@ def plain_target(target: Any, forward_func: Callable[..., Any], inputs: tuple[Te
         target = forward_func.with_token_ids(target)
     if not isinstance(target, str):
         return target
-    names = forward_func.class_names if isinstance(forward_func, Adapter) else None
-    if names is None or not isinstance(forward_func, Adapter):
+    if not isinstance(forward_func, Adapter) or forward_func.class_names is None:
         raise TargetError(
             f"target {target!r} is a name, and {type(forward_func).__name__} has no class names; pass the index of the "
             "class, or make the method with an adapter that has class_names."
         )
-    index = class_index(target, len(names), names)
     columns = forward_func.columns(inputs, forward_args)
-    if columns == 1 and len(names) == 2:
+    n = columns if forward_func.is_regression else max(columns, 2)
+    names = forward_func.names_of(n)
+    index = class_index(target, n, names)
+    if names is not None and columns < n:
         if index == 0:
             raise TargetError(
                 f"the model has a single logit z, which is of class {names[1]!r}; {names[0]!r} is -z. Pass "

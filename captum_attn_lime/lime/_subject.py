@@ -93,11 +93,11 @@ class Subject:
         """Return lime's label of an explained class."""
         return number.column if self.token is None else _OF_TOKEN
 
-    def names(self, given: Sequence[str] | None) -> list[str] | None:
-        """Return the names of lime's classes."""
+    def names(self, given: Sequence[str] | None, n: int) -> list[str] | None:
+        """Return the names of lime's n classes."""
         if self.token is not None:
             return [_ANY_OTHER, str(self.adapter.class_name(self.token))]
-        names = self.adapter.class_names if given is None else given
+        names = self.adapter.names_of(n) if given is None else given
         return None if names is None else list(names)
 
     def scores(self, texts: Sequence[str]) -> Array:

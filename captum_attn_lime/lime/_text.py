@@ -234,7 +234,7 @@ class LimeText(PerturbationAttribution):  # type: ignore[misc]
         explainer = text_explainer(
             self.kernel_width,
             self.seed if seed is None else seed,
-            class_names=subject.names(self.class_names),
+            class_names=subject.names(self.class_names, original.shape[1]),
             feature_selection="none" if num_features is None else "auto",
             **(how if subject.cells is None else {}),
         )

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
+from captum_attn_lime.errors import TargetError
+from captum_attn_lime.lime import LimeText
 from tests.adapters import models
 
 TEXTS = ["a fine film", "", "it isn't bad; it is not good", "a fine film", "dull", "good good film , zzz unknown"]
@@ -278,6 +280,31 @@ def test_names_say_nothing_so_forward_names_tell():
 def test_class_names_come_from_the_configuration():
     model = models.bert(id2label={0: "bad", 1: "so so", 2: "good"})
     assert TextAdapter(model, models.word_level_tokenizer()).class_names == ("bad", "so so", "good")
+
+
+def test_class_names_of_a_part_of_the_model_are_not_those_of_its_outputs():
+    class Five(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part, self.head = models.bert(id2label={0: "bad", 1: "so so", 2: "good"}), nn.Linear(3, 5)
+
+        def forward(self, input_ids, attention_mask=None):
+            return self.head(self.part(input_ids, attention_mask=attention_mask).logits)
+
+    adapter = TextAdapter(Five().eval(), models.word_level_tokenizer())
+    x = adapter.encode("a fine film")
+    method = captum.attr.FeatureAblation(adapter)
+    for explain in (
+        lambda: adapter.logits("a fine film", target="good"),
+        lambda: adapter.explained(x.inputs, x.forward_args, "good"),
+        lambda: LimeText(adapter).attribute(**x.arguments(LimeText(adapter)), target="good"),
+        lambda: LimeText(adapter).explain("a fine film", "good", num_samples=10),
+    ):
+        with pytest.raises(TargetError, match="'good' is not one of the model's 5 classes; pass an int from 0 to 4"):
+            explain()
+    assert adapter.explained(x.inputs, x.forward_args, 1).name is None
+    assert LimeText(adapter).explain("a fine film", 1, num_samples=10).explained.name is None
+    assert method.attribute(**x.arguments(method), target=4).shape == x.inputs.shape
 
 
 @pytest.mark.parametrize("text", ["it isn't unbelievably bad", "naïve 😀 film"])

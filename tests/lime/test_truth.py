@@ -226,7 +226,7 @@ def test_segments_of_a_picture():
     adapter = ImageAdapter(Sum().double(), mean=(0.2, 0.4, 0.6), std=(0.5, 0.2, 0.25), size=(8, 12))
     picture = np.random.RandomState(6).randint(0, 256, size=(8, 12, 3)).astype(np.uint8)
     labels = np.arange(1, 97).reshape(8, 12) // 9  # crosswise over rows, of unequal size
-    x = adapter.encode(picture, labels, baselines=0)
+    x = adapter.encode(picture, features=labels, baselines=0)
     lime = LimeImage(adapter, model_regressor=LinearRegression())
     found = explanation_weights(lime.explain(x, 0, num_samples=400, output="logits"))
     removed = picture / 255 / np.array([0.5, 0.2, 0.25])  # the means drop out

@@ -21,7 +21,7 @@ from captum_attn_lime.adapters.text._company import Side
 from captum_attn_lime.adapters.text._encoding import TextEncoding, features_of, names_of, names_of_tokens, spans_of
 from captum_attn_lime.adapters.text._known import KnownModel, check_together
 from captum_attn_lime.adapters.text._padding import padding_id, without_doubt
-from captum_attn_lime.adapters.text._pairs import PairTokens, pair_tokens
+from captum_attn_lime.adapters.text._pairs import pair_tokens
 from captum_attn_lime.adapters.text._raw import ExplainedText, Raw, TextFeatures, is_pair
 from captum_attn_lime.adapters.text._stand_ins import baseline_token, padding_fill
 from captum_attn_lime.adapters.text._tasks import Head, Task
@@ -112,7 +112,6 @@ class TextAdapter(Adapter):
         check_kind(model)
         super().__init__(model, class_names=class_names, outputs=outputs)
         self._head = Head(model, task)
-        self._names_are_found = class_names is None
         if class_names is None:
             self.class_names = self._head.class_names(model)
         if max_length is not None:
@@ -248,7 +247,7 @@ class TextAdapter(Adapter):
             baselines=torch.where(is_feature, torch.full_like(ids, stand_in), ids),
             feature_mask=feature_mask,
             feature_names=names_of(words) if features != "token" else names_of_tokens(tokens, is_feature),
-            texts=tuple(row.texts if isinstance(row, PairTokens) else row.text for row in rows),
+            texts=tuple(row.texts if is_pair(row.texts) else row.texts[0] for row in rows),
             tokens=tokens,
             words=words,
             text_indices=text_indices,
@@ -353,19 +352,14 @@ class TextAdapter(Adapter):
 
     def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
         mask = tensors[1] if self._binding.mask is not None and len(tensors) > 1 else None
-        found = self._head.read(output, tensors[0], mask, type(self.model).__name__)
-        if self._names_are_found and self.class_names is not None and found.shape[-1] not in (1, len(self.class_names)):
-            self.class_names = None  # those of a part of the model
-        return found
+        return self._head.read(output, tensors[0], mask, type(self.model).__name__)
 
     def _further(self) -> list[str]:
         """Return what goes to forward after the ids, in order."""
         takes = ["attention_mask"] if self._binding.mask is not None else []
         return [*takes, "token_type_ids"] if self._takes_types else takes
 
-    def _tensors(
-        self, rows: Sequence[Tokens | PairTokens | PlainIds], length: int, side: Side
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _tensors(self, rows: Sequence[Tokens | PlainIds], length: int, side: Side) -> tuple[Tensor, tuple[Tensor, ...]]:
         return tensors_of(self, rows, length, side)
 
     @property

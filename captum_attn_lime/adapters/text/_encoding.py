@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime.adapters._encoding import Encoding, counted
-from captum_attn_lime.adapters.text._pairs import PairTokens
 from captum_attn_lime.adapters.text._raw import TEXTS, Raw, TextFeatures, is_pair, texts_of
 from captum_attn_lime.adapters.text._tokenize import Tokens
 from captum_attn_lime.adapters.text._words import WORD_PATTERN, Span, Word, find_phrase, find_words, word_of_tokens
@@ -122,7 +121,7 @@ class TextEncoding(Encoding):
 
 
 def features_of(
-    rows: Sequence[Tokens | PairTokens],
+    rows: Sequence[Tokens],
     ids: Tensor,
     features: TextFeatures,
     explained: Sequence[int],
@@ -192,7 +191,7 @@ def _pieces(
     return found, word_of_tokens(spans, found)
 
 
-def spans_of(row: Tokens | PairTokens, length: int, *, left: bool) -> tuple[TokenSpan | None, ...]:
+def spans_of(row: Tokens, length: int, *, left: bool) -> tuple[TokenSpan | None, ...]:
     """Return each token's text, start and end, filled up with None to the padded length."""
     cells = zip(row.spans, row.segments, strict=True)
     spans = [None if span is None or of is None else (of, *span) for span, of in cells]

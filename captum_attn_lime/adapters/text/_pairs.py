@@ -3,45 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokenizing
-from captum_attn_lime.adapters.text._words import Span
+from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokenizing, Tokens
 from captum_attn_lime.errors import TextError, TokenizerError
 
 
-@dataclass(frozen=True)
-class PairTokens:
-    """Two tokenised texts.
-
-    Attributes:
-        texts: The two texts that the tokens cover: whole, or what truncation left of them.
-        ids: Token ids, special tokens included.
-        spans: Character span of each token in its own text; None for special tokens.
-        segments: Which text each token is of, 0 or 1; None for special tokens.
-        types: Token type ids, where the tokenizer gives them.
-        cut: Number of tokens that truncation cut off.
-        rests: What was cut off each text.
-        cut_left: Whether it was cut off on the left.
-    """
-
-    texts: tuple[str, str]
-    ids: tuple[int, ...]
-    spans: tuple[Span | None, ...]
-    segments: tuple[int | None, ...]
-    types: tuple[int, ...] | None = None
-    cut: int = 0
-    rests: tuple[str, str] = ("", "")
-    cut_left: bool = False
-
-    def of(self, segment: int) -> list[tuple[int, Span]]:
-        """Return the ids and spans of one text's tokens."""
-        cells = zip(self.ids, self.spans, self.segments, strict=True)
-        return [(i, span) for i, span, own in cells if own == segment and span is not None]
-
-
-def pair_tokens(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
+def pair_tokens(tokenizing: Tokenizing, pair: tuple[str, str]) -> Tokens:
     """Return the tokens of two texts, with what the tokenizer puts around and between them.
 
     A pair that is too long loses tokens of the longer text first, then of both alike, on the tokenizer's
@@ -109,7 +78,7 @@ def shares(first: int, second: int, room: int) -> tuple[int, int]:
     return max(room, 0) - keep, keep
 
 
-def _whole(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
+def _whole(tokenizing: Tokenizing, pair: tuple[str, str]) -> Tokens:
     """Return the tokens of two texts, however many."""
     if not tokenizing.is_huggingface:
         return _joined(tokenizing, pair)
@@ -118,10 +87,10 @@ def _whole(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
     segments = tuple(encoded.sequence_ids(0))
     offsets = zip(encoded["offset_mapping"][0], segments, strict=True)
     spans = tuple(None if own is None else (int(span[0]), int(span[1])) for span, own in offsets)
-    return PairTokens(pair, tuple(encoded["input_ids"][0]), spans, segments, _types(encoded))
+    return Tokens(pair, tuple(encoded["input_ids"][0]), spans, segments, _types(encoded))
 
 
-def _joined(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
+def _joined(tokenizing: Tokenizing, pair: tuple[str, str]) -> Tokens:
     """Return the tokens of both texts with the separator between them."""
     separator = tokenizing.special_id("sep")
     if separator is None:
@@ -132,7 +101,7 @@ def _joined(tokenizing: Tokenizing, pair: tuple[str, str]) -> PairTokens:
     first, second = (tokenizing.tokenizer.spans(text) for text in pair)
     ids = (*first[0], separator, *second[0])
     segments = (*[0] * len(first[0]), None, *[1] * len(second[0]))
-    return PairTokens(pair, tuple(ids), (*first[1], None, *second[1]), segments)
+    return Tokens(pair, tuple(ids), (*first[1], None, *second[1]), segments)
 
 
 def _types(encoded: Any) -> tuple[int, ...] | None:
@@ -141,7 +110,7 @@ def _types(encoded: Any) -> tuple[int, ...] | None:
     return None if types is None else tuple(types[0])
 
 
-def _part(tokenizing: Tokenizing, whole: PairTokens, segment: int, keep: int) -> tuple[str, str]:
+def _part(tokenizing: Tokenizing, whole: Tokens, segment: int, keep: int) -> tuple[str, str]:
     """Return what is left of one text with this many tokens, and what is cut off it."""
     text, tokens = whole.texts[segment], whole.of(segment)
     if keep >= len(tokens):

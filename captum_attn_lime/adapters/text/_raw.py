@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeGuard, get_args
 
 from torch import Tensor
 
-from captum_attn_lime.adapters.text._pairs import PairTokens
 from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokens
 from captum_attn_lime.adapters.text._words import find_words
 from captum_attn_lime.errors import InputError, TextError, TruncationWarning
@@ -98,7 +97,7 @@ def check_not_blank(item: Raw, i: int) -> None:
             )
 
 
-def warn_cut(row: Tokens | PairTokens, i: int, max_length: int | None) -> None:
+def warn_cut(row: Tokens, i: int, max_length: int | None) -> None:
     """Warn of what truncation left out of one text or pair; two calls below the user's."""
     if not row.cut:
         return

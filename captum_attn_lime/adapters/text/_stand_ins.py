@@ -9,11 +9,10 @@ from torch import nn
 
 from captum_attn_lime.adapters._limits import padding_token
 from captum_attn_lime.adapters._wrappers import text_config
-from captum_attn_lime.adapters.text._pairs import PairTokens
 from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokenizing, Tokens
 from captum_attn_lime.errors import InputError, TokenizerError
 
-AnyRow = Tokens | PairTokens | PlainIds
+AnyRow = Tokens | PlainIds
 # Where the wished-for baseline token is missing, the next one stands in.
 _BASELINES = {"mask": ("mask", "unk", "pad"), "unk": ("unk", "mask", "pad"), "pad": ("pad",)}
 

@@ -15,40 +15,32 @@ _NO_LIMIT = 10**9
 
 @dataclass(frozen=True)
 class Tokens:
-    """One tokenised text.
+    """One tokenised text, or two as one sequence.
 
     Attributes:
-        text: The text that the tokens cover: the whole text, or what truncation left of it.
+        texts: The texts that the tokens cover: whole, or what truncation left of them.
         ids: Token ids, special tokens included.
-        spans: Character span in ``text`` of each token; None for special tokens.
+        spans: Character span of each token in its text; None for special tokens.
+        segments: Which text each token is of, 0 or 1; None for special tokens.
         types: Token type ids, where the tokenizer gives them.
         cut: Number of tokens that truncation cut off.
-        rest: The text that was cut off.
+        rests: What was cut off each text.
         cut_left: Whether it was cut off on the left.
     """
 
-    text: str
+    texts: tuple[str, ...]
     ids: tuple[int, ...]
     spans: tuple[Span | None, ...]
+    segments: tuple[int | None, ...]
     types: tuple[int, ...] | None = None
     cut: int = 0
-    rest: str = ""
+    rests: tuple[str, ...] = ()
     cut_left: bool = False
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The texts that the tokens cover: this one."""
-        return (self.text,)
-
-    @property
-    def rests(self) -> tuple[str, ...]:
-        """What was cut off each text."""
-        return (self.rest,)
-
-    @property
-    def segments(self) -> tuple[int | None, ...]:
-        """Which text each token is of; None for special tokens."""
-        return tuple(None if span is None else 0 for span in self.spans)
+    def of(self, segment: int) -> list[tuple[int, Span]]:
+        """Return the ids and spans of one text's tokens."""
+        cells = zip(self.ids, self.spans, self.segments, strict=True)
+        return [(i, span) for i, span, own in cells if own == segment and span is not None]
 
 
 @dataclass(frozen=True)
@@ -107,7 +99,7 @@ class Tokenizing:
     def _closed_tokens(self, text: str) -> Tokens:
         if not self.is_huggingface:
             ids, spans = self.tokenizer.spans(text)
-            return self._keep(text, Tokens(text, tuple(ids), tuple(spans)))
+            return self._keep(text, _of_one(text, tuple(ids), tuple(spans)))
         found = self._fast(text)
         return self._from_whole_word(text, found) if found.cut and found.cut_left else found
 
@@ -118,7 +110,7 @@ class Tokenizing:
         read as "tive" once the text begins there), so it goes too, and the tokens are those of the text that is left.
         """
         for word in find_words(text):
-            if word.start < len(cut.rest):
+            if word.start < len(cut.rests[0]):
                 continue
             before = word.start - 1 if word.start and text[word.start - 1].isspace() else word.start
             parts = [(start, self._fast(text[start:])) for start in dict.fromkeys((word.start, before))]
@@ -127,7 +119,7 @@ class Tokenizing:
                 # The space before it belongs to the first token of some tokenizers: the one that keeps the tokens.
                 same = [(start, part) for start, part in fitting if _ends_alike(part, cut)]
                 start, part = (same or fitting)[0]
-                return replace(part, cut=cut.cut + len(cut.ids) - len(part.ids), rest=text[:start], cut_left=True)
+                return replace(part, cut=cut.cut + len(cut.ids) - len(part.ids), rests=(text[:start],), cut_left=True)
         return cut
 
     def ids(self, texts: Sequence[str]) -> list[PlainIds]:
@@ -188,7 +180,7 @@ class Tokenizing:
         if row.types is not None:
             short["types"] = row.types[: -self._closing]
         if isinstance(row, Tokens):
-            short["spans"] = row.spans[: -self._closing]
+            short |= {"spans": row.spans[: -self._closing], "segments": row.segments[: -self._closing]}
         return replace(row, **short)
 
     def encode(self, *texts: str | list[str], **options: Any) -> Any:
@@ -214,7 +206,7 @@ class Tokenizing:
     def _keep(self, text: str, whole: Tokens) -> Tokens:
         if self.max_length is None or len(whole.ids) <= self.max_length:
             return whole
-        short = Tokens(text, whole.ids[: self.max_length], whole.spans[: self.max_length])
+        short = _of_one(text, whole.ids[: self.max_length], whole.spans[: self.max_length])
         return self._cut(text, short, len(whole.ids))
 
     def _cut(self, text: str, short: Tokens, n_whole: int) -> Tokens:
@@ -225,7 +217,8 @@ class Tokenizing:
         start, end = (first, len(text)) if left else (0, last)
         spans = tuple(None if s is None else (s[0] - start, s[1] - start) for s in short.spans)
         rest = text[:start] if left else text[end:]
-        return Tokens(text[start:end], short.ids, spans, short.types, n_whole - len(short.ids), rest, left)
+        kept = _of_one(text[start:end], short.ids, spans, short.types)
+        return replace(kept, cut=n_whole - len(short.ids), rests=(rest,), cut_left=left)
 
     def cuts_left(self) -> bool:
         """Return whether what is too long is cut on the left."""
@@ -234,10 +227,7 @@ class Tokenizing:
 
 def _ends_alike(part: Tokens, cut: Tokens) -> bool:
     """Return whether the text tokens of a part are the last ones of the cut text."""
-    ids, all_ids = (
-        [k for k, span in zip(t.ids, t.spans, strict=True) if span is not None and span[1] > span[0]]
-        for t in (part, cut)
-    )
+    ids, all_ids = ([k for k, span in t.of(0) if span[1] > span[0]] for t in (part, cut))
     return bool(ids) and all_ids[-len(ids) :] == ids
 
 
@@ -250,4 +240,11 @@ def _types(encoded: Any) -> tuple[int, ...] | None:
 def _fast_tokens(text: str, encoded: Any) -> Tokens:
     marks = zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
     spans = tuple(None if special else (int(span[0]), int(span[1])) for span, special in marks)
-    return Tokens(text, tuple(encoded["input_ids"]), spans, _types(encoded))
+    return _of_one(text, tuple(encoded["input_ids"]), spans, _types(encoded))
+
+
+def _of_one(
+    text: str, ids: tuple[int, ...], spans: tuple[Span | None, ...], types: tuple[int, ...] | None = None
+) -> Tokens:
+    """Return the tokens of a single text."""
+    return Tokens((text,), ids, spans, tuple(None if span is None else 0 for span in spans), types)
