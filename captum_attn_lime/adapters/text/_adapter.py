@@ -210,8 +210,7 @@ class TextAdapter(Adapter):
                 has no mask token the unknown token stands in, then the padding token), or a token id. Special and
                 padding tokens keep their own ids.
             explained_text: Of pairs, the texts that give the features: ``"both"``, ``"first"`` or ``"second"``. The
-                tokens of the other text keep their ids in the baselines and share the last feature id, as special
-                tokens do.
+                tokens of the other text stay as they are and share the last feature id, as special tokens do.
 
         Raises:
             TextError: A text is blank or has no word; or a pair has so little room that one of its texts would vanish.
