@@ -6,6 +6,7 @@ from captum_attn_lime.attention._fusion import HeadFusion, check_head_fusion, ch
 from captum_attn_lime.attention._map import AttentionKind, AttentionMap
 from captum_attn_lime.attention._modified import ModifiedScoreMap
 from captum_attn_lime.attention._offload import OffloadedMap, offloaded
+from captum_attn_lime.attention._one_row import OneRowMap
 from captum_attn_lime.attention._scores import ScoreMap
 from captum_attn_lime.attention._windowed import WindowedMap
 
@@ -18,6 +19,7 @@ __all__ = [
     "HeadFusion",
     "ModifiedScoreMap",
     "OffloadedMap",
+    "OneRowMap",
     "ScoreMap",
     "WeightBlock",
     "WindowedMap",

@@ -22,7 +22,7 @@ from captum_attn_lime._util.captum import (
     log_usage,
 )
 from captum_attn_lime.adapters._targets import plain_target
-from captum_attn_lime.attention import AttentionMap
+from captum_attn_lime.attention import AttentionMap, OneRowMap
 from captum_attn_lime.attr._layers import Layers, select_layers
 from captum_attn_lime.attr._model import ExplainedModel
 from captum_attn_lime.attr._passes import ForwardPass, Request
@@ -195,7 +195,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
                 index = check_token_map(token_map, tensors, layers[-1].shape[3])
             weights = output_weights(query, run, layers[-1])
             if run.top is not None and run.top is not layers[-1]:
-                weights = self._through(run.top, weights)
+                layers = self._with_top(layers, run.top)
             scores = self._method(layers, weights.to(device=layers[-1].device, dtype=layers[-1].dtype)).detach()
             cells, total = place(scores, index, tensors), scores.abs().sum(dim=1)
             if self._method.needs.head_fusion == "mean":
@@ -269,15 +269,15 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             self._model.check_mixing(run, layers)
         return run, layers
 
-    def _through(self, top: AttentionMap, readout: Tensor) -> Tensor:
-        """Return what a last layer of one query, and its residual connection, pass on to the layers below, (B, N)."""
+    def _with_top(self, layers: list[AttentionMap], top: AttentionMap) -> list[AttentionMap]:
+        """Return the layers, and the last layer that was computed for the read token only as one more."""
         if not isinstance(self._method, LayerMethod):
             raise SelectionError(
                 f"the model computes its last layer {top.name!r} for the token that it reads only, and "
                 f"{self._method!r} does not say how to go through such a layer to the others. Pass query= for the "
                 "layers you chose, or use a method with a step for each layer (rollout, relevance)."
             )
-        return self._method.step(top, readout.new_ones(len(readout), 1), readout)
+        return [*layers, OneRowMap(top)]
 
 
 def _shown(value: Any) -> str:

@@ -109,7 +109,7 @@ class LayerMethod(Method):
         >>> import torch
         >>> from captum_attn_lime.attention import DenseMap
         >>> class Plain(LayerMethod):
-        ...     def step(self, layer, r, skip):
+        ...     def step(self, layer, r):
         ...         return layer.vecmat(r)
         >>> layer = DenseMap(torch.tensor([[[[0.5, 0.5], [0.0, 1.0]]]]), kind="self")
         >>> Plain()([layer, layer], torch.tensor([[1.0, 0.0]]))
@@ -117,14 +117,13 @@ class LayerMethod(Method):
     """
 
     @abstractmethod
-    def step(self, layer: AttentionMap, r: Tensor, skip: Tensor) -> Tensor:
+    def step(self, layer: AttentionMap, r: Tensor) -> Tensor:
         """Return rᵀM of one layer: what the weights of its outputs become on its inputs.
 
         Args:
-            layer: The layer's attention.
-            r: Weight of each query, (B, Q), or several such vectors, (B, R, Q).
-            skip: What the residual connection passes on beside the attention, (B, K) or (B, R, K). That is ``r``
-                itself, but for a last layer that a model computes for the token it reads only: there Q is 1.
+            layer: The layer's attention, square. Of a last layer that the model computes for one token only, every row
+                is the one that was computed.
+            r: Weight of each query, (B, N), or several such vectors, (B, R, N), of the layer's dtype and device.
 
         Returns:
             ``(B, K)``, or ``(B, R, K)``.
@@ -146,8 +145,7 @@ class LayerMethod(Method):
         require_products(stack, type(self).__name__)
         r = query
         for layer in reversed(stack):
-            r = r.to(layer.dtype)
-            r = self.step(layer, r, r)
+            r = self.step(layer, r.to(device=layer.device, dtype=layer.dtype))
         return r
 
 

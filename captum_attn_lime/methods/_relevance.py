@@ -45,7 +45,6 @@ class Relevance(FusesHeads, LayerMethod):
         """Gradients of the layers' outputs, and values."""
         return Needs(gradients=True)
 
-    def step(self, layer: AttentionMap, r: Tensor, skip: Tensor) -> Tensor:
+    def step(self, layer: AttentionMap, r: Tensor) -> Tensor:
         """Return rᵀ(I + Ā)."""
-        gained = layer.gated_vecmat(r, **self.fusion)
-        return skip.to(gained) + gained
+        return r + layer.gated_vecmat(r, **self.fusion)

@@ -47,13 +47,6 @@ class Rollout(FusesHeads, LayerMethod):
         """Weights fused over heads."""
         return Needs(**self.fusion)
 
-    def step(self, layer: AttentionMap, r: Tensor, skip: Tensor) -> Tensor:
+    def step(self, layer: AttentionMap, r: Tensor) -> Tensor:
         """Return rᵀÂ."""
-        if layer.shape[2] == layer.shape[3]:
-            return layer.residual_vecmat(r, residual=self.residual, **self.fusion)
-        attended = layer.vecmat(r, **self.fusion)
-        row = (1 - self.residual) * attended + self.residual * skip.to(attended)
-        if self.head_fusion == "mean":
-            return row
-        sums = row.sum(dim=-1, keepdim=True)
-        return row / sums.masked_fill(sums == 0, 1.0)
+        return layer.residual_vecmat(r, residual=self.residual, **self.fusion)

@@ -19,6 +19,7 @@ from captum_attn_lime.attention import (
     HeadFusedMap,
     ModifiedScoreMap,
     OffloadedMap,
+    OneRowMap,
     ScoreMap,
     WindowedMap,
     offloaded,
@@ -339,11 +340,21 @@ def _shared(draw: Any) -> Made:
     return Made(SharedMap(made.attention.first(1), n), *arrays)
 
 
+def _one_row(draw: Any) -> Made:
+    made = draw(st.sampled_from([_scores, _dense]))(draw)
+    row, gradient = made.weights[:, :, -1:], made.gradient[:, :, -1:]
+    inner = DenseMap(torch.from_numpy(row))
+    inner.value, inner.output_gradient = made.attention.value, torch.from_numpy(gradient)
+    n = row.shape[3]
+    return Made(OneRowMap(inner), row.repeat(n, axis=2), made.value, gradient.repeat(n, axis=2))
+
+
 MAKERS: dict[type[AttentionMap], Any] = {
     DenseMap: _dense,
     HeadFusedMap: _fused_heads,
     ModifiedScoreMap: _modified,
     OffloadedMap: _offloaded,
+    OneRowMap: _one_row,
     ScoreMap: _scores,
     SharedMap: _shared,
     WindowedMap: _windowed,

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_attn_lime.attention import DenseMap, ScoreMap
+from captum_attn_lime.attention import DenseMap, OneRowMap, ScoreMap
 from captum_attn_lime.errors import AttentionKindError, InputError, SelectionError
 from captum_attn_lime.methods import (
     METHODS,
@@ -114,9 +114,8 @@ def test_a_last_layer_of_one_query_is_one_more_step(name, fusion, is_fused):
     for read in range(5):
         row = DenseMap(layer.rows(read), kind="pool")
         row.value, row.output_gradient = layer.value, layer.output_gradient[:, :, read : read + 1]
-        skip = torch.eye(5, dtype=torch.float64)[[read, read]]
-        expected = method.step(layer, skip, skip)
-        assert near(method.step(row, torch.ones(2, 1), skip), expected.numpy(), 1e-13)
+        r = torch.eye(5, dtype=torch.float64)[[read, read]]
+        assert near(method.step(OneRowMap(row), r), method.step(layer, r).numpy(), 1e-13)
 
 
 @by_name

@@ -1,0 +1,63 @@
+"""`OneRowMap`: a layer that a model computed for one token only, as an operator over all tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_attn_lime.attention._combine import Combine
+from captum_attn_lime.attention._map import AttentionMap
+
+
+class OneRowMap(AttentionMap):
+    """A last layer that was computed for the one token that the prediction reads, as a layer over all tokens.
+
+    Every row of it is the row that was computed, so its product with weights that are zero on all other tokens is that
+    of the whole layer. A method then goes through it as through any other layer.
+
+    Args:
+        inner: The layer's map, of one query.
+
+    Example:
+        >>> from captum_attn_lime.attention import DenseMap
+        >>> layer = OneRowMap(DenseMap(torch.tensor([[[[0.25, 0.75]]]])))
+        >>> layer.residual_vecmat(torch.tensor([[1.0, 0.0]]))
+        tensor([[0.6250, 0.3750]])
+    """
+
+    def __init__(self, inner: AttentionMap) -> None:
+        batch, heads, _, keys = inner.shape
+        super().__init__((batch, heads, keys, keys), name=inner.name, kind="self", is_causal=False)
+        self.take_labels(inner)
+        self._inner = inner
+        self.value = inner.value
+        if inner.output_gradient is not None:
+            self.output_gradient = inner.output_gradient.expand(-1, -1, keys, -1)
+        self._watch()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are computed."""
+        return self._inner.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of the weights."""
+        return self._inner.dtype
+
+    def reads_itself(self) -> Tensor:
+        """Return which tokens the row attends to, (B, N) of bool."""
+        return self._rows(torch.zeros(1), list(range(self.shape[1]))).amax(dim=(1, 2)) > 0
+
+    def _chosen(self, heads: int | Sequence[int] | None, combine: Combine) -> list[int]:
+        return self._inner._chosen(heads, combine)
+
+    def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
+        self._inner._check_unwritten()
+        row = self._inner._rows(torch.zeros(1, dtype=torch.int64, device=self.device), heads)
+        return row.expand(-1, -1, len(queries), -1)
+
+    def _first(self, examples: int) -> AttentionMap:
+        return OneRowMap(self._inner.first(examples))
