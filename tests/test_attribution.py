@@ -297,7 +297,7 @@ def test_a_custom_method_gets_what_it_needs(model, needs, has):
     seen = []
 
     class Own(LayerMethod):
-        def step(self, layer, r, skip):
+        def step(self, layer, r):
             seen.append((layer.value is not None, layer.output_gradient is not None))
             return layer.vecmat(r)
 
