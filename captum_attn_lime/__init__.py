@@ -1,5 +1,7 @@
 """Attention attributions, adapters and official LIME for Captum."""
 
+from typing import TYPE_CHECKING, Any
+
 from captum_attn_lime import features, plot
 from captum_attn_lime._capture import capture, register_attention
 from captum_attn_lime._compare import Comparison, as_explanation_func, compare
@@ -14,10 +16,12 @@ from captum_attn_lime.lime import (
     LimeTabular,
     LimeText,
     captum_lime,
-    check_captum_lime,
     submodular_pick,
 )
 from captum_attn_lime.metrics import global_view
+
+if TYPE_CHECKING:
+    from captum_attn_lime.lime import LimeExplanation
 
 __version__ = "0.1.0"
 
@@ -30,6 +34,7 @@ __all__ = [
     "GenerationAttribution",
     "GenerationAttributionResult",
     "ImageAdapter",
+    "LimeExplanation",
     "LimeImage",
     "LimeSequence",
     "LimeTabular",
@@ -41,7 +46,6 @@ __all__ = [
     "as_explanation_func",
     "captum_lime",
     "capture",
-    "check_captum_lime",
     "compare",
     "describe",
     "features",
@@ -50,3 +54,12 @@ __all__ = [
     "register_attention",
     "submodular_pick",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return ``LimeExplanation``, which imports the lime package, when it is asked for."""
+    if name == "LimeExplanation":
+        from captum_attn_lime.lime import LimeExplanation
+
+        return LimeExplanation
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,6 +24,7 @@ from captum_attn_lime import (
     describe,
     submodular_pick,
 )
+from captum_attn_lime.lime import pooled
 from tests.adapters import models
 from tests.families import IDS, MASK, bert, build
 
@@ -101,7 +102,7 @@ def test_adapters_encodings_and_explanations(how, make):
 @copied_by
 def test_replicates_picks_comparisons_and_descriptions(how):
     adapter, lime, text = _text()
-    explanation = lime.explain(text, num_samples=40, replicates=3)
+    explanation = pooled(lime.explain(text, num_samples=40, seed=seed) for seed in range(3))
     assert COPIES[how](explanation).as_list() == explanation.as_list()
     x, attention = adapter.encode(text), AttentionAttribution(adapter)
     compared = compare({"attention": attention, "lime": lime}, x, target=1)

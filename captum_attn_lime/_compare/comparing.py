@@ -70,7 +70,7 @@ def compare(
         TargetError: There is no such class, or it was not explained.
 
     Warns:
-        LimeWarning: A ``captum.attr.Lime`` with Captum's defaults is among them (:func:`check_captum_lime`).
+        LimeWarning: A ``captum.attr.Lime`` with Captum's defaults is among them, which gives all zeros on most models.
 
     Example:
         >>> x = Encoding(torch.ones(1, 3), (), torch.zeros(1, 3), torch.tensor([[0, 1, 1]]), (("old", "rich"),))
@@ -242,15 +242,15 @@ def _explained_words(name: str, explanation: Any, encoding: TextEncoding) -> lis
     raw = getattr(getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None), "raw", None)
     text = encoding.texts[0]
     texts = (text,) if isinstance(text, str) else text
-    marked = getattr(explanation, "explained_segment", None)  # LimeText leaves it; the official explainer does not
+    marked = getattr(explanation, "part", None)  # LimeText notes it; the official explainer does not
     segments = [k for k, t in enumerate(texts) if t == raw and (marked is None or ("first", "second")[k] == marked)]
-    if not segments or getattr(explanation, "explained_text", text) != text:
+    if not segments or (getattr(explanation, "text", None) or text) != text:
         own = " and ".join(repr(t[:60]) for t in texts)
         raise InputError(f"the explanation {name!r} is of another text: {str(raw)[:60]!r}, not {own}.")
     if len(segments) > 1:
         raise InputError(
             f"the explanation {name!r} may be of either text of the pair, which are equal; use LimeText.explain with "
-            "segment=, which notes it."
+            "part=, which notes it."
         )
     words = [k for k, of in enumerate(encoding.text_indices[0]) if of == segments[0]]
     if not words:

@@ -169,10 +169,23 @@ def chosen(
     return found
 
 
+def check_callable(forward_func: Any) -> None:
+    """Raise unless it is a function or a module."""
+    if not callable(forward_func):
+        raise InputError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}.")
+
+
 def check_count(name: str, value: int, least: int) -> None:
     """Raise unless an option is a whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
         raise InputError(f"{name} must be a whole number of at least {least}, but is {value!r}.")
+
+
+def check_samples(num_samples: int, num_features: int | None) -> None:
+    """Raise unless the number of samples and of features to show can be drawn and fitted."""
+    check_count("num_samples", num_samples, 2)
+    if num_features is not None:
+        check_count("num_features", num_features, 1)
 
 
 def result_dtype(inputs: tuple[Tensor, ...]) -> torch.dtype:

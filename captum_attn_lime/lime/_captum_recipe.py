@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_attn_lime._util.captum import Target, TensorOrTuple, as_tuple, linear_models, log_usage
 from captum_attn_lime.errors import InputError, LimeWarning
+from captum_attn_lime.lime._base import check_callable
 
 _LEAST_ALPHA = 0.01  # captum's default
 _REMOVABLE = "n_removable"
@@ -67,8 +68,7 @@ def captum_lime(
         >>> lime.attribute(x, target=0, n_samples=2000).round()
         tensor([[1., 2., 3.]])
     """
-    if not callable(forward_func):
-        raise InputError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}.")
+    check_callable(forward_func)
     if not isinstance(kernel_width, (int, float)) or not kernel_width > 0:
         raise InputError(f"kernel_width must be a positive number, but is {kernel_width!r}.")
 
@@ -182,9 +182,6 @@ def check_captum_lime(lime: Any, inputs: TensorOrTuple | None = None, *, stackle
     Warns:
         LimeWarning: The linear model or the kernel is one of these.
 
-    Example:
-        >>> check_captum_lime(captum_lime(lambda x: x.sum(dim=1)))
-        ()
     """
     if not isinstance(lime, captum.attr.Lime):
         return ()

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from captum_attn_lime._explained import Explained
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.lime._base import Array
-from captum_attn_lime.lime._standard_errors import OrderErrors, WeightErrors, ridge_alpha, varying, weight_errors
-from captum_attn_lime.lime._unseen import Features, Notice, few_samples, ridge_notices, unseen_notices
+from captum_attn_lime.lime._fits import Fit, Linear, number
+from captum_attn_lime.lime._stability import Replicates
+from captum_attn_lime.lime._standard_errors import OrderErrors, varying
+from captum_attn_lime.lime._unseen import Notice, few_samples, ridge_notices, unseen_notices
 
-if TYPE_CHECKING:
-    from captum_attn_lime.lime._replicates import Replicates
-
-FitResult = tuple[Any, Any, Any, Any]  # intercept, pairs of feature and weight, score, prediction
 DEFAULT_TOP = 5
 LEAST_R2 = 0.5
 SATURATED = 0.99
@@ -135,7 +132,7 @@ class Diagnostics:
 
     def _ranking(self) -> list[str]:
         if self.order_errors is None:
-            return ["errors      none for this model_regressor; pass replicates="]
+            return ["errors      none for this model_regressor; pool explanations of several seeds"]
         errors = np.array([error for error in self.standard_errors.values() if not np.isnan(error)])
         if not len(errors):
             return ["errors      none: the samples say nothing of the features"]
@@ -151,134 +148,18 @@ class Diagnostics:
         ]
 
 
-@dataclass(frozen=True)
-class About:
-    """What is explained, which lime's fit does not know.
-
-    Attributes:
-        explained: The number that is explained.
-        truncated: Whether the model sees only a part of the input.
-        label: The label under which the explanation keeps the weights, where that is not the one that lime fitted.
-    """
-
-    explained: Explained
-    truncated: bool = False
-    label: int | None = None
-
-
-@dataclass(frozen=True)
-class FitData:
-    """What an official fit is made of.
-
-    Attributes:
-        x: Samples as the linear model sees them, (n, features); those in ``originals`` are the input itself.
-        y: The model's answers, (n,).
-        kernel: lime's weight of each sample, (n,).
-        originals: Indices of the samples that are the input itself, one a replicate.
-        label: lime's label.
-        regressor: lime's ``model_regressor``.
-        features: What is known of the features.
-    """
-
-    x: Array
-    y: Array
-    kernel: Array
-    originals: tuple[int, ...]
-    label: int
-    regressor: Any
-    features: Features = field(default_factory=Features)
-
-    def linear(self, result: FitResult) -> Linear:
-        """Return the linear model that lime has fitted, with its standard errors."""
-        intercept, found, score, _ = result
-        weights = {int(k): float(w) for k, w in found}
-        ids = sorted(weights)
-        x = self.x if len(ids) == self.x.shape[1] else self.x[:, ids]
-        coefficients = np.array([weights[k] for k in ids])
-        alpha = ridge_alpha(self.regressor)
-        errors = None
-        if alpha is not None:
-            drawn = np.ones(len(x), dtype=bool)
-            drawn[list(self.originals)] = False
-            residuals = self.y - _number(intercept) - x @ coefficients
-            flat = [place for place, k in enumerate(ids) if k in self.features.flat]
-            errors = weight_errors(x, residuals, self.kernel, alpha, coefficients, drawn=drawn, unknown=flat)
-        return Linear(tuple(ids), coefficients, errors, _number(score))
-
-    def full(self, result: FitResult) -> Linear:
-        """Return the linear model over all features, which is fitted again where lime has selected some."""
-        if len(result[1]) == self.x.shape[1]:
-            return self.linear(result)
-        from sklearn.base import clone
-        from sklearn.linear_model import Ridge
-
-        model = Ridge(alpha=1, fit_intercept=True) if self.regressor is None else clone(self.regressor)
-        model.fit(self.x, self.y, sample_weight=self.kernel)
-        score = model.score(self.x, self.y, sample_weight=self.kernel)
-        return self.linear((model.intercept_, list(enumerate(model.coef_)), score, None))
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A linear model: feature ids, their weights (features,), how far those may be off if it is known, and R²."""
-
-    ids: tuple[int, ...]
-    coefficients: Array
-    errors: WeightErrors | None
-    r2: float
-
-    @property
-    def weights(self) -> dict[int, float]:
-        """By feature id its weight."""
-        return dict(zip(self.ids, self.coefficients.tolist(), strict=True))
-
-    @property
-    def standard_errors(self) -> dict[int, float]:
-        """By feature id its standard error; NaN where it is not known."""
-        return self._by_id(None if self.errors is None else self.errors.standard_errors)
-
-    @property
-    def ridge_bias(self) -> dict[int, float]:
-        """By feature id what the penalty adds to its weight; NaN where it is not known."""
-        return self._by_id(None if self.errors is None else self.errors.ridge_bias)
-
-    @property
-    def order_errors(self) -> OrderErrors | None:
-        """How sure the order of the features is; None where that is not known."""
-        return None if self.errors is None else self.errors.order
-
-    @property
-    def tied(self) -> list[list[int]]:
-        """Groups of ids of features that go together in every sample."""
-        return [] if self.errors is None else [[self.ids[k] for k in group] for group in self.errors.tied]
-
-    def _by_id(self, values: Array | None) -> dict[int, float]:
-        found = np.full(len(self.ids), np.nan) if values is None else values
-        return dict(zip(self.ids, found.tolist(), strict=True))
-
-
-def diagnose(
-    data: FitData,
-    result: FitResult,
-    about: About,
-    *,
-    full: Linear | None = None,
-    replicates: Replicates | None = None,
-) -> tuple[Diagnostics, tuple[str, ...]]:
+def diagnose(fit: Fit, replicates: Replicates | None = None) -> tuple[Diagnostics, tuple[str, ...]]:
     """Return the diagnostics of an official fit, and its warnings in words without numbers.
 
     Args:
-        data: What was fitted.
-        result: What lime's ``explain_instance_with_data`` returned: intercept, weights, score, prediction.
-        about: What is explained.
-        full: The linear model over all features, where it is known.
+        fit: The samples, what lime's ``LimeBase`` made of them, and what is explained.
         replicates: How the runs agree.
     """
-    intercept, found, score, prediction = result
+    data, (intercept, found, score, prediction) = fit.data, fit.result
     weights = {int(k): float(w) for k, w in found}
-    full = data.full(result) if full is None else full
-    everything = len(weights) == len(full.ids)
-    shown = full if everything else data.linear(result)
+    full = data.full(fit.result)
+    everything = fit.selected is None
+    shown = full if everything else data.linear(fit.result)
     errors, bias = shown.standard_errors, shown.ridge_bias
     total = float(data.kernel.sum())
     mean = float(data.kernel @ data.y) / total
@@ -287,28 +168,19 @@ def diagnose(
     numbers: dict[str, Any] = dict(
         fx=float(data.y[0]),
         r2=float("nan") if is_constant else full.r2,
-        r2_shown=_number(score),
+        r2_shown=number(score),
         target_sd=sd,
         effective_sample_size=total**2 / float((data.kernel**2).sum()),
         n_samples=len(data.y),
         n_features=len(full.ids),
     )
-    unseen = np.flatnonzero(~varying(data.x)).tolist()
-    blind = unseen_notices(data.features, unseen, full.tied)
-    few = few_samples(
-        len(data.y),
-        numbers["effective_sample_size"],
-        len(full.ids),
-        is_determined=full.errors is None or full.errors.is_determined,
-    )
     pulled = ridge_notices(data.features, weights, bias, errors)
-    of_samples = few + [("", detail) for _, detail in pulled] if few else pulled
-    warned = [*blind, *_warnings(numbers, about, of_samples, is_constant=is_constant)]
+    warned = _notices(fit, full, numbers, pulled, is_constant=is_constant)
     diagnostics = Diagnostics(
-        label=data.label if about.label is None else about.label,
-        explained=about.explained,
-        local_prediction=_number(prediction),
-        intercept=_number(intercept),
+        label=data.label,
+        explained=fit.explained,
+        local_prediction=number(prediction),
+        intercept=number(intercept),
         n_distinct=len({hash(row.tobytes()) for row in data.x}),
         weights=weights,
         standard_errors={k: errors[k] for k in weights},
@@ -323,11 +195,30 @@ def diagnose(
     return diagnostics, tuple(brief for brief, _ in warned if brief)
 
 
-def _warnings(numbers: dict[str, Any], about: About, of_samples: list[Notice], *, is_constant: bool) -> list[Notice]:
+def _notices(
+    fit: Fit, full: Linear, numbers: dict[str, Any], pulled: list[Notice], *, is_constant: bool
+) -> list[Notice]:
+    """Return all that there is to warn of."""
+    data = fit.data
+    few = few_samples(
+        len(data.y),
+        numbers["effective_sample_size"],
+        len(full.ids),
+        is_determined=full.errors is None or full.errors.is_determined,
+    )
+    of_samples = few + [("", detail) for _, detail in pulled] if few else pulled
+    unseen = np.flatnonzero(~varying(data.x)).tolist()
+    return [
+        *unseen_notices(data.features, unseen, full.tied),
+        *_warnings(fit, numbers, of_samples, is_constant=is_constant),
+    ]
+
+
+def _warnings(fit: Fit, numbers: dict[str, Any], of_samples: list[Notice], *, is_constant: bool) -> list[Notice]:
     """Return what else there is to warn of; ``of_samples`` has no say where all answers are equal."""
     fx, d, r2, r2_shown = (numbers[k] for k in ("fx", "n_features", "r2", "r2_shown"))
     out: list[Notice] = []
-    if about.truncated:  # of which the adapter has warned
+    if fit.is_cut:  # of which the adapter has warned
         out.append(("", "the text is longer than the model takes, and what was cut is not explained"))
     if is_constant:
         if numbers["effective_sample_size"] < _ALONE:
@@ -341,7 +232,7 @@ def _warnings(numbers: dict[str, Any], about: About, of_samples: list[Notice], *
     if d == 1:
         brief = "LIME has a single feature, so that there is nothing to weigh it against"
         out.append((brief, "there is a single feature: its weight says what removing everything does, shrunk by ridge"))
-    if about.explained.unit == "probability" and not 1 - SATURATED <= fx <= SATURATED:
+    if fit.explained.unit == "probability" and not 1 - SATURATED <= fx <= SATURATED:
         brief = "LIME explains a saturated probability, which hardly moves; output='logits' stays informative"
         out.append((brief, f"the probability is saturated ({fx:.6f}); output='logits' stays informative"))
     out += of_samples
@@ -354,7 +245,3 @@ def _warnings(numbers: dict[str, Any], about: About, of_samples: list[Notice], *
             (brief, f"R² is {r2:.2f} with all features, but {r2_shown:.2f} with those shown: raise num_features=")
         )
     return out
-
-
-def _number(value: Any) -> float:
-    return float(np.asarray(value, dtype=np.float64).reshape(-1)[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -49,10 +48,9 @@ def explanation_numbers(explanation: Any, label: int | str | None = None) -> dic
         explanation: A lime ``Explanation`` or ``ImageExplanation``.
         label: The explained class, by index or name; needed only if several were explained.
     """
-    numbers = getattr(explanation, "by_semantics", None)
-    if numbers is None:
-        return explanation_weights(explanation, label)
-    return dict(numbers[explained_label(explanation, label)])
+    weights = explanation_weights(explanation, label)
+    factors = getattr(explanation, "factors", None)
+    return weights if factors is None else {k: float(w * factors[k]) for k, w in weights.items()}
 
 
 def explanation_spans(explanation: Any, label: int | str | None = None) -> list[tuple[int, int, float]]:
@@ -94,7 +92,7 @@ def row_difference(explanation: Any, row: Sequence[float], names: Sequence[str])
         return None
     if len(labels) != len(row):
         return f"it has {len(labels)} columns, not {len(row)}"
-    exact = getattr(explanation, "explained_row", None)
+    exact = getattr(explanation, "row", None)
     for i, value in enumerate(row):
         is_category = shown[i] == "True"
         rest = _after_name(str(labels[i]), names[i], i, mark="=" if is_category else "")
@@ -156,7 +154,7 @@ def token_weights(
     """
     raw = getattr(getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None), "raw", None)
     texts = encoding.texts[0] if isinstance(encoding.texts[0], tuple) else (encoding.texts[0],)
-    marked = getattr(explanation, "explained_segment", None)
+    marked = getattr(explanation, "part", None)
     found = [k for k, text in enumerate(texts) if text == raw and marked in (None, ("first", "second")[k])]
     if len(encoding) != 1 or not found:
         raise InputError(
@@ -189,31 +187,12 @@ def safe_html(explanation: Any) -> str:
     into a script as they are, where ``</script>`` in a word would end it.
 
     Args:
-        explanation: An ``Explanation`` of the official explainer; those of this package do all of this by themselves.
+        explanation: An ``Explanation`` of the official explainer. The page of a :class:`LimeExplanation` is safe.
     """
-    from captum_attn_lime.lime._shown import ShownExplanation
+    from captum_attn_lime.lime._page import html_page
+    from captum_attn_lime.lime._result import LimeExplanation
 
-    if not isinstance(explanation, ShownExplanation):
-        explanation = copy.copy(explanation)
-        explanation.__class__ = ShownExplanation
-    return str(explanation.as_html())
-
-
-def shown(explanation: Any, string: Any = None) -> Any:
-    """Return lime's explanation of a text or a row such that it shows itself, safely.
-
-    Args:
-        explanation: What the official explainer returned.
-        string: The text with the units that are its features.
-    """
-    from captum_attn_lime.lime._shown import ShownExplanation, TextMapper, as_regression
-
-    if string is not None:
-        explanation.domain_mapper = TextMapper(string)
-    explanation.__class__ = ShownExplanation
-    if explanation.explained.unit == "prediction" and explanation.mode == "classification":
-        as_regression(explanation)
-    return explanation
+    return explanation.as_html() if isinstance(explanation, LimeExplanation) else html_page(explanation)
 
 
 def _shared(
@@ -320,7 +299,7 @@ def explained_label(explanation: Any, label: int | str | None) -> Any:
         named = [key for key, one in known.items() if one.explained.name == label]
         names = [str(name) for name in getattr(explanation, "class_names", None) or ()]
         label = named[0] if named else names.index(label) if label in names else label
-    token = getattr(explanation, "explained_target", None)
+    token = getattr(explanation, "token", None)
     if token is not None:  # lime itself knows two classes: this token and any other
         if label in (token, getattr(explained, "name", None)) or (isinstance(label, str) and label in have):
             return next(iter(have))

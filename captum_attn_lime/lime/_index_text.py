@@ -22,7 +22,7 @@ from captum_attn_lime.adapters.text._tokenize import PlainIds
 from captum_attn_lime.adapters.text._words import Word, word_of_tokens
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime._base import Array
-from captum_attn_lime.lime._explainer import Masks, distinct
+from captum_attn_lime.lime._draws import Masks, distinct
 from captum_attn_lime.lime._units import Occurrence
 
 Removal = Literal["delete", "mask", "pad", "attention"]

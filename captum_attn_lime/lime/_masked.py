@@ -15,7 +15,7 @@ from captum_attn_lime._util.progress import Tick
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import by_position, pool
 from captum_attn_lime.lime._base import Array
-from captum_attn_lime.lime._explainer import Masks, distinct
+from captum_attn_lime.lime._draws import Masks, distinct
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
 
@@ -47,6 +48,16 @@ class collected_warnings:
         self._token = None
         if kind is None:
             _warn(_counted(found))
+
+
+@contextmanager
+def unsaid_warnings() -> Iterator[None]:
+    """Run a block whose explanations warn of nothing: another one will be made of them, and warns."""
+    token = _collecting.set([])
+    try:
+        yield
+    finally:
+        _collecting.reset(token)
 
 
 def emit(briefs: Sequence[str]) -> None:

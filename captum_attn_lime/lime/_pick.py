@@ -15,8 +15,8 @@ from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime._base import check_count
 from captum_attn_lime.lime._explanations import explanation_weights
 from captum_attn_lime.lime._notices import collected_warnings
-from captum_attn_lime.lime._rows import LimeRows
-from captum_attn_lime.lime._subject import Segment
+from captum_attn_lime.lime._subject import Part
+from captum_attn_lime.lime._tabular import LimeTabular
 from captum_attn_lime.lime._text import LimeText
 from captum_attn_lime.metrics._global_view import global_view
 
@@ -30,7 +30,7 @@ class SubmodularPicks:
 
     Attributes:
         picked: Numbers of the picked examples, in the order in which they were picked.
-        explanations: By an example's number lime's ``Explanation`` of each example that was explained.
+        explanations: By an example's number the :class:`LimeExplanation` of each example that was explained.
         weights: The matrix W: a row for each explained example (by its number) and a column for each of lime's
             features as lime shows them (words, or conditions such as ``age <= 25.00``); 0 where an explanation has it
             not.
@@ -71,13 +71,13 @@ class SubmodularPicks:
 
 
 def submodular_pick(
-    lime: LimeText | LimeRows,
+    lime: LimeText | LimeTabular,
     examples: Any,
     *,
     picks: int = 5,
     sample: int | None = None,
-    target: int | None = None,
-    segment: Segment | None = None,
+    target: int | str | None = None,
+    part: Part | None = None,
     num_samples: int = 5000,
     num_features: int | None = 10,
     output: Output = "probability",
@@ -100,7 +100,7 @@ def submodular_pick(
         picks: Number of examples to pick.
         sample: Number of examples to explain, drawn without replacement; all by default.
         target: The class; by default each example's predicted one, and the weights of different classes then meet.
-        segment: As for :meth:`LimeText.explain`, for pairs of texts.
+        part: As for :meth:`LimeText.explain`, for pairs of texts.
         num_samples: Number of perturbed copies of each example.
         num_features: Greatest number of features in an explanation, by lime's own selection. With None every
             explanation has all of its features, and long texts are picked for their length.
@@ -124,7 +124,7 @@ def submodular_pick(
             print(explanation.as_list(label=explanation.available_labels()[0]))
         plot.global_view({"LIME": picks.global_view, "rollout": global_view(scores, x.feature_names)})
     """
-    if not isinstance(lime, (LimeText, LimeRows)):
+    if not isinstance(lime, (LimeText, LimeTabular)):
         raise InputError(
             f"submodular_pick needs LimeText, LimeTabular or LimeSequence, whose features examples share; got "
             f"{type(lime).__name__}."
@@ -140,8 +140,8 @@ def submodular_pick(
     if picks > len(drawn):
         raise InputError(f"{picks} picks were asked for, but {len(drawn)} example(s) are explained; pass fewer picks.")
     options: dict[str, Any] = dict(target=target, num_samples=num_samples, num_features=num_features, output=output)
-    if segment is not None:
-        options["segment"] = segment
+    if part is not None:
+        options["part"] = part
     with progress(len(drawn), show_progress, "submodular_pick") as tick, collected_warnings():
         explainer = _Explainer(lime, found, options | {"seed": seed}, tick)
         official = _official(explainer, list(drawn), picks)
@@ -202,8 +202,8 @@ def _view(lime: Any, explanations: Sequence[Any]) -> DataFrame:
     names, scores = [], []
     for explanation in explanations:
         weights = explanation_weights(explanation)
-        if isinstance(lime, LimeRows):
-            names.append([lime._columns[k] for k in weights])
+        if isinstance(lime, LimeTabular):
+            names.append([lime.feature_names[k] for k in weights])
         else:
             names.append([str(name) for name, _ in explanation.as_list(label=_label(explanation))])
         scores.append(list(weights.values()))

@@ -10,16 +10,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from captum_attn_lime._explained import Explained, Output, Unit
-from captum_attn_lime.adapters import TextAdapter
+from captum_attn_lime.adapters import TextAdapter, TextEncoding
 from captum_attn_lime.adapters.text._words import Span
 from captum_attn_lime.errors import InputError, TextError
 from captum_attn_lime.lime._base import Array, unit_of
-from captum_attn_lime.lime._explainer import Masks
+from captum_attn_lime.lime._draws import Masks
 from captum_attn_lime.lime._index_text import Cells, Removal, cells_of, is_exact, scores_of
 from captum_attn_lime.lime._steady_padding import hidden_as_padding
 from captum_attn_lime.lime._units import occurrences
 
-Segment = Literal["first", "second"]
+Part = Literal["first", "second"]
 # Of two columns lime explains the second one by default.
 _OF_TOKEN = 1
 _ANY_OTHER = "any other token"
@@ -32,7 +32,7 @@ class Subject:
     Attributes:
         adapter: The adapter.
         encoding: The text or pair as tokens.
-        segment: Which text of a pair is perturbed; None for a single text.
+        part: Which text of a pair is perturbed; None for a single text.
         unit: The unit of the model's answers.
         show_progress: Whether to show a bar.
         token: The token id that is asked about, of a model whose classes are the vocabulary; else None.
@@ -41,7 +41,7 @@ class Subject:
 
     adapter: Any
     encoding: Any
-    segment: Segment | None
+    part: Part | None
     unit: Unit
     show_progress: bool
     token: int | None = None
@@ -63,7 +63,7 @@ class Subject:
         """The text that is perturbed."""
         if isinstance(self.seen, str):
             return self.seen
-        return self.seen[0 if self.segment == "first" else 1]
+        return self.seen[0 if self.part == "first" else 1]
 
     @property
     def is_next_token(self) -> bool:
@@ -107,7 +107,7 @@ class Subject:
         if self.token is None:
             return np.asarray(self.adapter.scores(items, self.unit, show_progress=show))
         function = self.adapter.predict_proba if self.unit == "probability" else self.adapter.logits
-        return self._of_token(function(items, target=self.token, show_progress=show))
+        return self.two_columns(function(items, target=self.token, show_progress=show))
 
     def original(self) -> Array:
         """Return the scores of the text as it is, (1, classes)."""
@@ -139,7 +139,7 @@ class Subject:
         is_probability = self.unit == "probability"
         if self.token is not None:
             of_token = partial(adapter._run_target, target=self.token, probability=is_probability)
-            return self._of_token(scores_of(adapter, cells, kept, of_token, show_progress=show_progress))
+            return self.two_columns(scores_of(adapter, cells, kept, of_token, show_progress=show_progress))
         run = adapter._run if cells.hidden is None else hidden_as_padding(adapter, cells, adapter._run)
         found = scores_of(adapter, cells, kept, run, show_progress=show_progress)
         return np.asarray(adapter._as_unit(found, self.unit, adapter._kind(found, self.seen)))
@@ -157,7 +157,7 @@ class Subject:
         if not _answers_by_tokens(self.adapter):
             raise InputError(
                 f"{type(self.adapter).__name__} has its own predict_proba or logits, which take texts, so its answers "
-                "to tokens are not known; use units='lime' without removal=, or LimeText.attribute."
+                "to tokens are not known; use features='lime' without removal=, or LimeText.attribute."
             )
         if "".join(string.as_list) != string.raw:
             raise InputError(
@@ -165,7 +165,7 @@ class Subject:
                 "as (?:...)."
             )
         units = occurrences(string)
-        return replace(self, cells=cells_of(self.adapter, self.encoding, self._segment, units, removal=removal))
+        return replace(self, cells=cells_of(self.adapter, self.encoding, self.index, units, removal=removal))
 
     def as_lime_does(self, string: Any) -> Subject:
         """Return the same subject on tokens where that gives what lime's own texts give, else as it is.
@@ -177,7 +177,7 @@ class Subject:
             return self
         units = occurrences(string)
         replacement = None if string.bow else string.mask_string
-        cells = cells_of(self.adapter, self.encoding, self._segment, units, replacement=replacement)
+        cells = cells_of(self.adapter, self.encoding, self.index, units, replacement=replacement)
         places = [int(p) for p in np.searchsorted(string.string_start, [start for _, start, _ in units])]
 
         def tokenize(removed: Sequence[Sequence[int]]) -> Any:
@@ -193,7 +193,7 @@ class Subject:
     def token_spans(self) -> list[Span | None]:
         """Where each token stands in the perturbed text; None for tokens that stand for nothing in it."""
         spans = self.encoding.token_spans[0]
-        return [s[1:] if s is not None and s[0] == self._segment else None for s in spans]
+        return [s[1:] if s is not None and s[0] == self.index else None for s in spans]
 
     def with_tokens(self, spans: Sequence[Span]) -> list[Span]:
         """Return the spans that have a token; there is nothing to remove of the others.
@@ -202,43 +202,35 @@ class Subject:
             TextError: None has.
         """
         units = [(k, start, end) for k, (start, end) in enumerate(spans)]
-        owner = set(cells_of(self.adapter, self.encoding, self._segment, units).owner.tolist())
+        owner = set(cells_of(self.adapter, self.encoding, self.index, units).owner.tolist())
         if not owner & set(range(len(spans))):
             raise TextError(f"none of the {len(spans)} units has a token that the model sees.")
         return [span for k, span in enumerate(spans) if k in owner]
 
     @property
-    def _segment(self) -> int:
-        return 1 if self.segment == "second" else 0
+    def index(self) -> int:
+        """Which text of a pair is perturbed, 0 or 1; 0 of a single text."""
+        return 1 if self.part == "second" else 0
 
     def _item(self, text: str) -> Any:
         """Return what the adapter takes, with this text in the place of the perturbed one."""
         if isinstance(self.seen, str):
             return text
         first, second = self.seen
-        return (text, second) if self.segment == "first" else (first, text)
+        return (text, second) if self.part == "first" else (first, text)
 
-    def _of_token(self, found: Array) -> Array:
+    def two_columns(self, found: Array) -> Array:
         """Return the two columns of a token and of any other, of a token's logits or probabilities (n, 1)."""
         return np.concatenate([1 - found if self.unit == "probability" else -found, found], axis=1)
 
-    def mark(self, explanation: Any) -> Any:
-        """Return the explanation with a note of what it explains, for :func:`compare` and :func:`word_weights`."""
-        explanation.explained_text = self.seen
-        if self.segment is not None:
-            explanation.explained_segment = self.segment
-        if self.token is not None:
-            explanation.explained_target = self.token
-        return explanation
-
 
 def subject_of(
-    forward_func: Callable[..., Any], raw: Any, segment: Segment | None, output: Output, *, show_progress: bool
-) -> Subject:
-    """Return what is perturbed.
+    forward_func: Callable[..., Any], text: Any, part: Part | None, output: Output, *, show_progress: bool
+) -> tuple[Subject, list[Span] | None]:
+    """Return what is perturbed, and where the features of an encoding stand; None of a raw text.
 
     Raises:
-        InputError: The forward function takes no texts, or the text and the segment do not go together.
+        InputError: The forward function takes no texts, or the text and the part do not go together.
     """
     if not all(hasattr(forward_func, name) for name in ("encode", "predict_proba", "logits")):
         raise InputError(
@@ -247,19 +239,28 @@ def subject_of(
         )
     adapter: Any = forward_func
     unit = unit_of(adapter, output)
-    if isinstance(raw, list):
-        raise InputError(f"explain takes one text, but a list came, of {len(raw)}; call it for each.")
+    if isinstance(text, list) or (isinstance(text, TextEncoding) and len(text) != 1):
+        kind = "a list" if isinstance(text, list) else "an encoding"
+        raise InputError(f"explain needs one text, but {kind} came, of {len(text)}; call it for each.")
+    if part is not None and part not in get_args(Part):
+        raise InputError(f"part must be 'first' or 'second', but is {part!r}.")
+    is_encoded = isinstance(text, TextEncoding)
+    raw = text.texts[0] if is_encoded else text
     is_pair = isinstance(raw, tuple)
-    if segment is not None and segment not in get_args(Segment):
-        raise InputError(f"segment must be 'first' or 'second', but is {segment!r}.")
-    if is_pair and segment is None:
+    if is_encoded and is_pair and part is None and len(set(text.text_indices[0])) == 1:
+        part = get_args(Part)[text.text_indices[0][0]]
+    if is_pair and part is None:
         raise InputError(
-            "a pair is explained one text at a time, while the other stays: pass segment= 'first' or 'second'."
+            "a pair is explained one text at a time, while the other stays: pass part= 'first' or 'second'."
         )
-    if segment is not None and not is_pair:
-        raise InputError(f"segment={segment!r} chooses a text of a pair, but {type(raw).__name__} came; pass a tuple.")
-    encoding = adapter.encode(raw) if segment is None else adapter.encode(raw, explained_text=segment)
-    return Subject(adapter, encoding, segment, unit, show_progress)
+    if part is not None and not is_pair:
+        raise InputError(f"part={part!r} chooses a text of a pair, but {type(raw).__name__} came; pass a tuple.")
+    if not is_encoded:
+        encoding = adapter.encode(raw) if part is None else adapter.encode(raw, explained_text=part)
+        return Subject(adapter, encoding, part, unit, show_progress), None
+    subject = Subject(adapter, text, part, unit, show_progress)
+    own = zip(text.words[0], text.text_indices[0], strict=True)
+    return subject, [(word.start, word.end) for word, of in own if of == subject.index]
 
 
 def _answers_by_tokens(adapter: Any) -> bool:

@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_attn_lime._explained import Output
 from captum_attn_lime._util.captum import Target, TensorOrTuple, as_tuple, format_output, log_usage
-from captum_attn_lime.adapters import TabularAdapter
+from captum_attn_lime._util.progress import progress
+from captum_attn_lime.adapters import TabularAdapter, TabularEncoding
 from captum_attn_lime.adapters.numeric._columns import as_table, column_indices, names_of_categories, table_names
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.lime._base import Array, check_count, result_dtype
-from captum_attn_lime.lime._replicates import MAX_SAMPLES, NumSamples, Plan
-from captum_attn_lime.lime._rows import LimeRows, Semantics, needs_training_data
+from captum_attn_lime.features import pool, spread
+from captum_attn_lime.lime._base import (
+    Array,
+    check_callable,
+    check_count,
+    check_samples,
+    chosen,
+    result_dtype,
+    settled,
+    target_scalars,
+    unit_of,
+)
+from captum_attn_lime.lime._fits import Fit, FitData, FitResult, RecordingBase
+from captum_attn_lime.lime._rows import (
+    Semantics,
+    check_options,
+    features_of,
+    mend_point_bins,
+    predictor,
+    rounded_like,
+    sums_of_any_size,
+    training_rows,
+)
+from captum_attn_lime.lime._unseen import Features
+
+if TYPE_CHECKING:
+    from captum_attn_lime.lime._result import LimeExplanation
 
 
-class LimeTabular(LimeRows):
+class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
     r"""The ``LimeTabularExplainer`` of the official lime package as a Captum attribution.
 
     Perturbed rows are drawn from the training data's distribution, so there are no baselines, and the features are the
@@ -81,43 +108,38 @@ class LimeTabular(LimeRows):
         model_regressor: Any = None,
         seed: int = 0,
     ) -> None:
-        if not callable(forward_func):
-            raise InputError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}.")
+        check_callable(forward_func)
+        super().__init__(forward_func)
+        check_options(semantics, discretizer, training_labels, sample_around_instance)
         adapter = forward_func if isinstance(forward_func, TabularAdapter) else None
         names = feature_names
         if names is None:
             names = table_names(training_data) if adapter is None else adapter.feature_names
-        training = _training(training_data, adapter, names)
+        self._training = training_rows(training_data, adapter, names)
         if categorical_features is None:
             categorical_features = adapter.categorical_features if adapter is not None else ()
-        self.feature_names = tuple(str(n) for n in (range(training.shape[1]) if names is None else names))
+        self.feature_names = tuple(str(n) for n in (range(self._training.shape[1]) if names is None else names))
         self.categorical_features = column_indices(categorical_features, self.feature_names)
         self.categorical_names = names_of_categories(
-            categorical_names, self.categorical_features, self.feature_names, training
+            categorical_names, self.categorical_features, self.feature_names, self._training
         )
-        super().__init__(
-            forward_func,
-            training,
-            self.feature_names,
-            semantics=semantics,
-            categorical=self.categorical_features,
-            categorical_names=self.categorical_names,
-            class_names=class_names if class_names is not None or adapter is None else adapter.class_names,
-            discretizer=discretizer,
-            training_labels=training_labels,
-            sample_around_instance=sample_around_instance,
-            kernel_width=kernel_width,
-            distance_metric=distance_metric,
-            model_regressor=model_regressor,
-            seed=seed,
-        )
+        self.class_names = class_names if class_names is not None or adapter is None else adapter.class_names
+        self.semantics: Semantics = semantics
+        self.discretizer, self.training_labels = discretizer, training_labels
+        self.sample_around_instance = sample_around_instance
+        self.kernel_width, self.distance_metric = kernel_width, distance_metric
+        self.model_regressor, self.seed = model_regressor, seed
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether the numbers are effects (True) or slopes (False, with ``semantics="gradient"``)."""
+        return self.semantics != "gradient"
 
     @log_usage()  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def attribute(
         self,
         inputs: TensorOrTuple,
-        baselines: Any = None,
         target: Target = None,
         additional_forward_args: Any = None,
         feature_mask: TensorOrTuple | None = None,
@@ -129,18 +151,20 @@ class LimeTabular(LimeRows):
         r"""Fit lime's linear model to the forward function around each row.
 
         Lime runs in its regression mode on the target scalar, which is the forward function's own output (logits, for
-        an adapter).
+        an adapter). There are no baselines: lime draws other values from the training data.
 
         Args:
             inputs: Rows (B, columns), or a tuple such as numeric and categorical columns. The columns are those of
                 the training data: in the adapter's order, or one tensor after the other.
-            baselines: Taken for Captum's order and not used: lime draws other rows from the training data.
             target: Index of the output to explain, in any of Captum's forms.
             additional_forward_args: Further positional arguments of the forward function.
-            feature_mask: Taken for Captum's order; lime's features are the columns, so each must be its own feature.
+            feature_mask: Feature ids from 0 that broadcast to the inputs. lime's features stay the columns; a feature
+                of several columns gets the sum of their numbers, what the local linear model owes to them together,
+                and each of them carries it. Not for ``"gradient"``: slopes do not add up.
             n_samples: Number of perturbed rows for each row.
             perturbations_per_eval: Number of perturbed rows in one forward pass.
-            return_input_shape: Whether to return the inputs' shapes; else (B, columns) in the training data's order.
+            return_input_shape: Whether to return the inputs' shapes; else (B, features), by default the
+                columns in the training data's order.
             show_progress: Whether to show a progress bar.
 
         Returns:
@@ -148,37 +172,36 @@ class LimeTabular(LimeRows):
 
         Raises:
             TargetError: The output does not have the target.
-            InputError: The inputs are not rows of the training data's columns, or a feature joins several columns.
+            InputError: The inputs are not rows of the training data's columns, or ``feature_mask`` joins slopes.
         """
         check_count("n_samples", n_samples, 2)
         check_count("perturbations_per_eval", perturbations_per_eval, 1)
         tensors = as_tuple(inputs)
-        _check_one_feature_per_column(feature_mask)
         groups = self._groups(tensors)
-        rows = np.empty((len(tensors[0]), self._training.shape[1]))
-        for x, group in zip(tensors, groups, strict=True):
-            rows[:, list(group)] = x.detach().to(device="cpu", dtype=torch.float64).numpy()
-        as_table(rows, self.feature_names)  # finite values only
-
-        def to_tensors(part: Array) -> list[Tensor]:
-            columns = torch.from_numpy(part)
-            return [columns[:, list(g)].to(x.device, x.dtype) for g, x in zip(groups, tensors, strict=True)]
-
-        weights = self._row_weights(
-            rows,
-            tensors,
-            to_tensors,
-            groups=groups,
-            target=target,
-            additional_forward_args=additional_forward_args,
-            n_samples=n_samples,
-            batch=perturbations_per_eval,
-            show_progress=show_progress,
-        )
-        found = torch.from_numpy(weights).to(tensors[0].device, result_dtype(tensors))
+        masks = None if feature_mask is None else features_of(as_tuple(feature_mask), tensors, self.semantics)
+        rows = self._rows(tensors, groups)
+        integer = [c for x, group in zip(tensors, groups, strict=True) if not x.is_floating_point() for c in group]
+        training = rounded_like(self._training, tensors, groups)
+        explainer = self._explainer(training, "regression", self.seed, integer)
+        to_tensors = partial(self._tensors, like=tensors, groups=groups)
+        weights = torch.zeros(rows.shape, dtype=torch.float64)
+        total = len(rows) * n_samples
+        with settled(self.forward_func) as function, progress(total, show_progress, type(self).__name__) as tick:
+            scalars = target_scalars(function, tensors, target, additional_forward_args)
+            for i, scalar in enumerate(scalars):
+                explainer.random_state.seed(self.seed)  # The explainer's parts share this generator.
+                predict = predictor(scalar, to_tensors, perturbations_per_eval, tick)
+                found = self._run(explainer, rows[i], predict, n_samples)
+                factors = self._factors(explainer, rows[i])
+                for column, weight in found.local_exp[1]:
+                    weights[i, column] = weight * factors[column]
+        own = tuple(self._cells(weights, group) for group in groups)
+        of_features = weights if masks is None else pool(own, masks)
         if not return_input_shape:
-            return found
-        return format_output(isinstance(inputs, tuple), tuple(found[:, list(g)].contiguous() for g in groups))
+            return of_features.to(tensors[0].device, result_dtype(tensors))
+        shaped = own if masks is None else spread(of_features, tuple(m.to(torch.int64) for m in masks))
+        out = tuple(part.contiguous().to(tensors[0].device, result_dtype(tensors)) for part in shaped)
+        return format_output(isinstance(inputs, tuple), out)
 
     def explain(
         self,
@@ -187,30 +210,24 @@ class LimeTabular(LimeRows):
         *,
         labels: Sequence[int | str] | None = None,
         top_labels: int | None = None,
-        num_samples: NumSamples = 5000,
+        num_samples: int = 5000,
         num_features: int | None = None,
-        replicates: int = 1,
-        max_samples: int = MAX_SAMPLES,
         output: Output = "probability",
         seed: int | None = None,
         show_progress: bool = False,
-    ) -> Any:
-        """Explain a row as lime does, and return lime's own ``Explanation``.
+    ) -> LimeExplanation:
+        """Explain a row as lime does.
 
         Classification explains the probability of the class or its logit, regression the prediction.
 
         Args:
-            row: One row, in any form that the adapter takes.
+            row: One row, in any form that the adapter takes, or an encoding of one.
             target: The class, by its index or name; the predicted one by default. Of a regression with several
                 outputs one of these; with a single one there is nothing to choose.
             labels: Several classes, in the place of a target, all from the same samples.
             top_labels: So many classes with the highest scores, in the place of a target.
-            num_samples: Number of perturbed rows, or ``"auto"``: runs are added until the strongest
-                ``num_features`` or 5 and their order are told apart, or ``max_samples`` are spent.
+            num_samples: Number of perturbed rows.
             num_features: Greatest number of columns; lime selects them and fits again. All by default.
-            replicates: Number of runs, each of ``num_samples`` with a seed of its own. lime fits the samples of all
-                of them together, and ``diagnostics.replicates`` says how the runs agree.
-            max_samples: Greatest number of samples with ``num_samples="auto"``.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
                 model with a single logit z the logits of the two classes are -z and z. A regression has its prediction
                 in either case.
@@ -218,9 +235,8 @@ class LimeTabular(LimeRows):
             show_progress: Show a bar over the rows that the model runs on.
 
         Returns:
-            ``lime.explanation.Explanation``, its weights untouched: per bin or per scaled unit. Its ``diagnostics``
-            (:class:`Diagnostics`) say how far it can be trusted, ``all_diagnostics`` for each class, and
-            ``explained`` (:class:`Explained`) is the number that is explained.
+            :class:`LimeExplanation`, its weights untouched: per bin or per scaled unit. :func:`explanation_numbers`
+            gives the numbers by ``semantics``.
 
         Raises:
             TargetError: The model does not have that class.
@@ -228,30 +244,140 @@ class LimeTabular(LimeRows):
         Warns:
             LimeWarning: The explanation says less than it seems to; ``diagnostics.warnings`` says why.
         """
-        adapter = self.forward_func
-        if not isinstance(adapter, TabularAdapter):
-            raise InputError(
-                f"explain needs probabilities of rows, which {type(adapter).__name__} does not give; "
-                "make LimeTabular with a TabularAdapter around the model."
-            )
-        table = adapter.arrays(row)
-        if len(table) != 1:
-            raise InputError(f"explain takes one row, but {len(table)} came; call it for each.")
-        return self._explanation(
-            adapter,
-            table,
-            table[0],
-            choice=dict(target=target, labels=labels, top_labels=top_labels),
-            plan=Plan(num_samples, num_features, replicates, max_samples, self.model_regressor),
-            output=output,
+        from captum_attn_lime.lime._result import LimeExplanation
+
+        check_samples(num_samples, num_features)
+        adapter: Any = self.forward_func
+        rows = self._encoded(row)
+        unit = unit_of(adapter, output)
+        function = partial(adapter.scores, unit=unit)
+        examples = self._examples(rows)
+        original = function(examples)[0]
+        choice: dict[str, Any] = dict(target=target, labels=labels, top_labels=top_labels)
+        found = chosen(adapter, original, unit, self.class_names, adapter.tensors(examples), **choice)
+        numbers = {one.column: one for one in found}
+        index, is_regression = next(iter(numbers)), unit == "prediction"
+        seed = self.seed if seed is None else seed
+        mode = "regression" if is_regression else "classification"
+        explainer = self._explainer(self._training, mode, seed, selects=num_features is not None)
+
+        def answers(copies: Array) -> Array:
+            scores: Array = function(self._examples(copies), show_progress=show_progress)
+            return scores[:, index] if is_regression else scores
+
+        fits: list[Fit] = []
+
+        def keep(data: FitData, result: FitResult) -> None:
+            fits.append(Fit(data, result, numbers[index if is_regression else data.label]))
+
+        explainer.base = RecordingBase(explainer.base, Features.of(explainer), 1 if is_regression else None, keep)
+        official = self._run(explainer, rows[0], answers, num_samples, tuple(numbers), num_features)
+        return LimeExplanation(
+            official.domain_mapper,
+            fits,
+            feature_names=self.feature_names,
+            answers=original,
+            class_names=official.class_names,
             seed=seed,
-            show_progress=show_progress,
+            row=rows[0],
+            factors=self._factors(explainer, rows[0]),
         )
 
-    def _official(self, training: Array, options: dict[str, Any]) -> Any:
+    def _run(
+        self,
+        explainer: Any,
+        row: Array,
+        predict: Callable[[Array], Array],
+        n_samples: int,
+        labels: Sequence[int] = (1,),
+        num_features: int | None = None,
+    ) -> Any:
+        """Return the official explanation of one row."""
+        with sums_of_any_size():
+            return explainer.explain_instance(
+                row,
+                predict,
+                labels=tuple(labels),
+                num_features=len(row) if num_features is None else num_features,
+                num_samples=n_samples,
+                distance_metric=self.distance_metric,
+                model_regressor=self.model_regressor,
+            )
+
+    def _explainer(
+        self, training: Array, mode: str, seed: int, integer: Sequence[int] = (), *, selects: bool = False
+    ) -> Any:
+        """Return the official explainer.
+
+        Args:
+            training: The training rows.
+            mode: ``"regression"`` or ``"classification"``.
+            seed: Where its random numbers start.
+            integer: Columns that hold categories, beside those that are declared.
+            selects: Whether it selects features.
+        """
         from lime.lime_tabular import LimeTabularExplainer
 
-        return LimeTabularExplainer(training, feature_names=list(self.feature_names), **options)
+        explainer = LimeTabularExplainer(
+            training,
+            mode=mode,
+            feature_names=list(self.feature_names),
+            training_labels=self.training_labels,
+            categorical_features=sorted({*self.categorical_features, *integer}),
+            categorical_names=self.categorical_names,
+            kernel_width=self.kernel_width,
+            class_names=None if self.class_names is None else list(self.class_names),
+            feature_selection="auto" if selects else "none",
+            discretize_continuous=self.semantics == "contrast",
+            discretizer=self.discretizer,
+            sample_around_instance=self.sample_around_instance,
+            random_state=seed,
+        )
+        if isinstance(self.discretizer, str) and explainer.discretizer is not None:
+            mend_point_bins(explainer.discretizer)
+        return explainer
+
+    def _factors(self, explainer: Any, row: Array) -> Array:
+        """Return what turns lime's weights of a row into numbers by the declared semantics, (columns,)."""
+        factors = np.ones(len(row))
+        # lime has set the mean to 0 and the scale to 1 for categorical columns, whose variable is 1 at the row itself.
+        if self.semantics != "contrast":
+            mean, scale = explainer.scaler.mean_, explainer.scaler.scale_
+            factors = 1 / scale if self.semantics == "gradient" else (row - mean) / scale
+            factors[explainer.categorical_features] = 1.0
+        return factors
+
+    def _encoded(self, row: Any) -> Array:
+        """Return one row of what the adapter takes, (1, columns)."""
+        if not isinstance(self.forward_func, TabularAdapter):
+            raise InputError(
+                f"explain needs probabilities of rows, which {type(self.forward_func).__name__} does not give; "
+                "make LimeTabular with a TabularAdapter around the model."
+            )
+        table = self.forward_func.arrays(row.rows if isinstance(row, TabularEncoding) else row)
+        if len(table) != 1:
+            raise InputError(f"explain needs one row, but {len(table)} came; call it for each.")
+        return table
+
+    def _examples(self, rows: Array) -> Array:
+        """Return rows (n, columns) as the adapter takes them."""
+        return rows
+
+    def _rows(self, tensors: tuple[Tensor, ...], groups: Sequence[Sequence[int]]) -> Array:
+        """Return input tensors as rows of the training data's columns, (B, columns), checked."""
+        rows = np.empty((len(tensors[0]), self._training.shape[1]))
+        for x, group in zip(tensors, groups, strict=True):
+            rows[:, list(group)] = x.detach().to(device="cpu", dtype=torch.float64).numpy()
+        return as_table(rows, self.feature_names)  # finite values only
+
+    def _tensors(self, rows: Array, like: tuple[Tensor, ...], groups: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+        """Return rows (n, columns) as tensors like the inputs."""
+        cells = torch.from_numpy(np.ascontiguousarray(rows))
+        return tuple(self._cells(cells, g).to(x.device, x.dtype) for g, x in zip(groups, like, strict=True))
+
+    def _cells(self, rows: Tensor, group: Sequence[int]) -> Tensor:
+        """Return what one input tensor holds of rows (n, columns)."""
+        return rows[:, list(group)]
 
     def _groups(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
         """Return for each tensor the columns of the training data that it holds."""
@@ -269,25 +395,3 @@ class LimeTabular(LimeRows):
             return groups
         ends = np.cumsum([x.shape[1] for x in tensors]).tolist()
         return tuple(tuple(range(e - x.shape[1], e)) for x, e in zip(tensors, ends, strict=True))
-
-
-def _check_one_feature_per_column(feature_mask: TensorOrTuple | None) -> None:
-    if feature_mask is None:
-        return
-    ids = [i for mask in as_tuple(feature_mask) for i in mask[0].flatten().tolist()]
-    if len(set(ids)) != len(ids):
-        raise InputError(
-            "feature_mask joins several columns into one feature, which LimeTabularExplainer cannot perturb together; "
-            "leave feature_mask out, or use captum's Lime."
-        )
-
-
-def _training(given: Any, adapter: TabularAdapter | None, names: Sequence[str] | None) -> Array:
-    """Return the training rows as an array, checked."""
-    if given is None:
-        if adapter is None or adapter.training_data is None:
-            raise needs_training_data()
-        return adapter.training_data
-    if adapter is not None:
-        return adapter.arrays(given)
-    return as_table(given, names, None if names is None else len(names))

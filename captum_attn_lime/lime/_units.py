@@ -13,7 +13,7 @@ from captum_attn_lime.adapters.text._words import Span
 from captum_attn_lime.errors import InputError, TextError
 
 Splitter = Callable[[str], Iterable[Any]]
-Units = Literal["lime", "tokenizer"] | re.Pattern[str] | Splitter
+TextFeatures = Literal["lime", "word"] | re.Pattern[str] | Splitter
 Occurrence = tuple[int, int, int]
 
 
@@ -121,14 +121,14 @@ def lime_string(text: str, split_expression: Any, *, bow: bool, mask_string: str
     if _loses_nul(string, split_expression):
         raise TextError(
             f"a word of the text {text[:40]!r} ends in a NUL character, which lime's strings lose; take it out of the "
-            "text, or pass units=, which keeps it."
+            "text, or pass features=, which keeps it."
         )
     # lime's own are wrong behind a NUL, and of a single word they are floats: 0.0 would be shown.
     string.string_start = np.array(_starts(string.as_list)[:-1], dtype=np.int64)
     if not string.num_words():
         raise TextError(
             f"the text {text[:40]!r} has no word between matches of split_expression {split_expression!r}; pass "
-            "another split_expression, or units='tokenizer', which takes the adapter's words."
+            "another split_expression, or features='word', the adapter's words."
         )
     return string
 
@@ -167,14 +167,14 @@ def split_spans(text: str, units: re.Pattern[str] | Splitter) -> list[Span]:
             start, stop = _found(text, unit, end)
             if not end <= start <= stop <= len(text):
                 raise InputError(
-                    f"units gave {unit!r}, which is not in the text from character {end} on; it must return substrings "
-                    "of the text as they are written, or (start, end) pairs, in order and not overlapping."
+                    f"features= gave {unit!r}, which is not in the text from character {end} on; it must return "
+                    "substrings of the text as they are written, or (start, end) pairs, in order and not overlapping."
                 )
             end = stop
             if stop > start:
                 spans.append((start, stop))
     if not spans:
-        raise TextError(f"units found nothing in the text {text[:40]!r}; there is nothing to explain.")
+        raise TextError(f"features= found nothing in the text {text[:40]!r}; there is nothing to explain.")
     return spans
 
 
@@ -185,4 +185,6 @@ def _found(text: str, unit: Any, start: int) -> Span:
         return (place, place + len(unit)) if place >= 0 else (-1, -1)
     if isinstance(unit, (tuple, list)) and len(unit) == 2 and all(isinstance(k, (int, np.integer)) for k in unit):
         return int(unit[0]), int(unit[1])
-    raise InputError(f"units must return substrings or (start, end) pairs, but gave {type(unit).__name__}: {unit!r}.")
+    raise InputError(
+        f"features= must return substrings or (start, end) pairs, but gave {type(unit).__name__}: {unit!r}."
+    )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 
 from captum_attn_lime._explained import Explained, Output, Unit, check_output
-from captum_attn_lime.lime._diagnostics import About, Diagnostics, FitData, diagnose
+from captum_attn_lime.lime._diagnostics import Diagnostics, diagnose
+from captum_attn_lime.lime._fits import Fit, FitData, FitResult, RecordingBase
 from captum_attn_lime.lime._notices import emit
-from captum_attn_lime.lime._replicates import Run, fit_data
 from captum_attn_lime.lime._unseen import Features
 
 
@@ -38,28 +37,18 @@ def diagnosed(explainer: Any, *, output: Output = "probability") -> Iterator[dic
     """
     is_regression = getattr(explainer, "mode", None) == "regression"
     unit: Unit = "prediction" if is_regression else "logit" if check_output(output) == "logits" else "probability"
-    base, fit = explainer.base, explainer.base.explain_instance_with_data
     found: dict[int, Diagnostics] = {}
-    features = Features.of(explainer)
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        result = fit(*args, **kwargs)
-        data = fit_data(base, [Run(dict(signature(fit).bind(*args, **kwargs).arguments), result)], features)
-        about = About(_explained(explainer, data, unit), label=1 if is_regression else None)
-        own, briefs = diagnose(data, result, about)
-        found[own.label] = own
+    def note(data: FitData, result: FitResult) -> None:
+        names = None if is_regression else getattr(explainer, "class_names", None)
+        index = 0 if is_regression else data.label
+        explained = Explained(index, unit, None if names is None else str(names[index]), float(data.y[0]))
+        found[data.label], briefs = diagnose(Fit(data, result, explained))
         emit(briefs)
-        return result
 
-    base.explain_instance_with_data = watched
+    base = explainer.base
+    explainer.base = RecordingBase(base, Features.of(explainer), 1 if is_regression else None, note)
     try:
         yield found
     finally:
-        del base.explain_instance_with_data
-
-
-def _explained(explainer: Any, data: FitData, unit: Unit) -> Explained:
-    """Return what an official explainer explains."""
-    names = getattr(explainer, "class_names", None)
-    name = None if unit == "prediction" or names is None else str(names[data.label])
-    return Explained(data.label, unit, name, float(data.y[0]))
+        explainer.base = base

@@ -178,7 +178,7 @@ def test_texts_series_and_pictures():
         p = float(adapter.outputs(raw)[0, 0])
         np.testing.assert_allclose(adapter.predict_proba(raw), [[1 - p, p]])
         np.testing.assert_allclose(adapter.logits(raw), [[np.log(p / (1 - p))]], rtol=1e-5)
-    found = LimeImage(picture).explain(np.ones((8, 8, 3)) * 0.7, 0, segments="patches", num_samples=40)
+    found = LimeImage(picture).explain(np.ones((8, 8, 3)) * 0.7, 0, num_samples=40)
     assert found.explained.value == pytest.approx(1 - p)
     assert LimeText(text).explain("a fine film", 1, output="logits", num_samples=40).explained.unit == "logit"
 

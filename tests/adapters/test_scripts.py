@@ -70,7 +70,7 @@ def test_encode_lime_and_compare_have_the_same_words(tokenizer, text):
             assert word.start < span[2]
             assert span[1] < word.end
     assert set(x.feature_mask[0].tolist()) >= set(range(len(words)))
-    found = LimeText(a, units="tokenizer", bow=False).explain(text, 1, num_samples=20, num_features=99)
+    found = LimeText(a, features="word", bow=False).explain(text, 1, num_samples=20, num_features=99)
     string = found.domain_mapper.indexed_string
     assert [string.word(k) for k in range(string.num_words())] == list(x.feature_names[0])
     scores = compare({"LIME": found}, x, target=1).scores

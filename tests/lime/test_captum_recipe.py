@@ -15,9 +15,10 @@ from captum._utils.models.linear_model import SkLearnLasso, SkLearnLinearRegress
 from captum.attr._core.lime import get_exp_kernel_similarity_function
 from lime.lime_text import LimeTextExplainer
 
-from captum_attn_lime import LimeText, captum_lime, check_captum_lime, compare
+from captum_attn_lime import LimeText, captum_lime, compare
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.errors import InputError, LimeWarning
+from captum_attn_lime.lime._captum_recipe import check_captum_lime
 from tests.adapters import models
 
 FAST = dict(perturbations_per_eval=100)

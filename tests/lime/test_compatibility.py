@@ -24,8 +24,14 @@ from captum_attn_lime import (
     TextAdapter,
     WordTokenizer,
 )
-from captum_attn_lime.lime import explanation_prediction, explanation_score, explanation_weights, safe_html
-from captum_attn_lime.lime._shown import ShownExplanation
+from captum_attn_lime.lime import (
+    LimeExplanation,
+    explanation_prediction,
+    explanation_score,
+    explanation_weights,
+    pooled,
+    safe_html,
+)
 
 TEXT = "a fine film with a fine cast"
 ROWS = np.random.RandomState(0).normal(size=(60, 3))
@@ -95,8 +101,8 @@ def explained(make, seed=0, **options):
 def test_global_random_numbers_are_left_alone(make):
     lime, example = make()
     before, torch_before = np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    for options in ({}, dict(replicates=2, num_features=2)):
-        lime.explain(example, 1, num_samples=100, **options)
+    found = [lime.explain(example, 1, num_samples=100, num_features=2, seed=seed) for seed in (0, 1)]
+    pooled(found)
     after = np.random.get_state()  # noqa: NPY002
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     assert torch.equal(torch.get_rng_state(), torch_before)
@@ -132,7 +138,7 @@ def test_scores_of_both_limes_are_read(make):
 @pytest.mark.parametrize("make", [text, sequence, table], ids=["text", "sequence", "table"])
 def test_pages_and_notebooks(make, monkeypatch):
     found, pages = explained(make), []
-    assert isinstance(found, ShownExplanation)
+    assert isinstance(found, LimeExplanation)
     display = ModuleType("IPython.display")
     display.HTML, display.display = lambda page: page, pages.append
     monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lime.lime_image import LimeImageExplainer
+from lime.lime_base import LimeBase
 from lime.lime_tabular import LimeTabularExplainer
 from lime.lime_text import LimeTextExplainer
 from sklearn.base import clone
@@ -31,11 +31,9 @@ from captum_attn_lime._explained import Explained
 from captum_attn_lime.adapters import ImageAdapter
 from captum_attn_lime.errors import InputError, LimeWarning, TruncationWarning
 from captum_attn_lime.lime import LimeImage, diagnosed, submodular_pick
-from captum_attn_lime.lime._diagnostics import About, FitData, diagnose
-from captum_attn_lime.lime._explainer import explain_masks, text_explainer
+from captum_attn_lime.lime._diagnostics import diagnose
 from captum_attn_lime.lime._explanations import explanation_prediction, explanation_score, explanation_weights
-from captum_attn_lime.lime._image_masks import explain_image_masks
-from captum_attn_lime.lime._replicates import Plan
+from captum_attn_lime.lime._fits import Fit, FitData
 from captum_attn_lime.lime._standard_errors import order_errors, ridge_alpha
 
 TEXT = "a fine film it is not bad and the actors are good"
@@ -53,9 +51,6 @@ class Bag(torch.nn.Module):
         own = self.table(ids)[..., 0] * attention_mask
         z = own.sum(1) + self.bend * torch.nn.functional.pad(own, (0, 4))[:, :4].prod(1)
         return torch.stack([torch.zeros_like(z), self.factor * z], dim=1)
-
-
-ABOUT = {1: About(Explained(1, "probability"))}
 
 
 def bag(**options):
@@ -106,7 +101,7 @@ def test_numbers_against_slow_formulas(features, regressor):
     data = neighbourhood()
     data = FitData(data.x, data.y, data.kernel, data.originals, data.label, regressor)
     alpha = ridge_alpha(regressor)
-    found = diagnose(data, result_of(data, features), About(Explained(1, "logit")))[0]
+    found = diagnose(Fit(data, result_of(data, features), Explained(1, "logit")))[0]
     model = Ridge(alpha=max(alpha, 1e-12)).fit(data.x, data.y, sample_weight=data.kernel)
     assert found.r2 == pytest.approx(r2_score(data.y, model.predict(data.x), sample_weight=data.kernel), abs=1e-9)
     assert found.r2_shown == result_of(data, features)[2]
@@ -139,19 +134,12 @@ def answers(features):
 @pytest.mark.parametrize("kind", ["text", "image"])
 def test_standard_errors_are_the_spread_over_seeds(kind):
     features, found = 8, []
+    scores, make = answers(features), LimeText if kind == "text" else LimeImage
     for seed in range(60):
-        if kind == "text":
-            explainer, explain = text_explainer(25, seed, feature_selection="none"), explain_masks
-        else:
-            explainer = LimeImageExplainer(random_state=seed, feature_selection="none")
-            explain = explain_image_masks
-        plan = Plan(150, None, 1, 5000)
-
-        def run(n, explainer=explainer, explain=explain):
-            return explain(explainer, features, answers(features), num_samples=n, labels=(1,))
-
-        explanation = plan.explanation(explainer, run, features=features, seed=seed, about=ABOUT)
-        diagnostics = explanation.diagnostics
+        lime = make(lambda x: x, seed=seed)
+        names = [str(k) for k in range(features)]
+        (fit,) = lime._fits(scores, names, 150, seed, {1: Explained(1, "probability")}, num_features=None)
+        diagnostics = diagnose(fit)[0]
         found.append([list(diagnostics.full_weights.values()), list(diagnostics.full_standard_errors.values())])
     weights, errors = np.swapaxes(found, 0, 1)
     ratio = errors.mean(axis=0) / weights.std(axis=0, ddof=1)
@@ -240,7 +228,8 @@ def explained(kind, **options):
     model = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(12, 2))
     picture = rng.randint(0, 255, (16, 16, 3)).astype(np.uint8)
     segments = np.arange(4).reshape(2, 2).repeat(8, 0).repeat(8, 1)
-    return LimeImage(image_adapter(model)).explain(picture, 1, segments=segments, num_samples=300, **options)
+    adapter = image_adapter(model)
+    return LimeImage(adapter).explain(adapter.encode(picture, segments), 1, num_samples=300, **options)
 
 
 def image_adapter(model):
@@ -428,7 +417,7 @@ def test_an_official_explainer_is_diagnosed():
     own = LimeText(adapter, seed=3).explain(TEXT, 1, num_samples=300, num_features=4).diagnostics
     assert found[1].standard_errors == pytest.approx(own.standard_errors, abs=1e-6)
     assert found[1].r2 == pytest.approx(own.r2, abs=1e-6)
-    assert "explain_instance_with_data" not in vars(explainer.base)
+    assert type(explainer.base) is LimeBase
 
 
 def test_an_official_regression_is_diagnosed():
@@ -440,16 +429,11 @@ def test_an_official_regression_is_diagnosed():
     assert found[1].explained == Explained(0, "prediction", value=seen.predicted_value)
 
 
-def test_the_official_fit_is_left_as_it_was():
-    explainer = text_explainer(25, 0, feature_selection="none")
-    own = type(explainer.base).explain_instance_with_data
-
-    def run(n):
-        return explain_masks(explainer, 4, answers(4), num_samples=n, labels=(1,))
-
-    Plan(50, None, 2, 100).explanation(explainer, run, features=4, seed=0, about=ABOUT)
-    assert vars(explainer.base).keys() == {"kernel_fn", "verbose", "random_state"}
-    assert type(explainer.base).explain_instance_with_data is own
-    with pytest.raises(ZeroDivisionError):
-        Plan(50, None, 1, 100).explanation(explainer, lambda n: 1 / 0, features=4, seed=0, about=ABOUT)
-    assert "explain_instance_with_data" not in vars(explainer.base)
+def test_the_official_fit_is_left_as_it_was_after_an_exception():
+    explainer = LimeTextExplainer(random_state=0)
+    base, own = explainer.base, LimeBase.explain_instance_with_data
+    with pytest.raises(ZeroDivisionError), diagnosed(explainer):
+        explainer.explain_instance(TEXT, lambda texts: 1 / 0)
+    assert explainer.base is base
+    assert vars(base).keys() == {"kernel_fn", "verbose", "random_state"}
+    assert LimeBase.explain_instance_with_data is own

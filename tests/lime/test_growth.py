@@ -10,7 +10,8 @@ from sklearn.linear_model import Ridge
 
 from captum_attn_lime._explained import Explained
 from captum_attn_lime.lime import _explanations as explanations
-from captum_attn_lime.lime._diagnostics import About, FitData, diagnose
+from captum_attn_lime.lime._diagnostics import diagnose
+from captum_attn_lime.lime._fits import Fit, FitData
 
 
 @pytest.mark.parametrize(("n", "d"), [(1500, 300), (1000, 1000), (300, 2500)])
@@ -20,11 +21,11 @@ def test_diagnostics_take_two_copies_of_the_samples(n, d):
     y, kernel = x[:, :5].sum(axis=1) + r.normal(size=n), r.uniform(0.1, 1, n)
     model = Ridge().fit(x, y, sample_weight=kernel)
     result = (model.intercept_, list(enumerate(model.coef_)), 0.9, model.predict(x[:1]))
-    data = FitData(x, y, kernel, (0,), 1, None)
-    diagnose(data, result, About(Explained(1, "logit")))  # imports
+    fit = Fit(FitData(x, y, kernel, (0,), 1, None), result, Explained(1, "logit"))
+    diagnose(fit)  # imports
     tracemalloc.start()
     try:
-        found = diagnose(data, result, About(Explained(1, "logit")))[0]
+        found = diagnose(fit)[0]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -6,7 +6,6 @@ import io
 import pickle
 import threading
 from contextlib import redirect_stderr
-from functools import partial
 
 import captum.attr
 import numpy as np
@@ -21,7 +20,8 @@ from transformers import ViTConfig, ViTForImageClassification
 from captum_attn_lime import AttentionAttribution, LimeText, compare
 from captum_attn_lime.adapters import ImageAdapter
 from captum_attn_lime.errors import ForwardError, InputError, TargetError
-from captum_attn_lime.lime import LimeImage, explanation_weights
+from captum_attn_lime.lime import LimeExplanation, LimeImage, explanation_weights
+from captum_attn_lime.lime._draws import image_masks
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -65,8 +65,8 @@ grid = np.arange(32)[:, None] // 8 * 4 + np.arange(32) // 8
     ("options", "ours"),
     [
         ({}, {}),
-        ({"hide_color": 0}, {"hide_color": 0}),
-        ({"hide_color": (9, 99, 199)}, {"hide_color": (9, 99, 199)}),
+        ({"hide_color": 0}, {"baselines": 0}),
+        ({"hide_color": (9, 99, 199)}, {"baselines": (9, 99, 199)}),
         ({"num_samples": 333, "batch_size": 7}, {"num_samples": 333}),
         ({"num_features": 4}, {"num_features": 4}),
         ({"explainer": {"kernel_width": 1.5}, "distance_metric": "euclidean"}, {}),
@@ -75,10 +75,11 @@ grid = np.arange(32)[:, None] // 8 * 4 + np.arange(32) // 8
 )
 @pytest.mark.parametrize("labels", [grid, slic(picture(), n_segments=9, start_label=0)], ids=["patches", "slic"])
 def test_weights_are_those_of_the_official_explainer(labels, options, ours):
-    a = adapter()
+    a, ours = adapter(), dict(ours)
     width = options.get("explainer", {}).get("kernel_width", 0.25)
     how = {k: options[k] for k in ("distance_metric", "model_regressor") if k in options}
-    found = LimeImage(a, kernel_width=width, **how, seed=5).explain(picture(), 1, segments=labels, **ours)
+    shown = {k: ours.pop(k) for k in list(ours) if k != "baselines"}
+    found = LimeImage(a, kernel_width=width, **how, seed=5).explain(a.encode(picture(), labels, **ours), 1, **shown)
     expected = naive(a, picture(), labels, seed=5, **options)
     assert set(found.local_exp) == {1}
     weights, official = explanation_weights(found, 1), explanation_weights(expected, 1)
@@ -94,14 +95,14 @@ def test_weights_are_those_of_the_official_explainer(labels, options, ours):
 def test_weights_of_float_pictures(dtype):
     a = adapter()
     image = (picture() / 255).astype(dtype)
-    found = explanation_weights(LimeImage(a).explain(image, 2, segments="patches"))
+    found = explanation_weights(LimeImage(a).explain(image, 2))
     official = explanation_weights(naive(a, image, grid, target=2))
     assert max(abs(found[k] - official[k]) for k in official) <= 1e-6
 
 
-def test_the_default_segmentation_is_limes():
+def test_quickshift_is_limes_default_segmentation():
     a = adapter()
-    found = LimeImage(a).explain(picture(), 0, num_samples=100)
+    found = LimeImage(a).explain(a.encode(picture(), "quickshift"), 0, num_samples=100)
     with redirect_stderr(io.StringIO()):
         official = LimeImageExplainer(random_state=0).explain_instance(
             picture(), a.predict_proba, labels=(0,), top_labels=None, num_samples=100
@@ -131,14 +132,14 @@ def test_segments_that_count_from_one_are_explained():
     plain = naive(a, picture(), labels)
     assert all(w == 0 for w in explanation_weights(plain).values())
     assert plain.score == 1.0
-    found = LimeImage(a).explain(picture(), 1, segments=labels)
+    found = LimeImage(a).explain(a.encode(picture(), labels), 1)
     weights = explanation_weights(found)
     assert found.segments.min() == 0
     corner = found.segments[-1, -1]
     assert abs(weights[corner]) > 20 * max(abs(w) for k, w in weights.items() if k != corner)
     assert found.score > 0.99
     # Any other numbers give the same.
-    again = LimeImage(a).explain(picture(), 1, segments=labels * 1000 - 5)
+    again = LimeImage(a).explain(a.encode(picture(), labels * 1000 - 5), 1)
     assert explanation_weights(again) == weights
 
 
@@ -221,8 +222,11 @@ def test_pixels_of_no_patch_are_left_alone():
 def test_the_explanation_is_limes_own_and_shows_the_picture():
     a = adapter(size=32)
     image = picture(64, 48)
-    found = LimeImage(a).explain(image, 1, segments="patches", num_samples=200)
-    assert type(found) is ImageExplanation
+    found = LimeImage(a).explain(image, 1, num_samples=200)
+    assert isinstance(found, ImageExplanation)
+    assert isinstance(found, LimeExplanation)
+    assert found.as_list()[0] == (found.feature_names[found.local_exp[1][0][0]], found.local_exp[1][0][1])
+    assert "LIME of the probability of class" in found.as_html()
     np.testing.assert_array_equal(found.image, a.images(image)[0])
     assert found.top_labels == [1]
     best = found.local_exp[1][0][0]
@@ -232,7 +236,7 @@ def test_the_explanation_is_limes_own_and_shows_the_picture():
     pickle.loads(pickle.dumps(found)).get_image_and_mask(1)
     # The class that the model predicts is explained by default, and none of the five that lime adds.
     predicted = int(a.predict_proba(image)[0].argmax())
-    assert list(LimeImage(a).explain(image, segments="patches", num_samples=50).local_exp) == [predicted]
+    assert list(LimeImage(a).explain(image, num_samples=50).local_exp) == [predicted]
 
 
 def test_logits_and_single_outputs():
@@ -240,9 +244,8 @@ def test_logits_and_single_outputs():
     one = nn.Sequential(z, nn.Flatten())
     single = adapter(type("Single", (nn.Module,), {"forward": lambda self, x: one(x)[:, :1]})(), patch_size=8)
     lime = LimeImage(single, model_regressor=LinearRegression())
-    options = dict(segments="patches", hide_color="black", num_samples=200, output="logits")
-    down, up = (explanation_weights(lime.explain(picture(), k, **options)) for k in (0, 1))
     x = single.encode(picture(), baselines="black")
+    down, up = (explanation_weights(lime.explain(x, k, num_samples=200, output="logits")) for k in (0, 1))
     delta = (x.inputs[0] - x.baselines[0]).sum(dim=0).double().numpy()
     expected = np.array([float(TRUE[k]) * delta[grid == k].sum() for k in range(16)])
     np.testing.assert_allclose([up[k] for k in range(16)], expected, atol=1e-4 * np.abs(expected).max())
@@ -262,7 +265,7 @@ def test_multi_label_models_are_explained_class_by_class():
             picture(), classify, labels=(2,), top_labels=None, segmentation_fn=lambda _: grid
         )
     expected = explanation_weights(official)
-    found = explanation_weights(LimeImage(a).explain(picture(), 2, segments="patches"))
+    found = explanation_weights(LimeImage(a).explain(picture(), 2))
     assert max(map(abs, expected.values())) > 0.01
     assert max(abs(found[k] - expected[k]) for k in expected) <= 1e-6
 
@@ -286,7 +289,8 @@ def test_equal_calls_give_equal_results_and_seeds_matter():
 def test_the_seed_of_the_segmentation_that_lime_loses():
     a = adapter(ReadsCorner())
     flat = np.zeros((8, 450, 3), np.uint8)  # nothing but ties, which quickshift breaks by chance
-    found = [LimeImage(a).explain(flat, 0, num_samples=5, random_seed=k).segments for k in (1, 1, 2)]
+    encodings = [a.encode(flat, "quickshift", seed=k) for k in (1, 1, 2)]
+    found = [LimeImage(a).explain(x, 0, num_samples=5).segments for x in encodings]
     np.testing.assert_array_equal(found[0], found[1])
     assert not np.array_equal(found[0], found[2])
 
@@ -300,7 +304,7 @@ def test_each_mask_runs_once():
             return x.mean(dim=(1, 2, 3))[:, None].repeat(1, 2)
 
     a = adapter(Counts(), patch_size=16)
-    LimeImage(a).explain(picture(), 0, segments="patches", num_samples=1000)
+    LimeImage(a).explain(picture(), 0, num_samples=1000)
     assert sum(rows) <= 2 + 16  # four segments have 16 masks; values between 0 and 1 are looked at once more
 
 
@@ -317,22 +321,35 @@ def test_progress_is_shown_only_where_asked_for(capsys):
     assert "20/20" in capsys.readouterr().err
 
 
-def test_a_lime_whose_loop_looks_different_still_works(monkeypatch):
-    """What another version may do: no progress bar, and an argument more."""
-    from lime import lime_image
+@pytest.mark.parametrize("features", [1, 2, 7])
+def test_masks_are_drawn_as_lime_draws_them(features):
+    seen = []
+    answer = lambda images: seen.extend(images[:, 0, :, 0] == 1) or np.full((len(images), 2), 0.5)  # noqa: E731
+    segments = np.arange(features).reshape(1, features)
+    with redirect_stderr(io.StringIO()):
+        LimeImageExplainer(random_state=3).explain_instance(
+            np.ones((1, features, 3)), answer, hide_color=0, num_samples=50, segmentation_fn=lambda _: segments
+        )
+    np.testing.assert_array_equal(image_masks(3, features, 50), seen)
 
-    official = LimeImageExplainer.data_labels
 
-    def data_labels(self, *args, progress_bar=False, **kwargs):
-        with redirect_stderr(io.StringIO()):
-            return partial(official, self)(*args, **kwargs)
+def test_attribute_gives_the_official_explainers_weights():
+    """Where the model's answers are equal, so are the weights, to 1e-12."""
+    slopes = np.array([1.0, 2.0, 4.0, 8.0, -3.0])
 
-    a = adapter()
-    x = a.encode(picture())
-    expected = explanation_weights(LimeImage(a).explain(x, 0, num_samples=60))
-    monkeypatch.setattr(lime_image.LimeImageExplainer, "data_labels", data_labels)
-    found = explanation_weights(LimeImage(a).explain(x, 0, num_samples=60))
-    assert max(abs(found[k] - expected[k]) for k in expected) <= 1e-9
+    def scores(kept):
+        return (kept @ slopes + 3 * kept[:, 0] * kept[:, 1])[:, None]
+
+    official = LimeImageExplainer(random_state=2)
+    with redirect_stderr(io.StringIO()):
+        found = official.explain_instance(
+            np.ones((1, 5, 3)), lambda x: scores(x[:, 0, :, 0]), labels=(0,), top_labels=None, hide_color=0,
+            num_samples=80, segmentation_fn=lambda _: np.arange(5).reshape(1, 5),
+        )  # fmt: skip
+    lime = LimeImage(lambda x: torch.from_numpy(scores(x.numpy())), seed=2)
+    weights = lime.attribute(torch.ones(1, 5, dtype=torch.float64), target=0, n_samples=80)[0]
+    expected = explanation_weights(found, 0)
+    assert max(abs(expected[k] - float(weights[k])) for k in range(5)) <= 1e-12
 
 
 def test_the_official_package_stays_as_it_is_in_other_threads():
@@ -347,7 +364,7 @@ def test_the_official_package_stays_as_it_is_in_other_threads():
             return x.mean(dim=(1, 2, 3))[:, None].repeat(1, 2)
 
     a = adapter(Looks(), patch_size=8)
-    LimeImage(a).explain(picture(), 0, segments="patches", num_samples=20)
+    LimeImage(a).explain(picture(), 0, num_samples=20)
     assert all(s == (bar, method) for s in seen)
 
     lime = LimeImage(adapter())
@@ -473,9 +490,7 @@ def test_what_is_refused():
     with pytest.raises(TargetError):
         lime.attribute(**x.arguments(lime), target=7)
     with pytest.raises(InputError, match="one picture, but 2 came"):
-        lime.explain([picture(), picture()], 0, segments="patches")
-    with pytest.raises(InputError, match="has its own segments"):
-        lime.explain(x, 0, segments="slic")
+        lime.explain([picture(), picture()], 0)
     with pytest.raises(InputError, match="output must be"):
         lime.explain(x, 0, output="odds")
     with pytest.raises(InputError, match="num_samples"):
@@ -489,7 +504,7 @@ def test_what_is_refused():
     with pytest.raises(InputError, match="forward_func must be"):
         LimeImage("model")
     regression = adapter(vit(problem_type="regression"))
-    found = LimeImage(regression).explain(picture(), 0, segments="patches", num_samples=20)
+    found = LimeImage(regression).explain(picture(), 0, num_samples=20)
     assert found.explained.label == "prediction of output 'LABEL_0'"
 
     class Breaks(nn.Module):
@@ -497,13 +512,13 @@ def test_what_is_refused():
             return x.mean(dim=(1, 2, 3))[:, None].sub(100).log().repeat(1, 2)
 
     with pytest.raises(ForwardError, match="NaN"):
-        LimeImage(adapter(Breaks(), patch_size=8)).explain(picture(), 0, segments="patches", num_samples=20)
+        LimeImage(adapter(Breaks(), patch_size=8)).explain(picture(), 0, num_samples=20)
 
 
 def test_pickling():
     lime = LimeImage(adapter(), seed=2)
     again = pickle.loads(pickle.dumps(lime))
-    options = dict(segments="patches", num_samples=30)
+    options = dict(num_samples=30)
     assert explanation_weights(again.explain(picture(), 0, **options)) == explanation_weights(
         lime.explain(picture(), 0, **options)
     )

@@ -20,7 +20,13 @@ from captum_attn_lime import (
     plot,
 )
 from captum_attn_lime.errors import InputError, TargetError
-from captum_attn_lime.lime import explanation_numbers, explanation_weights, word_weights
+from captum_attn_lime.lime import (
+    explain_until_separated,
+    explanation_numbers,
+    explanation_weights,
+    pooled,
+    word_weights,
+)
 
 CLASSES = [f"class {k}" for k in range(20)]
 TEXT = "a fine film with a dull cast"
@@ -98,14 +104,14 @@ def test_the_highest_classes(kind):
 
 def test_replicates_of_several_classes():
     method, example = lime("row")
-    several = method.explain(example, labels=[1, 2], num_samples=100, replicates=3)
+    several = pooled(method.explain(example, labels=[1, 2], num_samples=100, seed=seed) for seed in range(3))
     for label in (1, 2):
-        alone = method.explain(example, label, num_samples=100, replicates=3)
+        alone = pooled(method.explain(example, label, num_samples=100, seed=seed) for seed in range(3))
         own = several.all_diagnostics[label]
         assert own.weights == pytest.approx(alone.diagnostics.weights)
         assert own.replicates.spearman == pytest.approx(alone.diagnostics.replicates.spearman)
-    auto = method.explain(example, labels=[1, 2], num_samples="auto", max_samples=2000, num_features=1)
-    assert all(d.replicates is None or d.n_samples <= 2000 for d in auto.all_diagnostics.values())
+    auto = explain_until_separated(method, example, labels=[1, 2], max_samples=2000, num_features=1)
+    assert all(d.n_samples <= 2000 for d in auto.all_diagnostics.values())
 
 
 def test_one_of_several_is_read_by_its_name():

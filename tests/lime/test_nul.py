@@ -37,7 +37,7 @@ def check(text, spans):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("options", [{}, {"bow": False}, {"units": "tokenizer"}, {"removal": "mask"}])
+@pytest.mark.parametrize("options", [{}, {"bow": False}, {"features": "word"}, {"removal": "mask"}])
 def test_spans_and_weights(adapter, text, options):
     explanation = LimeText(adapter, **options).explain(text, 1, output="logits", num_samples=500)
     check(text, explanation_spans(explanation))

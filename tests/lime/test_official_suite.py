@@ -145,7 +145,7 @@ def test_nothing_removed_is_the_text_itself(reviews):
     def words(text):
         return re.split(r"(?:\W+)|$", text)
 
-    for options in (dict(split_expression=words), dict(), dict(units="tokenizer"), dict(units=re.compile(r"\w+"))):
+    for options in (dict(split_expression=words), dict(), dict(features="word"), dict(features=re.compile(r"\w+"))):
         assert string_of(reviews[0], text, **options).inverse_removing([]) == text
 
 
@@ -297,6 +297,6 @@ def test_segments_are_those_of_scikit_image(name, options):
     adapter = ImageAdapter(model, mean=(0.5,) * 3, std=(0.25,) * 3, size=(48, 48))
     picture = astronaut()[100:148, 150:198]
     expected = getattr(segmentation, name)(picture, **options)
-    found = LimeImage(adapter).explain(picture, 0, segments=name, num_samples=20, random_seed=133)
+    found = LimeImage(adapter).explain(adapter.encode(picture, name, seed=133), 0, num_samples=20)
     np.testing.assert_array_equal(found.segments, np.unique(expected, return_inverse=True)[1].reshape(48, 48))
     assert len(explanation_weights(found)) == len(np.unique(expected))

@@ -67,7 +67,7 @@ def series(columns):
 
 def text(columns):
     adapter = TextAdapter(Critic(columns), tokenizer(), class_names=NAMES)
-    return LimeText(adapter, units="tokenizer"), TEXT, {"bad": "healthy", "good": "ill"}
+    return LimeText(adapter, features="word"), TEXT, {"bad": "healthy", "good": "ill"}
 
 
 KINDS = {"row": row, "series": series, "text": text}

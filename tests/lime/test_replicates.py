@@ -13,14 +13,20 @@ from lime.lime_base import LimeBase
 from lime.lime_text import LimeTextExplainer
 from sklearn.linear_model import Lasso, LinearRegression
 
-from captum_attn_lime import LimeTabular, LimeText, TabularAdapter, TextAdapter, WordTokenizer
-from captum_attn_lime.errors import InputError
-from captum_attn_lime.lime import Replicates, coefficients_stability, explanation_weights, variables_stability
-from captum_attn_lime.lime._diagnostics import FitData
-from captum_attn_lime.lime._explainer import Remembered
-from captum_attn_lime.lime._replicates import Plan, replicate_seeds
+from captum_attn_lime import LimeTabular, LimeText, TabularAdapter
+from captum_attn_lime.errors import InputError, LimeWarning
+from captum_attn_lime.lime import (
+    Replicates,
+    coefficients_stability,
+    explain_until_separated,
+    explanation_weights,
+    pooled,
+    variables_stability,
+)
+from captum_attn_lime.lime._fits import FitData
+from captum_attn_lime.lime._pooled import replicate_seeds
 from captum_attn_lime.metrics import spearman
-from tests.lime.test_diagnostics import Bag, Square, bag, explained, sandwich
+from tests.lime.test_diagnostics import Square, bag, explained, sandwich
 
 TEXT = "a fine film it is not bad and the actors are good"
 
@@ -41,13 +47,17 @@ def official_runs(adapter, seeds, num_samples, **options):
     return runs, fitted
 
 
+def runs_of(lime, *args, seeds, **options):
+    return pooled(lime.explain(*args, seed=seed, **options) for seed in seeds)
+
+
 def kernel(distances):
     return np.sqrt(np.exp(-(distances**2) / 6**2))
 
 
 def test_pooled_is_one_official_fit_over_all_samples():
     adapter = bag(bend=2.0)
-    found = LimeText(adapter, seed=7, kernel_width=6).explain(TEXT, 1, num_samples=90, replicates=3)
+    found = runs_of(LimeText(adapter, kernel_width=6), TEXT, 1, num_samples=90, seeds=replicate_seeds(7, 3))
     replicates = found.diagnostics.replicates
     assert replicates.seeds == replicate_seeds(7, 3)
     runs, fitted = official_runs(adapter, replicates.seeds, 90, kernel_width=6)
@@ -68,7 +78,7 @@ def test_pooled_is_one_official_fit_over_all_samples():
 
 def test_agreement_against_its_parts():
     adapter = bag(bend=2.0)
-    replicates = LimeText(adapter).explain(TEXT, 1, num_samples=60, replicates=4).diagnostics.replicates
+    replicates = runs_of(LimeText(adapter), TEXT, 1, num_samples=60, seeds=range(4)).diagnostics.replicates
     runs = replicates.weights
     tops = [set(sorted(run, key=lambda k: -abs(run[k]))[:5]) for run in runs]
     pairs = list(combinations(range(4), 2))
@@ -96,7 +106,7 @@ def test_indices_by_hand():
 
 
 def test_selected_features_are_what_is_compared():
-    found = LimeText(bag(bend=2.0)).explain(TEXT, 1, num_samples=80, replicates=3, num_features=2)
+    found = runs_of(LimeText(bag(bend=2.0)), TEXT, 1, num_samples=80, seeds=range(3), num_features=2)
     replicates = found.diagnostics.replicates
     assert replicates.k == 2
     assert len(found.diagnostics.weights) == 2
@@ -104,21 +114,36 @@ def test_selected_features_are_what_is_compared():
     assert 0 <= replicates.csi <= 100
 
 
-def test_one_replicate_is_the_run_itself():
-    one = LimeText(bag(bend=2.0)).explain(TEXT, 1, num_samples=60)
-    same = LimeText(bag(bend=2.0)).explain(TEXT, 1, num_samples=60, replicates=1)
-    assert one.local_exp == same.local_exp
-    assert one.diagnostics == same.diagnostics
-    assert one.diagnostics.replicates is None
+def test_what_cannot_be_pooled():
+    lime = LimeText(bag(bend=2.0))
+    one, two = (lime.explain(TEXT, 1, num_samples=60, seed=seed) for seed in (0, 1))
+    for others, message in [
+        ([], "at least two"),
+        ([one.local_exp], "dict came"),
+        ([one], "same samples"),
+        ([pooled([one, two])], "numbers of samples"),
+        ([lime.explain(TEXT, 0, num_samples=60, seed=1)], "several numbers;"),
+        ([lime.explain(TEXT, 1, num_samples=60, seed=1, output="logits")], "several numbers;"),
+        ([lime.explain(TEXT, 1, num_samples=60, seed=1, num_features=2)], "numbers of features shown"),
+        ([lime.explain(TEXT + " good", 1, num_samples=60, seed=1)], "several texts"),
+        ([lime.explain(TEXT[:20], 1, num_samples=60, seed=1)], "several features"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            pooled([one, *others])
+    rows = LimeTabular(
+        TabularAdapter(torch.nn.Linear(2, 2), training_data=np.random.RandomState(0).normal(size=(40, 2)))
+    )
+    with pytest.raises(InputError, match="answers for the inputs differ"):
+        pooled([rows.explain([0.1, 0.2], 1, num_samples=60), rows.explain([2.1, 0.2], 1, num_samples=60, seed=1)])
 
 
 @pytest.mark.parametrize("kind", ["rows", "regression", "sequence", "image"])
 def test_every_class_pools(kind):
-    single = explained(kind, seed=1)
-    pooled = explained(kind, replicates=3, seed=1)
-    diagnostics = pooled.diagnostics
+    single, *others = (explained(kind, seed=seed) for seed in (1, 2, 3))
+    found = pooled([single, *others])
+    diagnostics = found.diagnostics
     assert diagnostics.n_samples == 900
-    assert diagnostics.weights == explanation_weights(pooled)
+    assert diagnostics.weights == explanation_weights(found)
     first = diagnostics.replicates.weights[0]
     assert first == pytest.approx(explanation_weights(single), abs=1e-9)
     mean = {k: np.mean([run[k] for run in diagnostics.replicates.weights]) for k in first}
@@ -129,10 +154,10 @@ def test_every_class_pools(kind):
     # The picture's model is nearly linear: what is left is the penalty's part, which itself falls with the samples.
     assert typical == pytest.approx(3 ** (-1.5 if kind == "image" else -0.5), rel=0.3)
     if kind == "regression":
-        assert pooled.local_exp[0] == [(k, -w) for k, w in pooled.local_exp[1]]
+        assert found.local_exp[0] == [(k, -w) for k, w in found.local_exp[1]]
         runs = [explained(kind, seed=seed) for seed in diagnostics.replicates.seeds]
         ends = [(run.min_value, run.max_value) for run in runs]
-        assert (pooled.min_value, pooled.max_value) == (min(a for a, _ in ends), max(b for _, b in ends)) != ends[-1]
+        assert (found.min_value, found.max_value) == (min(a for a, _ in ends), max(b for _, b in ends)) != ends[0]
 
 
 def test_bins_are_the_same_in_every_replicate():
@@ -140,7 +165,7 @@ def test_bins_are_the_same_in_every_replicate():
     x = rng.normal(size=(120, 3))
     adapter = TabularAdapter(Square(), training_data=x, task="regression")
     lime = LimeTabular(adapter, discretizer="entropy", training_labels=(x[:, 0] > 0.2).astype(int))
-    found = lime.explain(x[0], num_samples=200, replicates=3)
+    found = runs_of(lime, x[0], num_samples=200, seeds=range(3))
     assert found.diagnostics.n_distinct <= 2**3 * 3**3
     assert len(found.diagnostics.replicates.weights) == 3
 
@@ -148,7 +173,7 @@ def test_bins_are_the_same_in_every_replicate():
 def test_auto_stops_when_the_order_is_plain():
     adapter = bag()
     adapter.model.table.weight.data[:, 0] = torch.linspace(-3, 6, 40)
-    found = LimeText(adapter).explain(TEXT, 1, num_samples="auto", num_features=2, output="logits").diagnostics
+    found = explain_until_separated(LimeText(adapter), TEXT, 1, num_features=2, output="logits").diagnostics
     assert found.replicates.stopped == "separated"
     assert (len(found.replicates.seeds), found.n_samples) == (2, 500)
     assert found.separated(2)
@@ -158,7 +183,7 @@ def test_auto_stops_when_the_order_is_plain():
 def test_auto_stops_at_the_budget_where_features_are_equal():
     adapter = bag()
     adapter.model.table.weight.data[:] = 1.0
-    found = LimeText(adapter).explain(TEXT, 1, num_samples="auto", max_samples=1100).diagnostics
+    found = explain_until_separated(LimeText(adapter), TEXT, 1, max_samples=1100).diagnostics
     assert found.replicates.stopped == "budget"
     assert (len(found.replicates.seeds), found.n_samples) == (4, 1000)
     assert not found.separated(5)
@@ -167,33 +192,36 @@ def test_auto_stops_at_the_budget_where_features_are_equal():
 
 def test_auto_adds_no_run_that_is_not_needed():
     adapter = bag(bend=2.0)
-    found = LimeText(adapter).explain(TEXT, 1, num_samples="auto", num_features=5, max_samples=20000).diagnostics
+    lime = LimeText(adapter)
+    found = explain_until_separated(lime, TEXT, 1, num_features=5, max_samples=20000).diagnostics
     runs = len(found.replicates.seeds)
     assert found.replicates.stopped == "separated"
     assert runs > 2
-    before = LimeText(adapter).explain(TEXT, 1, num_samples=250, replicates=runs - 1, num_features=5).diagnostics
-    assert before.replicates.seeds == found.replicates.seeds[:-1]
+    seeds = found.replicates.seeds
+    before = runs_of(lime, TEXT, 1, seeds=seeds[:-1], num_samples=250, num_features=5).diagnostics
     assert not before.separated(5)
+    again = runs_of(lime, TEXT, 1, seeds=seeds, num_samples=250, num_features=5).diagnostics
+    assert again.weights == found.weights
 
 
-def test_auto_takes_runs_of_five_samples_a_feature():
-    plan = Plan("auto", None, 1, 1000)
-    assert plan.total == 1000
-    adapter = TextAdapter(Bag().eval(), WordTokenizer.fit([TEXT]))
-    assert LimeText(adapter).explain(TEXT, 1, num_samples="auto", max_samples=4).diagnostics.n_samples == 4
-    found = explained_rows(60).diagnostics
-    assert found.replicates.samples == 300
-
-
-def explained_rows(columns):
+def test_no_ranking_is_believed_with_fewer_than_ten_samples_a_feature():
     torch.manual_seed(0)
-    adapter = TabularAdapter(
-        torch.nn.Linear(columns, 1),
-        training_data=np.random.RandomState(0).normal(size=(80, columns)),
-        task="regression",
-    )
+    rows = np.random.RandomState(0).normal(size=(80, 60))
+    adapter = TabularAdapter(torch.nn.Linear(60, 1), training_data=rows, task="regression")
     lime = LimeTabular(adapter, semantics="gradient", model_regressor=LinearRegression())
-    return lime.explain(np.zeros(columns), num_samples="auto", max_samples=900)
+    found = explain_until_separated(lime, np.zeros(60), max_samples=2000).diagnostics
+    assert found.replicates.stopped == "separated"
+    assert found.n_samples == 750
+
+
+def test_what_ends_the_runs_warns_once_and_of_itself():
+    adapter = bag()
+    with pytest.warns(LimeWarning) as seen:
+        found = explain_until_separated(LimeText(adapter), TEXT, 1, num_samples=20, max_samples=40)
+    few = [w for w in seen if "few samples" in str(w.message)]
+    assert len(few) == 1
+    assert few[0].filename == __file__
+    assert "40 samples" in str(found.diagnostics.warnings)
 
 
 def test_the_seeds_of_neighbours_are_not_shared():
@@ -205,76 +233,43 @@ def test_the_seeds_of_neighbours_are_not_shared():
 
 def test_pooled_replicates_scatter_as_a_run_of_as_many_samples():
     adapter = bag(bend=2.0)
-    pooled, single = [], []
+    several, single = [], []
     for seed in range(25):
         lime = LimeText(adapter, seed=1000 * seed)
-        pooled.append(list(lime.explain(TEXT, 1, num_samples=60, replicates=4).diagnostics.full_weights.values()))
+        seeds = replicate_seeds(lime.seed, 4)
+        several.append(list(runs_of(lime, TEXT, 1, num_samples=60, seeds=seeds).diagnostics.full_weights.values()))
         single.append(list(lime.explain(TEXT, 1, num_samples=240).diagnostics.full_weights.values()))
-    ratio = np.std(pooled, axis=0).mean() / np.std(single, axis=0).mean()
+    ratio = np.std(several, axis=0).mean() / np.std(single, axis=0).mean()
     assert 0.75 < ratio < 1.33
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(replicates=0), "replicates must be"),
-        (dict(replicates=2.0), "replicates must be"),
         (dict(num_samples="many"), "num_samples must be"),
-        (dict(num_samples="auto", replicates=2), "leave replicates= out"),
-        (dict(num_samples="auto", max_samples=3), "max_samples must be"),
+        (dict(num_samples=1), "num_samples must be"),
+        (dict(max_samples=499), "max_samples must be a whole number of at least 500"),
     ],
 )
 def test_bad_calls(options, message):
     with pytest.raises(InputError, match=message):
-        LimeText(bag()).explain(TEXT, 1, **options)
+        explain_until_separated(LimeText(bag()), TEXT, 1, **options)
 
 
-def test_auto_needs_standard_errors():
+def test_separation_needs_standard_errors():
+    lime = LimeText(bag(), model_regressor=Lasso(alpha=0.001))
     with pytest.raises(InputError, match="Lasso has not"):
-        LimeText(bag(), model_regressor=Lasso(alpha=0.001)).explain(TEXT, 1, num_samples="auto")
-    found = LimeText(bag(), model_regressor=Lasso(alpha=0.001)).explain(TEXT, 1, num_samples=80, replicates=2)
+        explain_until_separated(lime, TEXT, 1)
+    found = runs_of(lime, TEXT, 1, num_samples=80, seeds=range(2))
     assert np.isnan(found.diagnostics.replicates.csi)
     assert found.diagnostics.replicates.vsi > 0
     assert min(found.diagnostics.replicates.standard_errors().values()) >= 0
 
 
 def test_replicates_are_plain_data():
-    found = explained("rows", replicates=2).diagnostics.replicates
+    found = pooled(explained("rows", seed=seed) for seed in (0, 1)).diagnostics.replicates
     assert isinstance(copy.deepcopy(found), Replicates)
     assert str(found).startswith("2 of 300 samples, top 4: VSI 100")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert found == copy.deepcopy(found)
-
-
-def test_a_short_text_runs_each_copy_once_over_all_replicates():
-    adapter = bag(bend=2.0)
-    rows = []
-    adapter.model.register_forward_pre_hook(
-        lambda _, args, kwargs: rows.extend(zip(*(x.tolist() for x in (*args, *kwargs.values())), strict=True)),
-        with_kwargs=True,
-    )
-    lime = LimeText(adapter)
-    lime.explain("it is bad", 1, num_samples=10)  # the adapter tries a new model out
-    rows.clear()
-    found = lime.explain("a fine film", 1, num_samples=50, replicates=4)
-    assert found.diagnostics.n_samples == 200
-    assert len(rows) <= 2**3
-    assert len({str(row) for row in rows}) == len(rows)
-
-
-def test_remembered_masks_are_answered_as_they_would_be():
-    random = np.random.RandomState(0)
-    weights, asked, ticks = random.normal(size=(9, 2)), [], []
-
-    def scores(kept):
-        asked.append(kept)
-        return kept @ weights
-
-    memory = Remembered(scores, ticks.append)
-    for _ in range(3):
-        kept = random.uniform(size=(40, 9)) < 0.2
-        np.testing.assert_array_equal(memory(kept), kept @ weights)
-    asked = np.concatenate(asked)
-    assert len(np.unique(asked, axis=0)) == len(asked)
-    assert len(asked) + sum(ticks) == 120

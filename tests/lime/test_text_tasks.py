@@ -37,7 +37,7 @@ def test_one_text_of_a_pair_is_lime_run_naively(segment, bow):
     text = FIRST if segment == "first" else SECOND
     official = LimeTextExplainer(random_state=3, feature_selection="none", bow=bow)
     expected = official.explain_instance(text, naive, labels=(1,), num_samples=100)
-    found = LimeText(adapter, seed=3, bow=bow).explain((FIRST, SECOND), 1, segment=segment, num_samples=100)
+    found = LimeText(adapter, seed=3, bow=bow).explain((FIRST, SECOND), 1, part=segment, num_samples=100)
     one, two = explanation_weights(expected, 1), explanation_weights(found, 1)
     assert one.keys() == two.keys()
     np.testing.assert_allclose([two[k] for k in one], list(one.values()), atol=1e-5)
@@ -48,7 +48,7 @@ def test_one_text_of_a_pair_is_lime_run_naively(segment, bow):
 def test_the_predicted_class_of_a_pair_and_its_words():
     adapter = pair_adapter(class_names=["a", "b", "c"])
     lime = LimeText(adapter)
-    found = lime.explain((FIRST, SECOND), segment="second", num_samples=40)
+    found = lime.explain((FIRST, SECOND), part="second", num_samples=40)
     assert list(found.local_exp) == [int(adapter.predict_proba((FIRST, SECOND)).argmax())]
     assert found.class_names == ["a", "b", "c"]
     x = adapter.encode((FIRST, SECOND), explained_text="second")
@@ -62,21 +62,21 @@ def test_only_what_the_model_sees_of_a_pair_is_explained():
     with pytest.warns(TruncationWarning):
         (seen,) = adapter.encode((FIRST, SECOND)).texts
     with pytest.warns(TruncationWarning):
-        found = LimeText(adapter).explain((FIRST, SECOND), 0, segment="first", num_samples=40)
+        found = LimeText(adapter).explain((FIRST, SECOND), 0, part="first", num_samples=40)
     assert found.domain_mapper.indexed_string.raw == seen[0] != FIRST
-    again = LimeText(adapter).explain(seen, 0, segment="first", num_samples=40)  # no warning: nothing is cut
+    again = LimeText(adapter).explain(seen, 0, part="first", num_samples=40)  # no warning: nothing is cut
     assert explanation_weights(again) == explanation_weights(found)
 
 
 @pytest.mark.parametrize(
     ("raw", "options", "error", "message"),
     [
-        ((FIRST, SECOND), {}, InputError, "segment= 'first' or 'second'"),
-        ((FIRST, SECOND), dict(segment="third"), InputError, "'third'"),
-        (FIRST, dict(segment="first"), InputError, "str came"),
-        ((FIRST, ""), dict(segment="first"), TextError, "the second text of pair 0 is empty"),
-        ((FIRST, SECOND), dict(segment="first", target=3), TargetError, "target 3"),
-        ([FIRST, SECOND], dict(segment="first"), InputError, "list came"),
+        ((FIRST, SECOND), {}, InputError, "part= 'first' or 'second'"),
+        ((FIRST, SECOND), dict(part="third"), InputError, "'third'"),
+        (FIRST, dict(part="first"), InputError, "str came"),
+        ((FIRST, ""), dict(part="first"), TextError, "the second text of pair 0 is empty"),
+        ((FIRST, SECOND), dict(part="first", target=3), TargetError, "target 3"),
+        ([FIRST, SECOND], dict(part="first"), InputError, "a list came, of 2"),
     ],
 )
 def test_bad_calls_with_pairs(raw, options, error, message):
@@ -144,6 +144,6 @@ def test_no_batch_of_the_whole_vocabulary_is_kept():
 def test_single_texts_are_marked_and_read_as_before():
     adapter = TextAdapter(models.bert(), models.word_level_tokenizer())
     found = LimeText(adapter).explain(TEXT, 1, num_samples=30)
-    assert found.explained_text == TEXT
-    assert not hasattr(found, "explained_target")
+    assert found.text == TEXT
+    assert found.token is None
     assert list(explanation_weights(found, 1)) == list(explanation_weights(found))

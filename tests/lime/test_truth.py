@@ -54,25 +54,25 @@ def words_of(explanation, label):
 
 
 @pytest.mark.parametrize(
-    ("units", "removal"),
+    ("features", "removal"),
     [
         ("lime", None),
         ("lime", "delete"),
         ("lime", "attention"),
         (re.compile(r"\w+"), "delete"),
         (re.compile(r"\w+"), "attention"),
-        ("tokenizer", "delete"),
+        ("word", "delete"),
     ],
 )
 @pytest.mark.parametrize("label", [0, 1, 2])
-def test_a_bag_of_words_gets_its_own_words_worth(units, removal, label):
+def test_a_bag_of_words_gets_its_own_words_worth(features, removal, label):
     """All occurrences of a word go together, and so do their parts of the logit; signs between words stay."""
     adapter, worth = bag(classes=3)
-    lime = LimeText(adapter, units=units, removal=removal, model_regressor=LinearRegression())
+    lime = LimeText(adapter, features=features, removal=removal, model_regressor=LinearRegression())
     text, exact = TEXT.lower(), 1e-6
     found = lime.explain(text, label, num_samples=300, output="logits")
     truth = {word: len(re.findall(rf"\b{word}\b", text)) * worth[word][label] for word in WORDS}
-    if units == "tokenizer":
+    if features == "word":
         # Signs are units, too: words that this model does not know. A copy without any unit is answered for an unknown
         # word, and counts little.
         truth |= {sign: text.count(sign) * worth["<unk>"][label] for sign in ",;."}
@@ -119,7 +119,7 @@ def test_one_text_of_a_pair_while_the_other_stays():
     pair = ("the film starts well", "the cast ends badly")
     for segment, text in zip(("first", "second"), pair, strict=True):
         lime = LimeText(adapter, model_regressor=LinearRegression())
-        found = words_of(lime.explain(pair, 1, segment=segment, num_samples=200, output="logits"), 1)
+        found = words_of(lime.explain(pair, 1, part=segment, num_samples=200, output="logits"), 1)
         truth = {word: worth[tokenizer.vocabulary[word], 1] for word in text.split()}
         assert found == pytest.approx(truth, abs=1e-6)
 

@@ -16,7 +16,7 @@ from lime.lime_text import IndexedString, LimeTextExplainer
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.errors import InputError, TextError, TruncationWarning
 from captum_attn_lime.lime import LimeText, explanation_weights
-from captum_attn_lime.lime._explainer import Draws, distinct, explain_masks, masks_of, text_explainer
+from captum_attn_lime.lime._draws import distinct, text_masks
 from captum_attn_lime.lime._subject import Subject
 from captum_attn_lime.lime._units import UnitText, occurrences, split_spans
 from tests.adapters import heads, models
@@ -46,9 +46,9 @@ def by_hand() -> TextAdapter:
     return TextAdapter(models.MaskedMean(len(tokenizer)).eval(), tokenizer)
 
 
-UNITS = {
+FEATURES = {
     "lime": ("lime", lambda x: [m.span() for m in re.finditer(r"\w+", x.texts[0])]),
-    "tokenizer": ("tokenizer", lambda x: [(w.start, w.end) for w in x.words[0]]),
+    "word": ("word", lambda x: [(w.start, w.end) for w in x.words[0]]),
     "pattern": (re.compile(r"\w+|;"), lambda x: [m.span() for m in re.finditer(r"\w+|;", x.texts[0])]),
     "function": (str.split, lambda x: [m.span() for m in re.finditer(r"\S+", x.texts[0])]),
     "spans": (lambda text: [(0, 13), (14, len(text))], lambda x: [(0, 13), (14, len(x.texts[0]))]),
@@ -117,13 +117,13 @@ def weights_of(found, target):
 
 @pytest.mark.parametrize("bow", [True, False], ids=["bag", "positions"])
 @pytest.mark.parametrize("removal", ["delete", "mask", "pad", "attention"])
-@pytest.mark.parametrize("units", UNITS)
-def test_units_and_removals_are_lime_run_naively(units, removal, bow):
+@pytest.mark.parametrize("features", FEATURES)
+def test_features_and_removals_are_lime_run_naively(features, removal, bow):
     adapter = bert()
     x = adapter.encode(TEXT)
-    given_units, spans = UNITS[units]
+    given, spans = FEATURES[features]
     expected, names = naive(adapter, x, spans(x), bow=bow, removal=removal, target=2)
-    lime = LimeText(adapter, units=given_units, removal=removal, bow=bow)
+    lime = LimeText(adapter, features=given, removal=removal, bow=bow)
     found = lime.explain(TEXT, 2, num_samples=40)
     np.testing.assert_allclose(weights_of(found, 2), expected, atol=1e-6)
     assert [found.domain_mapper.indexed_string.word(k) for k in range(len(names))] == names
@@ -138,12 +138,12 @@ def test_other_tokenizers_and_models(make, removal):
     x = adapter.encode(TEXT)
     if removal == "attention" and make is by_hand:  # all tokens are of words, and all could be hidden
         with pytest.raises(InputError, match="hide every token"):
-            LimeText(adapter, units="tokenizer", removal=removal).explain(TEXT, 1, num_samples=40)
+            LimeText(adapter, features="word", removal=removal).explain(TEXT, 1, num_samples=40)
         return
     adapter._reference_for_tests = {"gpt2": 0, "by_hand": 1}.get(make.__name__)  # bos; unknown
     spans = [(w.start, w.end) for w in x.words[0]]
     expected, _ = naive(adapter, x, spans, bow=True, removal=removal, target=1)
-    found = LimeText(adapter, units="tokenizer", removal=removal).explain(TEXT, 1, num_samples=40)
+    found = LimeText(adapter, features="word", removal=removal).explain(TEXT, 1, num_samples=40)
     np.testing.assert_allclose(weights_of(found, 1), expected, atol=1e-6)
 
 
@@ -169,7 +169,7 @@ def test_one_text_of_a_pair(segment, removal):
     x = adapter.encode(pair, explained_text=segment)
     spans = [(w.start, w.end) for w in x.words[0]]
     expected, _ = naive(adapter, x, spans, bow=True, removal=removal, target=0, segment=k)
-    found = LimeText(adapter, units="tokenizer", removal=removal).explain(pair, 0, segment=segment, num_samples=40)
+    found = LimeText(adapter, features="word", removal=removal).explain(pair, 0, part=segment, num_samples=40)
     np.testing.assert_allclose(weights_of(found, 0), expected, atol=1e-6)
     assert found.domain_mapper.indexed_string.raw == pair[k]
 
@@ -178,7 +178,7 @@ def test_one_text_of_a_pair(segment, removal):
 def test_a_text_that_is_cut_is_perturbed_within_what_is_seen(removal):
     adapter = bert(max_length=9)
     with pytest.warns(TruncationWarning):
-        found = LimeText(adapter, units="tokenizer", removal=removal).explain(TEXT, 0, num_samples=40)
+        found = LimeText(adapter, features="word", removal=removal).explain(TEXT, 0, num_samples=40)
     with pytest.warns(TruncationWarning):
         x = adapter.encode(TEXT)
     assert found.domain_mapper.indexed_string.raw == x.texts[0] != TEXT
@@ -187,7 +187,7 @@ def test_a_text_that_is_cut_is_perturbed_within_what_is_seen(removal):
     np.testing.assert_allclose(weights_of(found, 0), expected, atol=1e-6)
 
 
-# ---------------------------------------------------------------- lime's own way, by tokens and by texts
+# ---------------------------------------------------------------- lime's way, by tokens and by texts
 
 
 def ways(monkeypatch) -> list[str]:
@@ -292,12 +292,12 @@ def counted(adapter) -> list[bytes]:
     return rows
 
 
-@pytest.mark.parametrize(("bow", "units"), [(True, "lime"), (False, "tokenizer")])
-def test_no_distinct_copy_runs_twice(bow, units):
+@pytest.mark.parametrize(("bow", "features"), [(True, "lime"), (False, "word")])
+def test_no_distinct_copy_runs_twice(bow, features):
     adapter = bert()
     adapter.encode(TEXT)  # the first time, the embedding is looked for by a run of the model
     rows = counted(adapter)
-    LimeText(adapter, units=units, bow=bow).explain("good good film good", 1, num_samples=500)
+    LimeText(adapter, features=features, bow=bow).explain("good good film good", 1, num_samples=500)
     assert len(rows) == len(set(rows))
     # a bag of two words; positions: 0 to 2 "good" before "film" and 0 to 1 after it, or 0 to 3 without "film"
     assert len(rows) == (4 if bow else 3 * 2 + 4)
@@ -324,7 +324,7 @@ def test_copies_of_long_texts_come_in_few_widths():
     adapter.model.register_forward_pre_hook(
         lambda _, args, kwargs: widths.add((*args, *kwargs.values())[0].shape[1]), with_kwargs=True
     )
-    lime = LimeText(adapter, units="tokenizer", bow=False)
+    lime = LimeText(adapter, features="word", bow=False)
     lime.explain(text, 1, num_samples=2)  # the adapter tries a new model out
     widths.clear()
     found = lime.explain(text, 1, num_samples=150)
@@ -344,17 +344,17 @@ def test_the_model_is_left_as_it_was_and_runs_in_eval_mode():
 def test_logits_and_a_language_model_by_tokens():
     adapter = bert()
     x = adapter.encode(TEXT)
-    logits = LimeText(adapter, units="tokenizer", removal="mask").explain(TEXT, 1, output="logits", num_samples=50)
+    logits = LimeText(adapter, features="word", removal="mask").explain(TEXT, 1, output="logits", num_samples=50)
     lime = LimeText(adapter)
     tensor = lime.attribute(**x.arguments(lime), target=1, n_samples=50)
     # the words of this text that occur once are features of both; a bag of words has other draws
-    positional = LimeText(adapter, units="tokenizer", removal="mask", bow=False)
+    positional = LimeText(adapter, features="word", removal="mask", bow=False)
     found = weights_of(positional.explain(TEXT, 1, output="logits", num_samples=50), 1)
     own = [float(tensor[0][x.feature_mask[0] == k][0]) for k in range(len(found))]
     np.testing.assert_allclose(found, own, atol=1e-4)
     assert len(explanation_weights(logits)) < len(found)
     model = heads.CASES["gpt2_next"].adapter()
-    lime = LimeText(model, units="tokenizer", removal="mask")
+    lime = LimeText(model, features="word", removal="mask")
     next_token = lime.explain(TEXT, 17, num_samples=40)
     assert next_token.class_names == ["any other token", model.class_name(17)]
     assert next_token.predict_proba[1] == pytest.approx(float(model.predict_proba(TEXT)[0, 17]), rel=1e-5)
@@ -364,49 +364,33 @@ def test_logits_and_a_language_model_by_tokens():
 
 
 @pytest.mark.parametrize("d", [1, 2, 7, 143])
-def test_draws_are_numpys(d):
-    ours, theirs = Draws(3), np.random.RandomState(3)
-    for _ in range(20):
-        size = ours.randint(1, d + 1)
-        assert size == theirs.randint(1, d + 1)
-        np.testing.assert_array_equal(
-            ours.choice(range(d), size, replace=False), theirs.choice(range(d), size, replace=False)
-        )
-    np.testing.assert_array_equal(ours.choice(5, 3), theirs.choice(5, 3))
-    np.testing.assert_array_equal(
-        ours.choice(range(2, 9), 3, replace=False), theirs.choice(range(2, 9), 3, replace=False)
-    )
-    with pytest.raises(ValueError, match="larger"):
-        ours.choice(range(3), 4, replace=False)
+def test_masks_are_drawn_as_lime_draws_them(d):
+    seen = []
+    answer = lambda texts: seen.extend(texts) or np.full((len(texts), 2), 0.5)  # noqa: E731
+    explainer = LimeTextExplainer(random_state=3, feature_selection="none")
+    explainer.explain_instance(" ".join(map(str, range(d))), answer, num_samples=50)
+    expected = [[str(k) in text.split() for k in range(d)] for text in seen]
+    np.testing.assert_array_equal(text_masks(3, d, 50), expected)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_masks_are_explained_as_their_text_of_numbers(metric):
-    def scores(kept):
-        return np.stack([kept @ [1.0, 2.0, 4.0, 8.0], kept[:, 0] * kept[:, 1]], axis=1)
-
-    options = dict(labels=(0, 1), num_samples=50, distance_metric=metric)
-    official = LimeTextExplainer(random_state=1, feature_selection="none", class_names=["a", "b"])
-    expected = official.explain_instance("0 1 2 3", lambda texts: scores(masks_of(texts, 4)), **options)
-    explainer = text_explainer(25, 1, feature_selection="none", class_names=["a", "b"])
-    found = explain_masks(explainer, 4, scores, **options)
-    assert found.local_exp == expected.local_exp
-    assert (found.intercept, found.score) == (expected.intercept, expected.score)
-
-
-def test_a_lime_that_takes_its_string_class_from_elsewhere_still_gets_scores():
-    class Other(LimeTextExplainer):
-        def explain_instance(self, *args, **kwargs):  # the string class is not among its own globals
-            return LimeTextExplainer.explain_instance(self, *args, **kwargs)
+def test_attribute_gives_the_official_explainers_weights(metric):
+    """On the mask itself as the input: what the model answers is equal, and so are the weights to 1e-12."""
 
     def scores(kept):
-        return np.stack([kept @ [1.0, 2.0], kept @ [3.0, 1.0]], axis=1)
+        return kept @ np.array([1.0, 2.0, 4.0, 8.0]) + 3 * kept[:, 0] * kept[:, 1]
 
-    one, two = (
-        explain_masks(cls(random_state=0, feature_selection="none"), 2, scores, num_samples=30)
-        for cls in (LimeTextExplainer, Other)
-    )
-    assert one.local_exp == two.local_exp
+    def classify(texts):
+        kept = np.array([[float(str(k) in text.split()) for k in range(4)] for text in texts])
+        return scores(kept)[:, None]
+
+    official = LimeTextExplainer(random_state=1, feature_selection="none")
+    found = official.explain_instance("0 1 2 3", classify, labels=(0,), num_samples=50, distance_metric=metric)
+    expected = explanation_weights(found)
+    lime = LimeText(lambda x: torch.from_numpy(scores(x.numpy()))[:, None], distance_metric=metric, seed=1)
+    weights = lime.attribute(torch.ones(1, 4, dtype=torch.float64), target=0, n_samples=50)[0]
+    assert max(abs(expected[k] - float(weights[k])) for k in range(4)) <= 1e-12
+    assert max(map(abs, expected.values())) > 1e-3
 
 
 @settings(max_examples=50)
@@ -437,17 +421,17 @@ def test_a_unit_text_is_limes_indexed_string(text, bow):
 def test_signs_emoji_and_chinese_characters_are_units():
     adapter = bert()
     text = "cafe\u0301 电影 😀 good!"
-    found = LimeText(adapter, units="tokenizer").explain(text, 1, num_samples=20)
+    found = LimeText(adapter, features="word").explain(text, 1, num_samples=20)
     names = [name for name, _ in found.as_list(1)]
     assert sorted(names) == sorted(["cafe\u0301", "电", "影", "😀", "good", "!"])
 
 
 def test_units_that_have_no_token_are_left_out():
     text = "good\u200b film"
-    found = LimeText(bert(), units=re.compile(r"\w+|\u200b")).explain(text, 1, num_samples=20)
+    found = LimeText(bert(), features=re.compile(r"\w+|\u200b")).explain(text, 1, num_samples=20)
     assert sorted(name for name, _ in found.as_list(1)) == ["film", "good"]
     with pytest.raises(TextError, match="none of the 1 units has a token"):
-        LimeText(bert(), units=re.compile("\u200b")).explain(text, 1, num_samples=20)
+        LimeText(bert(), features=re.compile("\u200b")).explain(text, 1, num_samples=20)
 
 
 def test_a_function_gives_substrings_or_spans():
@@ -470,11 +454,11 @@ def test_a_function_gives_substrings_or_spans():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(units="words"), "units must be 'lime'"),
-        (dict(units=3), "not int"),
+        (dict(features="words"), "features must be 'lime'"),
+        (dict(features=3), "not int"),
         (dict(removal="hide"), "removal must be None or one of"),
-        (dict(bow=False, mask_string="x", removal="mask"), "mask_string is lime's own way"),
-        (dict(bow=False, mask_string="x", units="tokenizer"), "mask_string is lime's own way"),
+        (dict(bow=False, mask_string="x", removal="mask"), "mask_string is lime's way"),
+        (dict(bow=False, mask_string="x", features="word"), "mask_string is lime's way"),
     ],
 )
 def test_bad_options(options, message):
@@ -492,7 +476,7 @@ def test_removals_that_the_model_does_not_allow():
 
 
 def test_explanations_can_be_pickled():
-    found = LimeText(bert(), units="tokenizer", removal="mask").explain(TEXT, 1, num_samples=20)
+    found = LimeText(bert(), features="word", removal="mask").explain(TEXT, 1, num_samples=20)
     again = pickle.loads(pickle.dumps(found))
     assert again.as_list(1) == found.as_list(1)
     assert again.as_list(1, positions=True) == found.as_list(1, positions=True)

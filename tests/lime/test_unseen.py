@@ -14,8 +14,9 @@ from torch import nn
 from captum_attn_lime import LimeSequence, LimeTabular, LimeText, SequenceAdapter, TabularAdapter, TextAdapter
 from captum_attn_lime._explained import Explained
 from captum_attn_lime.adapters import ImageAdapter, WordTokenizer
-from captum_attn_lime.lime import LimeImage, diagnosed
-from captum_attn_lime.lime._diagnostics import About, Diagnostics, FitData, diagnose
+from captum_attn_lime.lime import LimeImage, diagnosed, explain_until_separated, pooled
+from captum_attn_lime.lime._diagnostics import Diagnostics, diagnose
+from captum_attn_lime.lime._fits import Fit, FitData
 from captum_attn_lime.lime._standard_errors import order_errors, weight_errors
 from captum_attn_lime.lime._unseen import Features
 
@@ -150,7 +151,7 @@ def test_segments_of_a_picture():
     adapter = ImageAdapter(model, size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     segments = np.arange(4).reshape(2, 2).repeat(8, 0).repeat(8, 1)
     picture = np.random.RandomState(0).randint(0, 255, (16, 16, 3)).astype(np.uint8)
-    found = LimeImage(adapter).explain(picture, 1, segments=segments, num_samples=2).diagnostics
+    found = LimeImage(adapter).explain(adapter.encode(picture, segments), 1, num_samples=2).diagnostics
     assert said(found, "feature")
     assert np.isnan(list(found.standard_errors.values())).any()
 
@@ -170,11 +171,12 @@ def test_another_regressor_has_its_unseen_columns_named():
 
 def test_the_selection_and_several_runs():
     lime = tabular(rows(often))
-    found = lime.explain([0.1, 0.0, 0.2], num_samples=300, replicates=3, num_features=2).diagnostics
+    row = [0.1, 0.0, 0.2]
+    found = pooled(lime.explain(row, num_samples=300, num_features=2, seed=seed) for seed in range(3)).diagnostics
     assert said(found, "insured")
     assert np.isnan(found.full_standard_errors[1])
-    auto = lime.explain([0.1, 0.0, 0.2], num_samples="auto", num_features=2).diagnostics
-    assert auto.replicates is None or auto.replicates.stopped == "separated"
+    auto = explain_until_separated(lime, row, num_features=2).diagnostics
+    assert auto.replicates.stopped == "separated"
 
 
 def masks(n=80, d=4, seed=0):
@@ -189,7 +191,7 @@ def fitted(x, y, kernel, regressor=None, features=None):
     model = (regressor or Ridge(alpha=1)).fit(x, y, sample_weight=kernel)
     result = (model.intercept_, list(enumerate(model.coef_)), model.score(x, y, kernel), model.predict(x[:1]))
     data = FitData(x, y, kernel, (0,), 1, regressor, features or Features())
-    return diagnose(data, result, About(Explained(1, "logit")))[0]
+    return diagnose(Fit(data, result, Explained(1, "logit")))[0]
 
 
 @pytest.mark.parametrize("copy", [lambda c: c, lambda c: 1 - c, lambda c: 2 * c + 3])
@@ -267,7 +269,7 @@ def test_many_segments_under_a_narrow_kernel_collapse():
     picture = np.random.RandomState(0).randint(0, 255, (32, 32, 3)).astype(np.uint8)
     segments = np.arange(16).reshape(4, 4).repeat(8, 0).repeat(8, 1)
     lime = LimeImage(adapter, kernel_width=0.05)
-    found = lime.explain(picture, 1, segments=segments, num_samples=1000, output="logits").diagnostics
+    found = lime.explain(adapter.encode(picture, segments), 1, num_samples=1000, output="logits").diagnostics
     assert max(map(abs, found.ridge_bias.values())) > 0.5 * max(map(abs, found.weights.values()))
     assert said(found, "ridge penalty")
 

@@ -1,0 +1,55 @@
+"""The masks that the official text and image explainers draw: the same random calls in the same order."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Masks = NDArray[np.bool_]
+
+
+def text_masks(seed: int, features: int, n: int) -> Masks:
+    """Return which features each sample keeps, (n, features), as ``LimeTextExplainer`` draws them.
+
+    The number of removed features is uniform from 1 to all. The first sample keeps all.
+
+    Example:
+        >>> text_masks(0, 3, 3).astype(int).tolist()
+        [[1, 1, 1], [0, 1, 1], [0, 1, 0]]
+    """
+    random = np.random.RandomState(seed)
+    kept: Masks = np.ones((n, features), dtype=bool)
+    for i, size in enumerate(random.randint(1, features + 1, n - 1), start=1):
+        # lime calls choice(range(features), size, replace=False): numpy takes the beginning of a permutation.
+        kept[i, random.permutation(features)[:size]] = False
+    return kept
+
+
+def image_masks(seed: int, features: int, n: int) -> Masks:
+    """Return which features each sample keeps, (n, features), as ``LimeImageExplainer`` draws them.
+
+    Each feature is removed with probability 1/2. The first sample keeps all.
+
+    Example:
+        >>> image_masks(0, 3, 3).astype(int).tolist()
+        [[1, 1, 1], [0, 1, 1], [1, 1, 1]]
+    """
+    random = np.random.RandomState(seed)
+    random.randint(0, high=1000)  # lime draws the seed of its segmentation first
+    kept: Masks = random.randint(0, 2, n * features).reshape(n, features).astype(bool)
+    kept[0] = True
+    return kept
+
+
+def distinct(masks: Masks) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the indices of the distinct rows, and for each row which of these it equals.
+
+    Example:
+        >>> first, where = distinct(np.array([[True, False], [False, False], [True, False]]))
+        >>> sorted(first.tolist()), (first[where] == [0, 1, 0]).all()
+        ([0, 1], np.True_)
+    """
+    packed = np.ascontiguousarray(np.packbits(masks, axis=1))
+    rows = packed.view(np.dtype((np.void, packed.shape[1]))).reshape(-1)
+    _, first, where = np.unique(rows, return_index=True, return_inverse=True)
+    return first, where.reshape(-1)

@@ -1,0 +1,32 @@
+"""`LimeImageExplanation`: the explanation of a picture, lime's `ImageExplanation` too. Imports lime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from lime.lime_image import ImageExplanation
+from numpy.typing import NDArray
+
+from captum_attn_lime.lime._result import LimeExplanation
+
+
+class LimeImageExplanation(LimeExplanation, ImageExplanation):  # type: ignore[misc]
+    """A :class:`LimeExplanation` of a picture, which is lime's ``ImageExplanation`` too.
+
+    ``top_labels`` holds the labels that were explained.
+
+    Args:
+        image: The picture, (H, W, 3).
+        segments: The segment of each pixel, (H, W); numbered as the features.
+        *args: As for :class:`LimeExplanation`.
+        **kwargs: As for :class:`LimeExplanation`.
+    """
+
+    def __init__(self, image: NDArray[Any], segments: NDArray[np.integer[Any]], *args: Any, **kwargs: Any) -> None:
+        LimeExplanation.__init__(self, *args, **kwargs)
+        self.image, self.segments = image, segments
+        self.top_labels = list(self.all_diagnostics)
+
+    # A picture's bars are called after segments, which nobody knows by number: a notebook shows the repr.
+    _repr_html_ = None  # type: ignore[assignment]
