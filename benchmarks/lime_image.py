@@ -103,7 +103,7 @@ def functions(name: str, samples: int) -> dict[str, Callable[[], Any]]:
     lime = LimeImage(adapter)
     return {
         "plain": lambda: plain(model, image, samples),
-        "ours": lambda: lime.explain(image, 1, segments="patches", num_samples=samples),
+        "ours": lambda: lime.explain(image, 1, num_samples=samples),
         "forward": lambda: forward(model, samples, adapter.batch_size),
     }
 

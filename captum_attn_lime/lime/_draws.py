@@ -15,7 +15,7 @@ def text_masks(seed: int, features: int, n: int) -> Masks:
 
     Example:
         >>> text_masks(0, 3, 3).astype(int).tolist()
-        [[1, 1, 1], [0, 1, 1], [0, 1, 0]]
+        [[1, 1, 1], [1, 1, 0], [0, 1, 0]]
     """
     random = np.random.RandomState(seed)
     kept: Masks = np.ones((n, features), dtype=bool)
@@ -31,8 +31,8 @@ def image_masks(seed: int, features: int, n: int) -> Masks:
     Each feature is removed with probability 1/2. The first sample keeps all.
 
     Example:
-        >>> image_masks(0, 3, 3).astype(int).tolist()
-        [[1, 1, 1], [0, 1, 1], [1, 1, 1]]
+        >>> image_masks(1, 3, 3).astype(int).tolist()
+        [[1, 1, 1], [1, 1, 1], [1, 1, 0]]
     """
     random = np.random.RandomState(seed)
     random.randint(0, high=1000)  # lime draws the seed of its segmentation first

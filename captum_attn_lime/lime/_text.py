@@ -71,6 +71,7 @@ class LimeText(LimeMasks):
         Ribeiro, Singh and Guestrin, "Why Should I Trust You?", KDD 2016.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([[1.0, 2.0, 3.0]])
         >>> lime = LimeText(lambda x: x.sum(dim=1, keepdim=True))
         >>> lime.attribute(x, target=0, n_samples=5000).round(decimals=1)
