@@ -50,7 +50,10 @@ def test_a_target_at_a_position(name, tmp_path):
 def test_lime_of_one_text_has_no_value_for_the_other():
     adapter = classifier()
     both = adapter.encode((QUESTION, CONTEXT))
-    lime = {s: LimeText(adapter).explain((QUESTION, CONTEXT), 1, part=s, num_samples=60) for s in ("first", "second")}
+    lime = {
+        s: LimeText(adapter).explain((QUESTION, CONTEXT), 1, explained_text=s, num_samples=60)
+        for s in ("first", "second")
+    }
     ablation = captum.attr.FeatureAblation(adapter)
     found = compare({"ablation": ablation, **lime}, both, target=1)
     of = np.array(both.text_indices[0])
@@ -69,12 +72,12 @@ def test_lime_of_one_text_has_no_value_for_the_other():
 def test_explanations_of_other_pairs_and_of_equal_texts():
     adapter = classifier()
     x = adapter.encode((QUESTION, CONTEXT))
-    other = LimeText(adapter).explain((QUESTION, "a dull cast"), 1, part="first", num_samples=30)
+    other = LimeText(adapter).explain((QUESTION, "a dull cast"), 1, explained_text="first", num_samples=30)
     with pytest.raises(InputError, match="of another text"):  # the same question, beside another context
         compare({"LIME": other}, x, target=1)
     twice = (QUESTION, QUESTION)
     y = adapter.encode(twice)
-    marked = LimeText(adapter).explain(twice, 1, part="second", num_samples=30)
+    marked = LimeText(adapter).explain(twice, 1, explained_text="second", num_samples=30)
     scores = compare({"LIME": marked}, y, target=1).scores["LIME"]
     assert scores[:5].isna().all()
     assert scores[5:].notna().all()

@@ -242,7 +242,7 @@ def _explained_words(name: str, explanation: Any, encoding: TextEncoding) -> lis
     raw = getattr(getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None), "raw", None)
     text = encoding.texts[0]
     texts = (text,) if isinstance(text, str) else text
-    marked = getattr(explanation, "part", None)  # LimeText notes it; the official explainer does not
+    marked = getattr(explanation, "explained_text", None)  # LimeText notes it; the official explainer does not
     segments = [k for k, t in enumerate(texts) if t == raw and (marked is None or ("first", "second")[k] == marked)]
     if not segments or (getattr(explanation, "text", None) or text) != text:
         own = " and ".join(repr(t[:60]) for t in texts)
@@ -250,7 +250,7 @@ def _explained_words(name: str, explanation: Any, encoding: TextEncoding) -> lis
     if len(segments) > 1:
         raise InputError(
             f"the explanation {name!r} may be of either text of the pair, which are equal; use LimeText.explain with "
-            "part=, which notes it."
+            "explained_text=, which notes it."
         )
     words = [k for k, of in enumerate(encoding.text_indices[0]) if of == segments[0]]
     if not words:

@@ -154,7 +154,7 @@ def token_weights(
     """
     raw = getattr(getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None), "raw", None)
     texts = encoding.texts[0] if isinstance(encoding.texts[0], tuple) else (encoding.texts[0],)
-    marked = getattr(explanation, "part", None)
+    marked = getattr(explanation, "explained_text", None)
     found = [k for k, text in enumerate(texts) if text == raw and marked in (None, ("first", "second")[k])]
     if len(encoding) != 1 or not found:
         raise InputError(

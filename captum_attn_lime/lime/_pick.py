@@ -15,7 +15,7 @@ from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime._base import check_count
 from captum_attn_lime.lime._explanations import explanation_weights
 from captum_attn_lime.lime._notices import collected_warnings
-from captum_attn_lime.lime._subject import Part
+from captum_attn_lime.lime._subject import OneText
 from captum_attn_lime.lime._tabular import LimeTabular
 from captum_attn_lime.lime._text import LimeText
 from captum_attn_lime.metrics._global_view import global_view
@@ -77,7 +77,7 @@ def submodular_pick(
     picks: int = 5,
     sample: int | None = None,
     target: int | str | None = None,
-    part: Part | None = None,
+    explained_text: OneText | None = None,
     num_samples: int = 5000,
     num_features: int | None = 10,
     output: Output = "probability",
@@ -100,7 +100,7 @@ def submodular_pick(
         picks: Number of examples to pick.
         sample: Number of examples to explain, drawn without replacement; all by default.
         target: The class; by default each example's predicted one, and the weights of different classes then meet.
-        part: As for :meth:`LimeText.explain`, for pairs of texts.
+        explained_text: As for :meth:`LimeText.explain`, for pairs of texts.
         num_samples: Number of perturbed copies of each example.
         num_features: Greatest number of features in an explanation, by lime's own selection. With None every
             explanation has all of its features, and long texts are picked for their length.
@@ -140,8 +140,8 @@ def submodular_pick(
     if picks > len(drawn):
         raise InputError(f"{picks} picks were asked for, but {len(drawn)} example(s) are explained; pass fewer picks.")
     options: dict[str, Any] = dict(target=target, num_samples=num_samples, num_features=num_features, output=output)
-    if part is not None:
-        options["part"] = part
+    if explained_text is not None:
+        options["explained_text"] = explained_text
     with progress(len(drawn), show_progress, "submodular_pick") as tick, collected_warnings():
         explainer = _Explainer(lime, found, options | {"seed": seed}, tick)
         official = _official(explainer, list(drawn), picks)

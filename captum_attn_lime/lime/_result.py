@@ -38,7 +38,7 @@ class LimeExplanation(Explanation):  # type: ignore[misc]
         class_names: One for each answer; numbered by default.
         seed: Where the random numbers of the samples began.
         text: The text or pair of texts that the model saw.
-        part: ``"first"`` or ``"second"``: which text of a pair was perturbed.
+        explained_text: ``"first"`` or ``"second"``: which text of a pair was perturbed.
         token: Of a language model the id of the explained token.
         row: The explained row, or the sequence as a row of cells, (features,).
         factors: What turns lime's weights into numbers by the semantics of :class:`LimeTabular`, (features,).
@@ -62,7 +62,7 @@ class LimeExplanation(Explanation):  # type: ignore[misc]
         class_names: Sequence[str] | None = None,
         seed: int = 0,
         text: str | tuple[str, str] | None = None,
-        part: Literal["first", "second"] | None = None,
+        explained_text: Literal["first", "second"] | None = None,
         token: int | None = None,
         row: Array | None = None,
         factors: Array | None = None,
@@ -77,7 +77,7 @@ class LimeExplanation(Explanation):  # type: ignore[misc]
             self.predict_proba = np.asarray(answers)
         self.feature_names = tuple(str(name) for name in feature_names)
         self.seed = seed
-        self.text, self.part, self.token = text, part, token
+        self.text, self.explained_text, self.token = text, explained_text, token
         self.row, self.factors = row, factors
         self._fill(fits)
 

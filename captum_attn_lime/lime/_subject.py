@@ -19,7 +19,7 @@ from captum_attn_lime.lime._index_text import Cells, Removal, cells_of, is_exact
 from captum_attn_lime.lime._steady_padding import hidden_as_padding
 from captum_attn_lime.lime._units import occurrences
 
-Part = Literal["first", "second"]
+OneText = Literal["first", "second"]
 # Of two columns lime explains the second one by default.
 _OF_TOKEN = 1
 _ANY_OTHER = "any other token"
@@ -32,7 +32,7 @@ class Subject:
     Attributes:
         adapter: The adapter.
         encoding: The text or pair as tokens.
-        part: Which text of a pair is perturbed; None for a single text.
+        explained_text: Which text of a pair is perturbed; None for a single text.
         unit: The unit of the model's answers.
         show_progress: Whether to show a bar.
         token: The token id that is asked about, of a model whose classes are the vocabulary; else None.
@@ -41,7 +41,7 @@ class Subject:
 
     adapter: Any
     encoding: Any
-    part: Part | None
+    explained_text: OneText | None
     unit: Unit
     show_progress: bool
     token: int | None = None
@@ -63,7 +63,7 @@ class Subject:
         """The text that is perturbed."""
         if isinstance(self.seen, str):
             return self.seen
-        return self.seen[0 if self.part == "first" else 1]
+        return self.seen[0 if self.explained_text == "first" else 1]
 
     @property
     def is_next_token(self) -> bool:
@@ -210,14 +210,14 @@ class Subject:
     @property
     def index(self) -> int:
         """Which text of a pair is perturbed, 0 or 1; 0 of a single text."""
-        return 1 if self.part == "second" else 0
+        return 1 if self.explained_text == "second" else 0
 
     def _item(self, text: str) -> Any:
         """Return what the adapter takes, with this text in the place of the perturbed one."""
         if isinstance(self.seen, str):
             return text
         first, second = self.seen
-        return (text, second) if self.part == "first" else (first, text)
+        return (text, second) if self.explained_text == "first" else (first, text)
 
     def two_columns(self, found: Array) -> Array:
         """Return the two columns of a token and of any other, of a token's logits or probabilities (n, 1)."""
@@ -225,12 +225,18 @@ class Subject:
 
 
 def subject_of(
-    forward_func: Callable[..., Any], text: Any, part: Part | None, output: Output, *, show_progress: bool
+    forward_func: Callable[..., Any],
+    text: Any,
+    explained_text: OneText | None,
+    output: Output,
+    *,
+    features: Literal["word", "token"] = "word",
+    show_progress: bool,
 ) -> tuple[Subject, list[Span] | None]:
     """Return what is perturbed, and where the features of an encoding stand; None of a raw text.
 
     Raises:
-        InputError: The forward function takes no texts, or the text and the part do not go together.
+        InputError: The forward function takes no texts, or the text and ``explained_text`` do not go together.
     """
     if not all(hasattr(forward_func, name) for name in ("encode", "predict_proba", "logits")):
         raise InputError(
@@ -242,23 +248,26 @@ def subject_of(
     if isinstance(text, list) or (isinstance(text, TextEncoding) and len(text) != 1):
         kind = "a list" if isinstance(text, list) else "an encoding"
         raise InputError(f"explain needs one text, but {kind} came, of {len(text)}; call it for each.")
-    if part is not None and part not in get_args(Part):
-        raise InputError(f"part must be 'first' or 'second', but is {part!r}.")
+    if explained_text is not None and explained_text not in get_args(OneText):
+        raise InputError(f"explained_text must be 'first' or 'second', but is {explained_text!r}.")
     is_encoded = isinstance(text, TextEncoding)
     raw = text.texts[0] if is_encoded else text
     is_pair = isinstance(raw, tuple)
-    if is_encoded and is_pair and part is None and len(set(text.text_indices[0])) == 1:
-        part = get_args(Part)[text.text_indices[0][0]]
-    if is_pair and part is None:
+    if is_encoded and is_pair and explained_text is None and len(set(text.text_indices[0])) == 1:
+        explained_text = get_args(OneText)[text.text_indices[0][0]]
+    if is_pair and explained_text is None:
         raise InputError(
-            "a pair is explained one text at a time, while the other stays: pass part= 'first' or 'second'."
+            "a pair is explained one text at a time, while the other stays: pass explained_text= 'first' or 'second'."
         )
-    if part is not None and not is_pair:
-        raise InputError(f"part={part!r} chooses a text of a pair, but {type(raw).__name__} came; pass a tuple.")
+    if explained_text is not None and not is_pair:
+        raise InputError(
+            f"explained_text={explained_text!r} chooses a text of a pair, but {type(raw).__name__} came; pass a tuple."
+        )
     if not is_encoded:
-        encoding = adapter.encode(raw) if part is None else adapter.encode(raw, explained_text=part)
-        return Subject(adapter, encoding, part, unit, show_progress), None
-    subject = Subject(adapter, text, part, unit, show_progress)
+        how: dict[str, Any] = {} if features == "word" else {"features": features}
+        encoding = adapter.encode(raw, **how, **({"explained_text": explained_text} if is_pair else {}))
+        return Subject(adapter, encoding, explained_text, unit, show_progress), None
+    subject = Subject(adapter, text, explained_text, unit, show_progress)
     own = zip(text.words[0], text.text_indices[0], strict=True)
     return subject, [(word.start, word.end) for word, of in own if of == subject.index]
 

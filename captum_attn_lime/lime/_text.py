@@ -19,7 +19,7 @@ from captum_attn_lime.lime._index_text import Removal
 from captum_attn_lime.lime._masked import MaskedExample, Removable
 from captum_attn_lime.lime._over_masks import LimeMasks, Scores
 from captum_attn_lime.lime._steady_padding import with_steady_padding
-from captum_attn_lime.lime._subject import Part, Subject, subject_of
+from captum_attn_lime.lime._subject import OneText, Subject, subject_of
 from captum_attn_lime.lime._units import TextFeatures, UnitText, lime_string, split_spans
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class LimeText(LimeMasks):
         mask_string: For :meth:`explain`: what replaces a word with ``bow=False``.
         features: For :meth:`explain`: what is removed. ``"lime"``: lime's own words, by ``split_expression``;
             ``"word"``: the adapter's words, among which are signs and emoji, and the tokens of scripts without spaces;
-            a compiled pattern of one feature; or a function from the text to its features in order (substrings, or
-            pairs of start and end). Features without a token are left out.
+            ``"token"``: each token; a compiled pattern of one feature; or a function from the text to its features in
+            order (substrings, or pairs of start and end). Features without a token are left out.
         removal: For :meth:`explain`: ``"delete"``, ``"mask"``, ``"pad"`` or ``"attention"``; see above.
         distance_metric: Distance between masks, a name that scikit-learn knows.
         model_regressor: scikit-learn regressor to fit; lime's ridge regression by default.
@@ -117,7 +117,7 @@ class LimeText(LimeMasks):
         *,
         labels: Sequence[int | str] | None = None,
         top_labels: int | None = None,
-        part: Part | None = None,
+        explained_text: OneText | None = None,
         num_samples: int = 5000,
         num_features: int | None = None,
         output: Output = "probability",
@@ -137,7 +137,7 @@ class LimeText(LimeMasks):
                 with several outputs one of these.
             labels: Several classes, in the place of a target, all from the same samples. Not for language models.
             top_labels: So many classes with the highest scores, in the place of a target.
-            part: ``"first"`` or ``"second"``: the text of a pair to explain, while the other stays as it is.
+            explained_text: ``"first"`` or ``"second"``: the text of a pair to explain, while the other stays.
             num_samples: Number of perturbed texts.
             num_features: Greatest number of words; lime selects them and fits again. All by default.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
@@ -163,7 +163,14 @@ class LimeText(LimeMasks):
         from captum_attn_lime.lime._result import LimeExplanation
 
         check_samples(num_samples, num_features)
-        subject, spans = subject_of(self.forward_func, text, part, output, show_progress=show_progress)
+        subject, spans = subject_of(
+            self.forward_func,
+            text,
+            explained_text,
+            output,
+            features="token" if self.features == "token" else "word",
+            show_progress=show_progress,
+        )
         string, subject = self._features_of(subject, spans)
         original = subject.original()
         names = None if subject.is_next_token else self.class_names
@@ -191,7 +198,7 @@ class LimeText(LimeMasks):
             class_names=subject.names(self.class_names, original.shape[1]),
             seed=seed,
             text=subject.seen,
-            part=subject.part,
+            explained_text=subject.explained_text,
             token=subject.token,
         )
 
@@ -211,24 +218,26 @@ class LimeText(LimeMasks):
             if self.removal is None:
                 return string, subject.as_lime_does(string)
             return string, subject.on_tokens(string, self.removal)
-        if spans is None and self.features == "word":
+        if spans is None and self.features in ("word", "token"):
             spans = [(word.start, word.end) for word in subject.encoding.words[0]]
         elif spans is None:
             how: Any = self.features
             spans = subject.with_tokens(split_spans(subject.text, how))
-        string = UnitText(subject.text, spans, bow=self.bow)
+        string = UnitText(subject.text, list(dict.fromkeys(spans)), bow=self.bow)
         return string, subject.on_tokens(string, self.removal or "delete")
 
 
 def _check_features(features: Any, removal: Any, *, bow: bool, has_mask_string: bool) -> None:
     """Raise where the options that say what is removed, and how, do not go together."""
-    if isinstance(features, str) and features not in ("lime", "word"):
+    if isinstance(features, str) and features not in ("lime", "word", "token"):
         raise InputError(
-            f"features must be 'lime', 'word', a compiled pattern of one feature or a function from text to features, "
-            f"but is {features!r}; for a regular expression pass re.compile({features!r})."
+            f"features must be 'lime', 'word', 'token', a compiled pattern of one feature or a function from text to "
+            f"features, but is {features!r}; for a regular expression pass re.compile({features!r})."
         )
     if not isinstance(features, (str, re.Pattern)) and not callable(features):
-        raise InputError(f"features must be 'lime', 'word', a pattern or a function, not {type(features).__name__}.")
+        raise InputError(
+            f"features must be 'lime', 'word', 'token', a pattern or a function, not {type(features).__name__}."
+        )
     if removal is not None and removal not in get_args(Removal):
         raise InputError(f"removal must be None or one of {', '.join(map(repr, get_args(Removal)))}, not {removal!r}.")
     if has_mask_string and bow:

@@ -13,7 +13,7 @@ from captum_attn_lime.adapters.text._words import Span
 from captum_attn_lime.errors import InputError, TextError
 
 Splitter = Callable[[str], Iterable[Any]]
-TextFeatures = Literal["lime", "word"] | re.Pattern[str] | Splitter
+TextFeatures = Literal["lime", "word", "token"] | re.Pattern[str] | Splitter
 Occurrence = tuple[int, int, int]
 
 

@@ -70,7 +70,7 @@ def test_captums_methods_and_lime_run_through_a_wrapper(wrap):
     for adapter in (plain, wrapped):
         x = adapter.encode(PAIRS[0])
         gradients = captum.attr.LayerIntegratedGradients(adapter, adapter.embedding)
-        lime = LimeText(adapter, seed=0).explain(PAIRS[0], 1, part="first", num_samples=60)
+        lime = LimeText(adapter, seed=0).explain(PAIRS[0], 1, explained_text="first", num_samples=60)
         found.append((gradients.attribute(**x.arguments(gradients), target=1, n_steps=8), dict(lime.as_list())))
     torch.testing.assert_close(found[1][0], found[0][0])
     assert found[1][1] == pytest.approx(found[0][1], abs=1e-5)

@@ -56,7 +56,7 @@ def test_token_types_are_those_of_each_copy():
         return np.stack(rows)
 
     lime = LimeText(TextAdapter(model, tokenizer), seed=0)
-    found = dict(lime.explain((text, other), target=1, part="first", num_samples=120).as_list())
+    found = dict(lime.explain((text, other), target=1, explained_text="first", num_samples=120).as_list())
     plain = LimeTextExplainer(random_state=0)
     expected = dict(plain.explain_instance(text, one_by_one, num_samples=120, num_features=20).as_list())
     assert found == pytest.approx(expected, abs=1e-5)

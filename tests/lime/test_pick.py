@@ -164,11 +164,11 @@ def test_pairs_of_texts_and_a_bar(capsys):
     torch.manual_seed(1)
     adapter = TextAdapter(models.bert(), models.word_level_tokenizer())
     pairs = [("a fine film", "it is good"), ("a dull cast", "it is bad"), ("good acting", "a long film")]
-    options = dict(picks=1, num_samples=50, part="second", target=0)
+    options = dict(picks=1, num_samples=50, explained_text="second", target=0)
     found = submodular_pick(LimeText(adapter), pairs, show_progress=True, **options)
     assert set(found.weights.columns) == {"it", "is", "good", "bad", "a", "long", "film"}
     assert "submodular_pick: 100%" in capsys.readouterr().err
-    with pytest.raises(InputError, match=r"example 0 cannot be explained.*part"):
+    with pytest.raises(InputError, match=r"example 0 cannot be explained.*explained_text"):
         submodular_pick(LimeText(adapter), pairs, picks=1)
 
 

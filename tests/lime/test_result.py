@@ -36,7 +36,7 @@ def test_fields_and_types(case):
     assert found.explained is found.diagnostics.explained
     assert found.predict_proba[1] == pytest.approx(found.explained.value)
     assert found.seed == 3
-    assert (found.text, found.part, found.token) == (example if kind == "text" else None, None, None)
+    assert (found.text, found.explained_text, found.token) == (example if kind == "text" else None, None, None)
     assert (found.row is None) is (kind in ("text", "image"))
     (fit,) = found.fits
     assert fit.data.x.shape == (100, len(found.feature_names))
@@ -85,7 +85,7 @@ def test_an_encoding_is_explained_as_what_it_is_of(case):
         lime.features = "word"
     assert explanation_weights(found) == explanation_weights(lime.explain(example, 1, num_samples=100))
     batch = lime.forward_func.encode([example, example] if kind == "text" else np.stack([example, example]))
-    with pytest.raises(InputError, match="explain needs one .*2"):
+    with pytest.raises(InputError, match=r"explain needs one .*2"):
         lime.explain(batch, 1)
 
 

@@ -37,7 +37,7 @@ def test_one_text_of_a_pair_is_lime_run_naively(segment, bow):
     text = FIRST if segment == "first" else SECOND
     official = LimeTextExplainer(random_state=3, feature_selection="none", bow=bow)
     expected = official.explain_instance(text, naive, labels=(1,), num_samples=100)
-    found = LimeText(adapter, seed=3, bow=bow).explain((FIRST, SECOND), 1, part=segment, num_samples=100)
+    found = LimeText(adapter, seed=3, bow=bow).explain((FIRST, SECOND), 1, explained_text=segment, num_samples=100)
     one, two = explanation_weights(expected, 1), explanation_weights(found, 1)
     assert one.keys() == two.keys()
     np.testing.assert_allclose([two[k] for k in one], list(one.values()), atol=1e-5)
@@ -48,7 +48,7 @@ def test_one_text_of_a_pair_is_lime_run_naively(segment, bow):
 def test_the_predicted_class_of_a_pair_and_its_words():
     adapter = pair_adapter(class_names=["a", "b", "c"])
     lime = LimeText(adapter)
-    found = lime.explain((FIRST, SECOND), part="second", num_samples=40)
+    found = lime.explain((FIRST, SECOND), explained_text="second", num_samples=40)
     assert list(found.local_exp) == [int(adapter.predict_proba((FIRST, SECOND)).argmax())]
     assert found.class_names == ["a", "b", "c"]
     x = adapter.encode((FIRST, SECOND), explained_text="second")
@@ -62,21 +62,21 @@ def test_only_what_the_model_sees_of_a_pair_is_explained():
     with pytest.warns(TruncationWarning):
         (seen,) = adapter.encode((FIRST, SECOND)).texts
     with pytest.warns(TruncationWarning):
-        found = LimeText(adapter).explain((FIRST, SECOND), 0, part="first", num_samples=40)
+        found = LimeText(adapter).explain((FIRST, SECOND), 0, explained_text="first", num_samples=40)
     assert found.domain_mapper.indexed_string.raw == seen[0] != FIRST
-    again = LimeText(adapter).explain(seen, 0, part="first", num_samples=40)  # no warning: nothing is cut
+    again = LimeText(adapter).explain(seen, 0, explained_text="first", num_samples=40)  # no warning: nothing is cut
     assert explanation_weights(again) == explanation_weights(found)
 
 
 @pytest.mark.parametrize(
     ("raw", "options", "error", "message"),
     [
-        ((FIRST, SECOND), {}, InputError, "part= 'first' or 'second'"),
-        ((FIRST, SECOND), dict(part="third"), InputError, "'third'"),
-        (FIRST, dict(part="first"), InputError, "str came"),
-        ((FIRST, ""), dict(part="first"), TextError, "the second text of pair 0 is empty"),
-        ((FIRST, SECOND), dict(part="first", target=3), TargetError, "target 3"),
-        ([FIRST, SECOND], dict(part="first"), InputError, "a list came, of 2"),
+        ((FIRST, SECOND), {}, InputError, "explained_text= 'first' or 'second'"),
+        ((FIRST, SECOND), dict(explained_text="third"), InputError, "'third'"),
+        (FIRST, dict(explained_text="first"), InputError, "str came"),
+        ((FIRST, ""), dict(explained_text="first"), TextError, "the second text of pair 0 is empty"),
+        ((FIRST, SECOND), dict(explained_text="first", target=3), TargetError, "target 3"),
+        ([FIRST, SECOND], dict(explained_text="first"), InputError, "a list came, of 2"),
     ],
 )
 def test_bad_calls_with_pairs(raw, options, error, message):

@@ -119,7 +119,7 @@ def test_one_text_of_a_pair_while_the_other_stays():
     pair = ("the film starts well", "the cast ends badly")
     for segment, text in zip(("first", "second"), pair, strict=True):
         lime = LimeText(adapter, model_regressor=LinearRegression())
-        found = words_of(lime.explain(pair, 1, part=segment, num_samples=200, output="logits"), 1)
+        found = words_of(lime.explain(pair, 1, explained_text=segment, num_samples=200, output="logits"), 1)
         truth = {word: worth[tokenizer.vocabulary[word], 1] for word in text.split()}
         assert found == pytest.approx(truth, abs=1e-6)
 

@@ -49,6 +49,7 @@ def by_hand() -> TextAdapter:
 FEATURES = {
     "lime": ("lime", lambda x: [m.span() for m in re.finditer(r"\w+", x.texts[0])]),
     "word": ("word", lambda x: [(w.start, w.end) for w in x.words[0]]),
+    "token": ("token", lambda x: [s[1:] for s in x.token_spans[0] if s]),
     "pattern": (re.compile(r"\w+|;"), lambda x: [m.span() for m in re.finditer(r"\w+|;", x.texts[0])]),
     "function": (str.split, lambda x: [m.span() for m in re.finditer(r"\S+", x.texts[0])]),
     "spans": (lambda text: [(0, 13), (14, len(text))], lambda x: [(0, 13), (14, len(x.texts[0]))]),
@@ -169,7 +170,7 @@ def test_one_text_of_a_pair(segment, removal):
     x = adapter.encode(pair, explained_text=segment)
     spans = [(w.start, w.end) for w in x.words[0]]
     expected, _ = naive(adapter, x, spans, bow=True, removal=removal, target=0, segment=k)
-    found = LimeText(adapter, features="word", removal=removal).explain(pair, 0, part=segment, num_samples=40)
+    found = LimeText(adapter, features="word", removal=removal).explain(pair, 0, explained_text=segment, num_samples=40)
     np.testing.assert_allclose(weights_of(found, 0), expected, atol=1e-6)
     assert found.domain_mapper.indexed_string.raw == pair[k]
 
