@@ -94,7 +94,7 @@ class LimeImage(LimeMasks):
 
         The picture is brought to the model's size first. Its segments and what replaces them are those of
         ``adapter.encode``, by default the model's patches and each segment's mean colour. lime's default segments are
-        ``lime.explain(adapter.encode(image, "quickshift"))``. Segments are counted from 0 without gaps.
+        ``lime.explain(adapter.encode(image, features="quickshift"))``. Segments are counted from 0 without gaps.
 
         Args:
             image: One picture in any form that the adapter takes, or an encoding of one.

@@ -213,6 +213,10 @@ class LimeText(LimeMasks):
             subject: The text.
             spans: Where the features of an encoding stand; None of a raw text.
         """
+        if spans is not None and self.mask_string is not None:
+            raise InputError(
+                "mask_string replaces lime's words, and an encoding has its own; pass the text, or removal='mask'."
+            )
         if spans is None and self.features == "lime":
             string = lime_string(subject.text, self.split_expression, bow=self.bow, mask_string=self.mask_string)
             if self.removal is None:

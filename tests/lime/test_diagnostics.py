@@ -229,7 +229,7 @@ def explained(kind, **options):
     picture = rng.randint(0, 255, (16, 16, 3)).astype(np.uint8)
     segments = np.arange(4).reshape(2, 2).repeat(8, 0).repeat(8, 1)
     adapter = image_adapter(model)
-    return LimeImage(adapter).explain(adapter.encode(picture, segments), 1, num_samples=300, **options)
+    return LimeImage(adapter).explain(adapter.encode(picture, features=segments), 1, num_samples=300, **options)
 
 
 def image_adapter(model):

@@ -79,7 +79,9 @@ def test_weights_are_those_of_the_official_explainer(labels, options, ours):
     width = options.get("explainer", {}).get("kernel_width", 0.25)
     how = {k: options[k] for k in ("distance_metric", "model_regressor") if k in options}
     shown = {k: ours.pop(k) for k in list(ours) if k != "baselines"}
-    found = LimeImage(a, kernel_width=width, **how, seed=5).explain(a.encode(picture(), labels, **ours), 1, **shown)
+    found = LimeImage(a, kernel_width=width, **how, seed=5).explain(
+        a.encode(picture(), features=labels, **ours), 1, **shown
+    )
     expected = naive(a, picture(), labels, seed=5, **options)
     assert set(found.local_exp) == {1}
     weights, official = explanation_weights(found, 1), explanation_weights(expected, 1)
@@ -102,7 +104,7 @@ def test_weights_of_float_pictures(dtype):
 
 def test_quickshift_is_limes_default_segmentation():
     a = adapter()
-    found = LimeImage(a).explain(a.encode(picture(), "quickshift"), 0, num_samples=100)
+    found = LimeImage(a).explain(a.encode(picture(), features="quickshift"), 0, num_samples=100)
     with redirect_stderr(io.StringIO()):
         official = LimeImageExplainer(random_state=0).explain_instance(
             picture(), a.predict_proba, labels=(0,), top_labels=None, num_samples=100
@@ -132,14 +134,14 @@ def test_segments_that_count_from_one_are_explained():
     plain = naive(a, picture(), labels)
     assert all(w == 0 for w in explanation_weights(plain).values())
     assert plain.score == 1.0
-    found = LimeImage(a).explain(a.encode(picture(), labels), 1)
+    found = LimeImage(a).explain(a.encode(picture(), features=labels), 1)
     weights = explanation_weights(found)
     assert found.segments.min() == 0
     corner = found.segments[-1, -1]
     assert abs(weights[corner]) > 20 * max(abs(w) for k, w in weights.items() if k != corner)
     assert found.score > 0.99
     # Any other numbers give the same.
-    again = LimeImage(a).explain(a.encode(picture(), labels * 1000 - 5), 1)
+    again = LimeImage(a).explain(a.encode(picture(), features=labels * 1000 - 5), 1)
     assert explanation_weights(again) == weights
 
 
@@ -289,7 +291,7 @@ def test_equal_calls_give_equal_results_and_seeds_matter():
 def test_the_seed_of_the_segmentation_that_lime_loses():
     a = adapter(ReadsCorner())
     flat = np.zeros((8, 450, 3), np.uint8)  # nothing but ties, which quickshift breaks by chance
-    encodings = [a.encode(flat, "quickshift", seed=k) for k in (1, 1, 2)]
+    encodings = [a.encode(flat, features="quickshift", seed=k) for k in (1, 1, 2)]
     found = [LimeImage(a).explain(x, 0, num_samples=5).segments for x in encodings]
     np.testing.assert_array_equal(found[0], found[1])
     assert not np.array_equal(found[0], found[2])

@@ -297,6 +297,6 @@ def test_segments_are_those_of_scikit_image(name, options):
     adapter = ImageAdapter(model, mean=(0.5,) * 3, std=(0.25,) * 3, size=(48, 48))
     picture = astronaut()[100:148, 150:198]
     expected = getattr(segmentation, name)(picture, **options)
-    found = LimeImage(adapter).explain(adapter.encode(picture, name, seed=133), 0, num_samples=20)
+    found = LimeImage(adapter).explain(adapter.encode(picture, features=name, seed=133), 0, num_samples=20)
     np.testing.assert_array_equal(found.segments, np.unique(expected, return_inverse=True)[1].reshape(48, 48))
     assert len(explanation_weights(found)) == len(np.unique(expected))

@@ -141,10 +141,14 @@ def test_segments_of_several_patches(made, monkeypatch):
     a = adapter_of(huggingface)
     quarters = np.arange(32)[:, None] // 16 * 2 + np.arange(32) // 16
     lime = LimeImage(a)
-    found = explanation_weights(lime.explain(a.encode(picture(), quarters, baselines="blur"), 0, num_samples=80))
+    found = explanation_weights(
+        lime.explain(a.encode(picture(), features=quarters, baselines="blur"), 0, num_samples=80)
+    )
     assert made[0].trial.holds
     plainly(monkeypatch)
-    expected = explanation_weights(lime.explain(a.encode(picture(), quarters, baselines="blur"), 0, num_samples=80))
+    expected = explanation_weights(
+        lime.explain(a.encode(picture(), features=quarters, baselines="blur"), 0, num_samples=80)
+    )
     assert max(abs(found[k] - expected[k]) for k in range(4)) <= 1e-6
 
 
@@ -196,7 +200,7 @@ def test_a_model_that_stops_taking_the_known_patches():
 )
 def test_where_there_are_no_known_patches_pictures_are_made(make, segments, options, made):
     a = adapter_of(make, **options)
-    assert LimeImage(a).explain(a.encode(picture(), segments), 0, num_samples=30).local_exp
+    assert LimeImage(a).explain(a.encode(picture(), features=segments), 0, num_samples=30).local_exp
     assert type(made[0]) is MaskedExample
 
 

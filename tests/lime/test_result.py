@@ -11,7 +11,7 @@ from lime.explanation import Explanation
 from lime.lime_image import ImageExplanation
 
 import captum_attn_lime
-from captum_attn_lime import Explained, LimeExplanation
+from captum_attn_lime import Explained, LimeExplanation, LimeText
 from captum_attn_lime.adapters import ImageEncoding
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime import LimeImageExplanation, explanation_weights
@@ -82,6 +82,8 @@ def test_an_encoding_is_explained_as_what_it_is_of(case):
     found = lime.explain(x, 1, num_samples=100)
     if kind == "text":  # whose words are the features, and not lime's
         assert found.feature_names == tuple(dict.fromkeys(x.feature_names[0]))
+        with pytest.raises(InputError, match="mask_string replaces lime's words"):
+            LimeText(lime.forward_func, bow=False, mask_string="x").explain(x, 1)
         lime.features = "word"
     assert explanation_weights(found) == explanation_weights(lime.explain(example, 1, num_samples=100))
     batch = lime.forward_func.encode([example, example] if kind == "text" else np.stack([example, example]))

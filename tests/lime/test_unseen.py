@@ -151,7 +151,7 @@ def test_segments_of_a_picture():
     adapter = ImageAdapter(model, size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     segments = np.arange(4).reshape(2, 2).repeat(8, 0).repeat(8, 1)
     picture = np.random.RandomState(0).randint(0, 255, (16, 16, 3)).astype(np.uint8)
-    found = LimeImage(adapter).explain(adapter.encode(picture, segments), 1, num_samples=2).diagnostics
+    found = LimeImage(adapter).explain(adapter.encode(picture, features=segments), 1, num_samples=2).diagnostics
     assert said(found, "feature")
     assert np.isnan(list(found.standard_errors.values())).any()
 
@@ -269,7 +269,7 @@ def test_many_segments_under_a_narrow_kernel_collapse():
     picture = np.random.RandomState(0).randint(0, 255, (32, 32, 3)).astype(np.uint8)
     segments = np.arange(16).reshape(4, 4).repeat(8, 0).repeat(8, 1)
     lime = LimeImage(adapter, kernel_width=0.05)
-    found = lime.explain(adapter.encode(picture, segments), 1, num_samples=1000, output="logits").diagnostics
+    found = lime.explain(adapter.encode(picture, features=segments), 1, num_samples=1000, output="logits").diagnostics
     assert max(map(abs, found.ridge_bias.values())) > 0.5 * max(map(abs, found.weights.values()))
     assert said(found, "ridge penalty")
 
