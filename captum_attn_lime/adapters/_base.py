@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -13,41 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._explained import Explained, Unit, choose, class_index
+from captum_attn_lime._util.random import without_drawing
+from captum_attn_lime.adapters._answering import OWN_UNIT, Answering
+from captum_attn_lime.adapters._answering import current as current_answering
 from captum_attn_lime.adapters._encoding import Tensors
 from captum_attn_lime.adapters._outputs import Array, Kind, Outputs, as_logits, in_unit, kind_of
 from captum_attn_lime.adapters._state import asked, evaluating, fast_path_off, modes_kept
 from captum_attn_lime.adapters._wrappers import configuration
 from captum_attn_lime.errors import InputError
 
-
-@dataclass
-class Answering:
-    """How an adapter answers within a block: one column for each class, in one unit.
-
-    Attributes:
-        adapter: The adapter.
-        unit: The unit of its answers.
-        kind: What its model puts out.
-        is_plain: Whether the answers are the model's outputs as they are.
-        is_used: Whether the adapter has answered.
-    """
-
-    adapter: Adapter
-    unit: Unit
-    kind: Kind
-    is_plain: bool
-    is_used: bool = False
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether the answers are the model's outputs, or their negative."""
-        return _OWN_UNIT[self.kind] == self.unit
-
-
-# What Captum's methods explain of an adapter.
-_OWN_UNIT: dict[Kind, Unit] = {"logits": "logit", "probabilities": "probability", "predictions": "prediction"}
 _SHOWN = 8  # class names in a repr
-_answering: ContextVar[Answering | None] = ContextVar("captum_attn_lime_answering", default=None)
 
 
 class Adapter(nn.Module):
@@ -98,7 +71,7 @@ class Adapter(nn.Module):
         tensors = tuple(t if len(t) > 1 and t.stride(0) == 0 else t.clone() for t in tensors)
         with fast_path_off(), modes_kept(self._asked):
             outputs = self._read(self._call(tensors), tensors)
-        answering = _answering.get()
+        answering = current_answering.get()
         if answering is None or answering.adapter is not self:
             return outputs
         answering.is_used = True
@@ -137,7 +110,7 @@ class Adapter(nn.Module):
         kind = self._kind(outputs, raw)
         if kind != "probabilities":
             return outputs
-        found = self._as_unit(outputs, "logit", kind)
+        found = self.as_unit(outputs, "logit", kind)
         return found[:, 1:] if outputs.shape[1] == 1 else found
 
     def predict_proba(self, raw: Any, *, target: Any = None, show_progress: bool = False) -> Array:
@@ -163,7 +136,7 @@ class Adapter(nn.Module):
         if target is not None:
             return self._of_class(raw, target, "probability", show_progress)
         outputs = self.outputs(raw, show_progress=show_progress)
-        return self._as_unit(outputs, "probability", self._kind(outputs, raw))
+        return self.as_unit(outputs, "probability", self._kind(outputs, raw))
 
     def scores(self, raw: Any, unit: Unit, *, show_progress: bool = False) -> Array:
         """Return answers to raw inputs in a unit, with a column for each class, (n, classes) float64.
@@ -181,7 +154,7 @@ class Adapter(nn.Module):
         if unit == "probability":
             return self.predict_proba(raw, show_progress=show_progress)
         found = self.logits(raw, show_progress=show_progress)
-        return self._as_unit(found, unit, "predictions" if unit == "prediction" else "logits")
+        return self.as_unit(found, unit, "predictions" if unit == "prediction" else "logits")
 
     def explained(
         self, inputs: Tensors, forward_args: Any = (), target: Any = None, *, unit: Unit | None = None
@@ -199,11 +172,43 @@ class Adapter(nn.Module):
             TargetError: There is no such class.
         """
         outputs, kind = self._found(_tensors(inputs, forward_args))
-        unit = _OWN_UNIT[kind] if unit is None else unit
+        unit = OWN_UNIT[kind] if unit is None else unit
         scores = self._in_unit(outputs.double(), unit, kind)
-        unit, two_sided = self._naming(unit, kind, outputs.shape[-1])
+        return self.choose(scores[0].cpu(), target, unit, kind, outputs.shape[-1])
+
+    def choose(self, scores: Any, target: Any, unit: Unit, kind: Kind, columns: int) -> Explained:
+        """Return the number that is explained, out of the model's answers to one example.
+
+        Args:
+            scores: The answers in the unit, (classes,), or (N, classes) of a model that predicts for each token.
+            target: As in :meth:`explained`.
+            unit: The unit.
+            kind: What the model puts out.
+            columns: How many columns it puts out.
+
+        Raises:
+            TargetError: There is no such class.
+        """
+        unit, two_sided = self._naming(unit, kind, columns)
         names = self.names_of(scores.shape[-1])
-        return choose(scores[0].cpu(), self.with_token_ids(target), unit, names, two_sided=two_sided)
+        return choose(scores, self.with_token_ids(target), unit, names, two_sided=two_sided)
+
+    def outputs_of(self, *tensors: Tensor) -> Array:
+        """Return the model's outputs for one batch of encoded examples, float64.
+
+        The model runs once on the inputs and further arguments, each (n, ...): in eval mode, without gradients, and as
+        if it drew no random numbers.
+        """
+        with evaluating(self.model), torch.no_grad(), without_drawing():
+            return self._run(*tensors)
+
+    def kind_of(self, outputs: Array, *tensors: Tensor) -> Kind:
+        """Return what the model puts out, found out on what :meth:`outputs_of` gave for encoded examples.
+
+        Warns:
+            OutputsWarning: Whether outputs are probabilities had to be guessed.
+        """
+        return self._kind_of(torch.from_numpy(outputs), lambda: tuple(t[:1] for t in tensors))
 
     def columns(self, inputs: Tensors, forward_args: Any = ()) -> int:
         """Return how many columns the model puts out, looked up on the first of encoded examples."""
@@ -236,13 +241,13 @@ class Adapter(nn.Module):
             forward_args: Its further arguments.
         """
         outputs, kind = self._found(_tensors(inputs, forward_args))
-        is_plain = _OWN_UNIT[kind] == unit and (unit == "prediction" or outputs.shape[-1] > 1)
+        is_plain = OWN_UNIT[kind] == unit and (unit == "prediction" or outputs.shape[-1] > 1)
         answering = Answering(self, unit, kind, is_plain)
-        token = _answering.set(answering)
+        token = current_answering.set(answering)
         try:
             yield answering
         finally:
-            _answering.reset(token)
+            current_answering.reset(token)
 
     @property
     def device(self) -> torch.device:
@@ -300,13 +305,22 @@ class Adapter(nn.Module):
     def _in_unit(self, outputs: Tensor, unit: Unit, kind: Kind) -> Tensor:
         return in_unit(outputs, unit, kind, exclude=self.classes_exclude, dim=self._excluding_dim)
 
-    def _as_unit(self, outputs: Array, unit: Unit, kind: Kind) -> Array:
+    def as_unit(self, outputs: Array, unit: Unit, kind: Kind) -> Array:
+        """Return outputs in a unit, with a column for each class.
+
+        Of a classifier of one logit z these are -z and z, or 1 - p and p; of a regression its outputs.
+
+        Args:
+            outputs: The model's outputs, (n, columns), or with a row for each token.
+            unit: The unit.
+            kind: What the outputs are.
+        """
         return np.asarray(self._in_unit(torch.from_numpy(outputs), unit, kind).numpy(), dtype=np.float64)
 
     def _of_class(self, raw: Any, target: Any, unit: Unit, show_progress: bool) -> Array:
         """Return the answers to raw inputs for one class, (n, 1)."""
         outputs = self.outputs(raw, show_progress=show_progress)
-        return self._column(self._as_unit(outputs, unit, self._kind(outputs, raw)), target)
+        return self._column(self.as_unit(outputs, unit, self._kind(outputs, raw)), target)
 
     def _column(self, scores: Array, target: Any) -> Array:
         """Return the column (n, 1) of one class, of scores with a column for each."""
@@ -348,13 +362,13 @@ class Adapter(nn.Module):
 
     def _run_once(self, tensors: tuple[Tensor, ...]) -> Tensor:
         """Return the model's outputs as they are, in eval mode and without gradients."""
-        token = _answering.set(None)
+        token = current_answering.set(None)
         try:
             with evaluating(self.model), torch.no_grad():
                 outputs: Tensor = self(*tensors)
                 return outputs
         finally:
-            _answering.reset(token)
+            current_answering.reset(token)
 
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
         raise NotImplementedError
@@ -382,13 +396,3 @@ class Adapter(nn.Module):
 def _tensors(inputs: Tensors, forward_args: Any) -> tuple[Tensor, ...]:
     """Return all tensors of an encoding, as :meth:`Adapter.forward` takes them."""
     return (*(inputs if isinstance(inputs, tuple) else (inputs,)), *(forward_args or ()))
-
-
-def check_count(name: str, value: Any, of: str) -> None:
-    """Raise unless an argument is a positive whole number.
-
-    Raises:
-        InputError: It is not.
-    """
-    if not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a positive number of {of}, but is {value!r}.")

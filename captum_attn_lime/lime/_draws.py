@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Masks = NDArray[np.bool_]
+from captum_attn_lime.perturb._masks import Masks
 
 
 def text_masks(seed: int, features: int, n: int) -> Masks:
@@ -39,17 +38,3 @@ def image_masks(seed: int, features: int, n: int) -> Masks:
     kept: Masks = random.randint(0, 2, n * features).reshape(n, features).astype(bool)
     kept[0] = True
     return kept
-
-
-def distinct(masks: Masks) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the indices of the distinct rows, and for each row which of these it equals.
-
-    Example:
-        >>> first, where = distinct(np.array([[True, False], [False, False], [True, False]]))
-        >>> sorted(first.tolist()), (first[where] == [0, 1, 0]).all()
-        ([0, 1], np.True_)
-    """
-    packed = np.ascontiguousarray(np.packbits(masks, axis=1))
-    rows = packed.view(np.dtype((np.void, packed.shape[1]))).reshape(-1)
-    _, first, where = np.unique(rows, return_index=True, return_inverse=True)
-    return first, where.reshape(-1)

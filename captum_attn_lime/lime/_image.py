@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from captum_attn_lime._explained import Output, Unit
+from captum_attn_lime._explained import Output
 from captum_attn_lime._util.captum import TensorOrTuple, as_tuple
-from captum_attn_lime._util.progress import Tick, progress
-from captum_attn_lime.adapters._outputs import Kind
+from captum_attn_lime._util.progress import progress
 from captum_attn_lime.adapters.image._adapter import ImageAdapter, ImageEncoding
 from captum_attn_lime.adapters.image._segments import patch_grid
-from captum_attn_lime.errors import ForwardError, InputError
+from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import by_position
-from captum_attn_lime.lime._base import Array, TargetScalar, check_samples, chosen, settled, unit_of
+from captum_attn_lime.lime._base import check_samples, chosen, unit_of
 from captum_attn_lime.lime._draws import image_masks
-from captum_attn_lime.lime._masked import Removable
-from captum_attn_lime.lime._over_masks import LimeMasks, Scores
-from captum_attn_lime.lime._patches import masked_example
+from captum_attn_lime.lime._over_masks import LimeMasks
+from captum_attn_lime.perturb._asking import first_answers, settled
+from captum_attn_lime.perturb._door import perturbed_tensors
+from captum_attn_lime.perturb._tensors import Removable
 
 if TYPE_CHECKING:
     from captum_attn_lime.lime._image_result import LimeImageExplanation
@@ -128,19 +127,16 @@ class LimeImage(LimeMasks):
         x = self._encoded(image)
         names = x.feature_names[0]
         tensors, bases, ids = as_tuple(x.inputs), as_tuple(x.baselines), as_tuple(x.feature_mask)
-        # All segments, also those that already look like what would replace them: lime draws for all.
-        active = torch.arange(int(ids[0].max()) + 1, device=ids[0].device) < len(names)
         adapter: Any = self.forward_func
         unit = unit_of(adapter, output)
         seed = self.seed if seed is None else seed
         with torch.no_grad(), settled(adapter), progress(num_samples, show_progress, "LimeImage") as tick:
-            outputs = adapter._run(*tensors)
-            answers = _Answers(adapter, unit, adapter._kind_of(torch.from_numpy(outputs), lambda: tensors))
-            original = answers.of(outputs)[0]
+            answers, first = first_answers(adapter, tensors, unit)
+            original = first[0]
             choice: dict[str, Any] = dict(target=target, labels=labels, top_labels=top_labels)
             found = chosen(adapter, original, unit, None, tensors, **choice)
-            copies = Removable(tensors, bases, ids, active[None])
-            scores = masked_example(adapter, copies, answers, adapter.batch_size, tick).scores
+            copies = perturbed_tensors(adapter, names, found[0], Removable(tensors, bases, ids), answers)
+            scores = partial(copies.answers, tick=tick)
             numbers = {one.column: one for one in found}
             fits = self._fits(scores, names, num_samples, seed, numbers, num_features=num_features)
         return LimeImageExplanation(
@@ -153,9 +149,6 @@ class LimeImage(LimeMasks):
             class_names=adapter.names_of(len(original)),
             seed=seed,
         )
-
-    def _scores(self, example: Removable, scalar: TargetScalar, batch: int, tick: Tick) -> Scores:
-        return masked_example(self.forward_func, example, scalar, batch, tick).scores
 
     def _encoded(self, image: Any) -> ImageEncoding:
         """Return one picture with its segments and what replaces them."""
@@ -183,25 +176,3 @@ class LimeImage(LimeMasks):
                 "as adapter.encode(image, features='slic').feature_mask."
             )
         return torch.arange(pixels).reshape(1, 1, *x.shape[2:]).expand(1, *x.shape[1:])
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """The model's answers to perturbed pictures, as :meth:`LimeImage.explain` asks for them."""
-
-    adapter: Any
-    unit: Unit
-    kind: Kind
-
-    def __call__(self, tensors: tuple[Tensor, ...]) -> Array:
-        """Return the answers in the unit, (n, classes)."""
-        return self.of(self.adapter._run(*tensors))
-
-    def of(self, outputs: Array) -> Array:
-        """Return the model's outputs (n, columns) in the unit, (n, classes)."""
-        if not np.isfinite(outputs).all():
-            raise ForwardError(
-                "the model gave NaN or an infinite value for a perturbed picture, and LIME cannot fit that; encode "
-                "with other baselines=."
-            )
-        return np.asarray(self.adapter._as_unit(outputs, self.unit, self.kind))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,21 +13,15 @@ from torch import Tensor
 
 from captum_attn_lime._explained import Explained
 from captum_attn_lime._util.captum import Target, TensorOrTuple, as_tuple, format_output, log_usage
-from captum_attn_lime._util.progress import Tick, progress
+from captum_attn_lime._util.progress import progress
 from captum_attn_lime.features import by_position, spread
-from captum_attn_lime.lime._base import (
-    Array,
-    TargetScalar,
-    check_callable,
-    check_count,
-    result_dtype,
-    settled,
-    target_scalars,
-)
-from captum_attn_lime.lime._draws import Masks
+from captum_attn_lime.lime._base import Array, check_callable, check_count, result_dtype
 from captum_attn_lime.lime._fits import Fit, FitData
-from captum_attn_lime.lime._masked import Removable
 from captum_attn_lime.lime._unseen import Features
+from captum_attn_lime.perturb._asking import settled, target_scalars
+from captum_attn_lime.perturb._door import perturbed_tensors
+from captum_attn_lime.perturb._masks import Masks
+from captum_attn_lime.perturb._tensors import Removable
 
 Scores = Callable[[Masks], Array]  # masks (n, features) to answers (n, classes)
 
@@ -111,16 +106,19 @@ class LimeMasks(PerturbationAttribution):  # type: ignore[misc]
         problem = Removable.of(
             tensors, baselines, self._default_mask(tensors) if feature_mask is None else feature_mask
         )
-        weights = torch.zeros(problem.active.shape, dtype=torch.float64)
+        names = tuple(map(str, range(problem.n_features)))
+        weights = torch.zeros(len(tensors[0]), len(names), dtype=torch.float64)
         total = len(weights) * n_samples
         with settled(self.forward_func) as function, progress(total, show_progress, type(self).__name__) as tick:
             scalars = target_scalars(function, tensors, target, additional_forward_args)
             for i, scalar in enumerate(scalars):
-                features = problem.active[i].cpu().nonzero().flatten()
+                own = (self.forward_func, names, scalar.explained, problem.example(i), scalar)
+                copies = perturbed_tensors(*own, batch_size=batch)
+                features = copies.active
                 if not len(features):
                     tick(n_samples)
                     continue
-                scores = self._scores(problem.example(i), scalar, batch, tick)
+                scores = partial(copies.answers_of_active, tick=tick)
                 data = self._samples(scores, len(features), n_samples, self.seed, {0: 0})[0]
                 for k, weight in data.fit()[1]:
                     weights[i, features[k]] = weight
@@ -135,10 +133,6 @@ class LimeMasks(PerturbationAttribution):  # type: ignore[misc]
     def _default_mask(self, tensors: tuple[Tensor, ...]) -> TensorOrTuple:
         """Return the features of inputs for which nobody named any."""
         return by_position(tensors)
-
-    def _scores(self, example: Removable, scalar: TargetScalar, batch: int, tick: Tick) -> Scores:
-        """Return the answers to masks of one example's active features."""
-        raise NotImplementedError
 
     def _samples(
         self,

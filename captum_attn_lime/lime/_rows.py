@@ -15,7 +15,8 @@ from captum_attn_lime._util.progress import Tick
 from captum_attn_lime.adapters import TabularAdapter
 from captum_attn_lime.adapters.numeric._columns import as_table
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.lime._base import Array, TargetScalar
+from captum_attn_lime.lime._base import Array
+from captum_attn_lime.perturb._asking import TargetScalar
 
 Semantics = Literal["contrast", "gradient", "times_input"]
 
@@ -83,7 +84,7 @@ def predictor(
         values = []
         for start in range(0, len(examples), batch):
             part = np.ascontiguousarray(examples[start : start + batch])
-            values.append(scalar(tuple(to_tensors(part))))
+            values.append(scalar(*to_tensors(part))[:, 0])
             tick(len(part))
         return np.concatenate(values)
 

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
 from captum_attn_lime._explained import Explained, Output, Unit
 from captum_attn_lime.adapters import TextAdapter, TextEncoding
-from captum_attn_lime.adapters.text._words import Span
+from captum_attn_lime.adapters.text._words import Span, Word, word_of_tokens
 from captum_attn_lime.errors import InputError, TextError
 from captum_attn_lime.lime._base import Array, unit_of
-from captum_attn_lime.lime._draws import Masks
-from captum_attn_lime.lime._index_text import Cells, Removal, cells_of, is_exact, scores_of
-from captum_attn_lime.lime._steady_padding import hidden_as_padding
-from captum_attn_lime.lime._units import occurrences
+from captum_attn_lime.lime._units import Occurrence, occurrences
+from captum_attn_lime.perturb import Perturbed
+from captum_attn_lime.perturb._asking import Answers, first_answers
+from captum_attn_lime.perturb._cells import Cells, Copies, PerturbedTokens
+from captum_attn_lime.perturb._masks import Masks
+from captum_attn_lime.perturb._text import Removal, cells_of, perturbed_text
 
 OneText = Literal["first", "second"]
 # Of two columns lime explains the second one by default.
 _OF_TOKEN = 1
 _ANY_OTHER = "any other token"
+# Every pattern of four neighbours, around a circle.
+_CIRCLE = np.array([int(c) for c in "0000100110101111"], dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Subject:
         unit: The unit of the model's answers.
         show_progress: Whether to show a bar.
         token: The token id that is asked about, of a model whose classes are the vocabulary; else None.
-        cells: The tokens of which perturbed copies are made; None where they are made of the text.
+        make: Makes the copies of the tokens, for what the adapter is asked and the number that is explained; None where
+            copies are made of the text.
     """
 
     adapter: Any
@@ -45,7 +50,7 @@ class Subject:
     unit: Unit
     show_progress: bool
     token: int | None = None
-    cells: Cells | None = None
+    make: Callable[[Answers, Explained], Perturbed] | None = None
 
     @property
     def seen(self) -> str | tuple[str, str]:
@@ -109,40 +114,40 @@ class Subject:
         function = self.adapter.predict_proba if self.unit == "probability" else self.adapter.logits
         return self.two_columns(function(items, target=self.token, show_progress=show))
 
-    def original(self) -> Array:
-        """Return the scores of the text as it is, (1, classes)."""
-        if self.cells is None:
-            return self.scores([self.text])
-        self.adapter._head.check_one_row(type(self.adapter.model).__name__)
-        kept = np.ones((1, self.cells.n_features), dtype=bool)
-        return self._on_cells(self.cells, kept, show_progress=False)
+    def original(self) -> tuple[Answers | None, Array]:
+        """Return what the adapter is asked of tokens, and the scores of the text as it is, (1, classes)."""
+        if self.make is None:
+            return None, self.scores([self.text])
+        self.adapter.check_one_row()
+        answers, found = first_answers(self.adapter, self.tensors, self.unit)
+        self.adapter.check_one_row()  # the first output may have shown that it is by token
+        return answers, found
 
-    def scores_of_masks(self, kept: Masks, known: Array | None = None) -> Array:
-        """Return the scores of copies of the cells, one column per class.
+    def copies(self, answers: Answers, number: Explained) -> Perturbed:
+        """Return the text as tokens of which units can be taken out.
 
         Args:
-            kept: Which features each copy keeps, (n, features).
-            known: The scores of the text as it is, which then does not run again.
+            answers: What the adapter is asked.
+            number: The number that is explained.
         """
-        if self.cells is None:
+        if self.make is None:
             raise InputError("this text is perturbed as a text; call scores.")
-        if known is None:
-            return self._on_cells(self.cells, kept, show_progress=self.show_progress)
+        return self.make(replace(answers, token=self.token), number)
+
+    def scores_of_masks(self, copies: Perturbed, kept: Masks, known: Array) -> Array:
+        """Return the scores of copies of the tokens, one column per class.
+
+        Args:
+            copies: The copies.
+            kept: Which features each copy keeps, (n, features).
+            known: The scores of the text as it is, which does not run again, (1, classes).
+        """
         rest = ~kept.all(axis=1)
         out: Array = np.repeat(known, len(kept), axis=0)
         if rest.any():
-            out[rest] = self._on_cells(self.cells, kept[rest], show_progress=self.show_progress)
+            found = copies.answers(kept[rest])
+            out[rest] = found if self.token is None else self.two_columns(found)
         return out
-
-    def _on_cells(self, cells: Cells, kept: Masks, *, show_progress: bool) -> Array:
-        adapter = self.adapter
-        is_probability = self.unit == "probability"
-        if self.token is not None:
-            of_token = partial(adapter._run_target, target=self.token, probability=is_probability)
-            return self.two_columns(scores_of(adapter, cells, kept, of_token, show_progress=show_progress))
-        run = adapter._run if cells.hidden is None else hidden_as_padding(adapter, cells, adapter._run)
-        found = scores_of(adapter, cells, kept, run, show_progress=show_progress)
-        return np.asarray(adapter._as_unit(found, self.unit, adapter._kind(found, self.seen)))
 
     def on_tokens(self, string: Any, removal: Removal) -> Subject:
         """Return the same subject, with units removed from its tokens.
@@ -164,8 +169,14 @@ class Subject:
                 "split_expression has a capturing group, with which lime repeats what stands between words; write it "
                 "as (?:...)."
             )
-        units = occurrences(string)
-        return replace(self, cells=cells_of(self.adapter, self.encoding, self.index, units, removal=removal))
+        names = _names(string)
+        features = self._features_of_tokens(occurrences(string), len(names))
+
+        def make(answers: Answers, number: Explained) -> Perturbed:
+            options: dict[str, Any] = dict(removal=removal, show_progress=self.show_progress)
+            return perturbed_text(answers, self.tensors, features, names, number, **options)
+
+        return replace(self, make=make)
 
     def as_lime_does(self, string: Any) -> Subject:
         """Return the same subject on tokens where that gives what lime's own texts give, else as it is.
@@ -176,8 +187,11 @@ class Subject:
         if not _answers_by_tokens(self.adapter) or "".join(string.as_list) != string.raw:
             return self
         units = occurrences(string)
+        each = [(k, start, end) for k, (_, start, end) in enumerate(units)]  # units one by one
+        by_unit = cells_of(self.adapter, self.tensors, self._features_of_tokens(each, len(each)), len(each))
         replacement = None if string.bow else string.mask_string
-        cells = cells_of(self.adapter, self.encoding, self.index, units, replacement=replacement)
+        if replacement is not None:
+            by_unit = by_unit.replaced_by(self.adapter.token_ids(replacement))
         places = [int(p) for p in np.searchsorted(string.string_start, [start for _, start, _ in units])]
 
         def tokenize(removed: Sequence[Sequence[int]]) -> Any:
@@ -185,9 +199,15 @@ class Subject:
                 "".join(replacement or "" if k in gone else p for k, p in enumerate(string.as_list))
                 for gone in map(frozenset, removed)
             )
-            return self.adapter._rows([self._item(text) for text in texts])
+            return self.adapter.token_rows([self._item(text) for text in texts])
 
-        return replace(self, cells=cells) if is_exact(self.adapter, cells, len(units), places, tokenize) else self
+        if not is_exact(self.adapter, by_unit, places, tokenize):
+            return self
+        names = _names(string)
+        feature = np.array([*(feature for feature, _, _ in units), len(names)], dtype=np.int64)[by_unit.feature]
+        cells = replace(by_unit, feature=feature, n_features=len(names))
+        own: dict[str, Any] = dict(adapter=self.adapter, cells=cells, show_progress=self.show_progress)
+        return replace(self, make=lambda answers, number: PerturbedTokens(names, number, ask=answers, **own))
 
     @property
     def token_spans(self) -> list[Span | None]:
@@ -202,10 +222,21 @@ class Subject:
             TextError: None has.
         """
         units = [(k, start, end) for k, (start, end) in enumerate(spans)]
-        owner = set(cells_of(self.adapter, self.encoding, self.index, units).owner.tolist())
-        if not owner & set(range(len(spans))):
+        with_one = set(self._features_of_tokens(units, len(units))[0].tolist())
+        if with_one <= {len(units)}:
             raise TextError(f"none of the {len(spans)} units has a token that the model sees.")
-        return [span for k, span in enumerate(spans) if k in owner]
+        return [span for k, span in enumerate(spans) if k in with_one]
+
+    def _features_of_tokens(self, units: Sequence[Occurrence], n_features: int) -> torch.Tensor:
+        """Return the feature of each token, (1, N); ``n_features`` for tokens of none.
+
+        Args:
+            units: Feature, start and end of each unit.
+            n_features: Number of features.
+        """
+        words = [Word("", start, end) for _, start, end in units]
+        features = [n_features if k is None else units[k][0] for k in word_of_tokens(self.token_spans, words)]
+        return torch.tensor([features], device=self.encoding.inputs.device)
 
     @property
     def index(self) -> int:
@@ -270,6 +301,39 @@ def subject_of(
     subject = Subject(adapter, text, explained_text, unit, show_progress)
     own = zip(text.words[0], text.text_indices[0], strict=True)
     return subject, [(word.start, word.end) for word, of in own if of == subject.index]
+
+
+def is_exact(adapter: TextAdapter, cells: Cells, places: Sequence[int], tokenize: Callable[..., Any]) -> bool:
+    """Return whether leaving out tokens gives the tokens of the text without these units.
+
+    That holds where a word's tokens do not depend on what stands around it, and is tried out: every pattern of four
+    neighbouring units kept and removed, wherever it may stand, all units, and none.
+
+    Args:
+        adapter: The adapter.
+        cells: The tokens, each unit a feature.
+        places: The index of each unit among the pieces of the text.
+        tokenize: From a list of copies, each given by the indices of its removed pieces, to their rows of tokens.
+    """
+    n = cells.n_features
+    patterns = [np.resize(np.roll(_CIRCLE, k), n) for k in range(len(_CIRCLE))]
+    kept = np.stack([*patterns, np.ones(n, dtype=bool), np.zeros(n, dtype=bool)])
+    copies = Copies(cells, kept)
+    if adapter.max_length is not None and copies.longest > adapter.max_length:  # the tokenizer would cut these copies
+        return False
+    rows = tokenize([[place for place, stays in zip(places, row, strict=True) if not stays] for row in kept])
+    for k, row in enumerate(rows):
+        ids, types = copies.cells([k])
+        if row.cut or (ids.tolist() or [adapter.empty_id]) != list(row.ids):
+            return False
+        if types is not None and len(types) and types.tolist() != list(row.types or [0] * len(row.ids)):
+            return False
+    return True
+
+
+def _names(string: Any) -> tuple[str, ...]:
+    """Return the features' names."""
+    return tuple(str(string.word(k)) for k in range(string.num_words()))
 
 
 def _answers_by_tokens(adapter: Any) -> bool:

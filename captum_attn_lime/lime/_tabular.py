@@ -25,8 +25,6 @@ from captum_attn_lime.lime._base import (
     check_samples,
     chosen,
     result_dtype,
-    settled,
-    target_scalars,
     unit_of,
 )
 from captum_attn_lime.lime._fits import Fit, FitData, FitResult, RecordingBase
@@ -41,6 +39,7 @@ from captum_attn_lime.lime._rows import (
     training_rows,
 )
 from captum_attn_lime.lime._unseen import Features
+from captum_attn_lime.perturb._asking import settled, target_scalars
 
 if TYPE_CHECKING:
     from captum_attn_lime.lime._result import LimeExplanation

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from captum_attn_lime._explained import Output
-from captum_attn_lime._util.progress import Tick
 from captum_attn_lime.adapters import TextEncoding
 from captum_attn_lime.adapters.text._words import Span
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.lime._base import Array, TargetScalar, check_samples, chosen
-from captum_attn_lime.lime._draws import Masks, text_masks
-from captum_attn_lime.lime._index_text import Removal
-from captum_attn_lime.lime._masked import MaskedExample, Removable
-from captum_attn_lime.lime._over_masks import LimeMasks, Scores
-from captum_attn_lime.lime._steady_padding import with_steady_padding
+from captum_attn_lime.lime._base import Array, check_samples, chosen
+from captum_attn_lime.lime._draws import text_masks
+from captum_attn_lime.lime._over_masks import LimeMasks
 from captum_attn_lime.lime._subject import OneText, Subject, subject_of
 from captum_attn_lime.lime._units import TextFeatures, UnitText, lime_string, split_spans
+from captum_attn_lime.perturb._masks import Masks
+from captum_attn_lime.perturb._text import Removal
 
 if TYPE_CHECKING:
     from captum_attn_lime.lime._result import LimeExplanation
@@ -172,18 +170,19 @@ class LimeText(LimeMasks):
             show_progress=show_progress,
         )
         string, subject = self._features_of(subject, spans)
-        original = subject.original()
+        answers, original = subject.original()
         names = None if subject.is_next_token else self.class_names
         choice = dict(target=subject.token_id(target), labels=labels, top_labels=top_labels)
         numbers = chosen(subject.adapter, original[0], subject.unit, names, subject.tensors, **choice)
         if subject.is_next_token:
             subject, numbers = subject.about(numbers)
             original = subject.two_columns(original[:, [numbers[0].column]])
+        copies = None if answers is None else subject.copies(answers, numbers[0])
 
         def scores(kept: Masks) -> Array:
-            if subject.cells is not None:
-                return subject.scores_of_masks(kept, original)
-            return subject.scores([string.inverse_removing(np.flatnonzero(~row)) for row in kept])
+            if copies is None:
+                return subject.scores([string.inverse_removing(np.flatnonzero(~row)) for row in kept])
+            return subject.scores_of_masks(copies, kept, original)
 
         seed = self.seed if seed is None else seed
         words = [str(string.word(k)) for k in range(string.num_words())]
@@ -201,10 +200,6 @@ class LimeText(LimeMasks):
             explained_text=subject.explained_text,
             token=subject.token,
         )
-
-    def _scores(self, example: Removable, scalar: TargetScalar, batch: int, tick: Tick) -> Scores:
-        own, asked = with_steady_padding(self.forward_func, example, scalar)
-        return MaskedExample(own, asked, batch, tick).scores
 
     def _features_of(self, subject: Subject, spans: Sequence[Span] | None) -> tuple[Any, Subject]:
         """Return the text with its features, and the subject with what is perturbed: its tokens or its text.

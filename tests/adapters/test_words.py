@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_attn_lime.adapters.text._budget import batches
+from captum_attn_lime.adapters.text._rows import batches
 from captum_attn_lime.adapters.text._words import Word, find_phrase, find_words, word_of_tokens
 
 

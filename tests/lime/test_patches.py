@@ -13,9 +13,9 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from captum_attn_lime.adapters import ImageAdapter
 from captum_attn_lime.lime import LimeImage, explanation_weights
-from captum_attn_lime.lime import _image as lime_image
-from captum_attn_lime.lime._masked import MaskedExample, Removable
-from captum_attn_lime.lime._patches import PatchedExample, masked_example
+from captum_attn_lime.perturb._door import perturbed_tensors
+from captum_attn_lime.perturb._patches import KnownPatches, PerturbedPicture
+from captum_attn_lime.perturb._tensors import PerturbedTensors, Removable
 
 pytestmark = pytest.mark.filterwarnings("ignore:LIME has few samples")
 
@@ -89,21 +89,23 @@ def adapter_of(make: Callable[[], nn.Module], **options) -> ImageAdapter:
 
 
 @pytest.fixture
-def made(monkeypatch) -> list[MaskedExample]:
-    """The examples that LimeImage makes."""
-    found: list[MaskedExample] = []
+def short(monkeypatch) -> list[bool]:
+    """For each batch whether it got its answers from known patches."""
+    found: list[bool] = []
+    answers = KnownPatches.answers
 
-    def keeping(*args):
-        found.append(masked_example(*args))
-        return found[-1]
+    def noting(*args):
+        values = answers(*args)
+        found.append(values is not None)
+        return values
 
-    monkeypatch.setattr(lime_image, "masked_example", keeping)
+    monkeypatch.setattr(KnownPatches, "answers", noting)
     return found
 
 
 def plainly(monkeypatch) -> None:
     """From here on every perturbed picture is made."""
-    monkeypatch.setattr(lime_image, "masked_example", lambda forward_func, *rest: MaskedExample(*rest))
+    monkeypatch.setattr(PerturbedPicture, "_batches", PerturbedTensors._batches)
 
 
 @pytest.mark.parametrize(
@@ -120,14 +122,14 @@ def plainly(monkeypatch) -> None:
     ],
     ids=["HuggingFace", "timm", "hand-written", "odd sizes", "oblong", "grey", "float64", "nested"],
 )
-def test_weights_are_those_of_perturbed_pictures(make, options, size, made, monkeypatch):
+def test_weights_are_those_of_perturbed_pictures(make, options, size, short, monkeypatch):
     a = adapter_of(make, **options)
     x = a.encode(picture(*size))
     lime = LimeImage(a, seed=3)
     found = explanation_weights(lime.explain(x, 1, num_samples=150, output="logits"))
     tensors = lime.attribute(**x.arguments(lime), target=2, n_samples=100, perturbations_per_eval=7)
-    assert all(type(m) is PatchedExample and m.trial.holds for m in made)
-    assert len(made) == 2
+    assert all(short)
+    assert len(short) > 2  # of each, the first batch tries it out
     plainly(monkeypatch)
     expected = explanation_weights(lime.explain(x, 1, num_samples=150, output="logits"))
     largest = max(map(abs, expected.values()))
@@ -137,55 +139,60 @@ def test_weights_are_those_of_perturbed_pictures(make, options, size, made, monk
     torch.testing.assert_close(tensors, exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
 
 
-def test_segments_of_several_patches(made, monkeypatch):
+def test_segments_of_several_patches(short, monkeypatch):
     a = adapter_of(huggingface)
     quarters = np.arange(32)[:, None] // 16 * 2 + np.arange(32) // 16
-    lime = LimeImage(a)
-    found = explanation_weights(
-        lime.explain(a.encode(picture(), features=quarters, baselines="blur"), 0, num_samples=80)
-    )
-    assert made[0].trial.holds
+    a.batch_size = 5  # of the 16 masks
+    lime, x = LimeImage(a), a.encode(picture(), features=quarters, baselines="blur")
+    found = explanation_weights(lime.explain(x, 0, num_samples=80))
+    assert short == [True] * 4
     plainly(monkeypatch)
-    expected = explanation_weights(
-        lime.explain(a.encode(picture(), features=quarters, baselines="blur"), 0, num_samples=80)
-    )
+    expected = explanation_weights(lime.explain(x, 0, num_samples=80))
     assert max(abs(found[k] - expected[k]) for k in range(4)) <= 1e-6
 
 
-def examples(a: ImageAdapter, batch: int) -> tuple[MaskedExample, MaskedExample, torch.Tensor, np.ndarray]:
+def examples(a: ImageAdapter, batch: int) -> tuple[PerturbedTensors, PerturbedTensors, torch.Tensor, np.ndarray]:
     """The same example by the shorter way and plainly, its input, and random masks."""
     x = a.encode(picture())
     example = Removable.of((x.inputs,), x.baselines, x.feature_mask)
 
-    def scalar(tensors):
-        return a(*tensors)[:, 1].detach().double().numpy()
+    def ask(tensor):
+        return a(tensor)[:, 1:2].detach().double().numpy()
 
     kept = np.random.default_rng(0).random((40, 16)) < 0.5
-    parts = (example, scalar, batch, lambda n: None)
-    return masked_example(a, *parts), MaskedExample(*parts), x.inputs, kept
+    one = perturbed_tensors(a, x.feature_names[0], a.explained(x.inputs), example, ask, batch_size=batch)
+    own = dict(example=example, ask=ask, batch_size=batch)
+    return one, PerturbedTensors(one.names, one.explained, **own), x.inputs, kept
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("make", [ReadsPixels, CutsTwice, Hooked, WritesItsInput], ids=lambda make: make.__name__)
-def test_models_that_make_something_else_of_the_pixels(make, batch):
-    short, plain, inputs, kept = examples(adapter_of(make), batch)
+def test_models_that_make_something_else_of_the_pixels(make, batch, short):
+    one, plain, inputs, kept = examples(adapter_of(make), batch)
     before = inputs.clone()
-    assert type(short) is PatchedExample
-    np.testing.assert_array_equal(short.scores(kept), plain.scores(kept))
-    assert short.trial.holds is False
+    assert type(one) is PerturbedPicture
+    np.testing.assert_array_equal(one.answers(kept), plain.answers(kept))
+    assert len(short) == 1  # tried out once
     assert torch.equal(inputs, before)
 
 
-@torch.no_grad()
-def test_a_model_that_stops_taking_the_known_patches():
+def test_a_model_that_stops_taking_the_known_patches(short):
     a = adapter_of(Dims)
-    short, plain, _, kept = examples(a, 16)
-    np.testing.assert_allclose(short.scores(kept), plain.scores(kept), rtol=1e-5)
-    assert short.trial.holds
+    one, plain, _, kept = examples(a, 16)
+    np.testing.assert_allclose(one.answers(kept), plain.answers(kept), rtol=1e-5)
+    assert short == [True] * 3
     a.model.dim = True
-    np.testing.assert_array_equal(short.scores(kept), plain.scores(kept))
-    assert short.trial.holds is False
+    np.testing.assert_array_equal(one.answers(kept), plain.answers(kept))
+    assert short == [True] * 3 + [False]
+
+
+def test_other_weights_have_other_patches():
+    a = adapter_of(Patches)
+    one, plain, _, kept = examples(a, 16)
+    one.answers(kept)
+    with torch.no_grad():
+        a.model.cut.weight.mul_(2)
+    np.testing.assert_allclose(one.answers(kept), plain.answers(kept), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -198,15 +205,21 @@ def test_a_model_that_stops_taking_the_known_patches():
     ],
     ids=["inside patches", "scattered", "overlapping", "no convolution"],
 )
-def test_where_there_are_no_known_patches_pictures_are_made(make, segments, options, made):
+def test_where_there_are_no_known_patches_pictures_are_made(make, segments, options, short):
     a = adapter_of(make, **options)
     assert LimeImage(a).explain(a.encode(picture(), features=segments), 0, num_samples=30).local_exp
-    assert type(made[0]) is MaskedExample
+    assert short == []
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # from torch.compile's own imports
+@torch.no_grad()
 def test_compiled_models_run_as_they_are():
-    assert type(examples(adapter_of(lambda: torch.compile(Patches())), 16)[0]) is MaskedExample
+    x = adapter_of(Patches).encode(picture())
+    example = Removable.of((x.inputs,), x.baselines, x.feature_mask)
+    torch.manual_seed(0)
+    model = Patches()
+    assert KnownPatches.of(model, example) is not None
+    assert KnownPatches.of(torch.compile(model), example) is None
 
 
 def test_other_functions_and_masks_of_channels_are_left_alone():

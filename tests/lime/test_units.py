@@ -16,9 +16,10 @@ from lime.lime_text import IndexedString, LimeTextExplainer
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.errors import InputError, TextError, TruncationWarning
 from captum_attn_lime.lime import LimeText, explanation_weights
-from captum_attn_lime.lime._draws import distinct, text_masks
+from captum_attn_lime.lime._draws import text_masks
 from captum_attn_lime.lime._subject import Subject
 from captum_attn_lime.lime._units import UnitText, occurrences, split_spans
+from captum_attn_lime.perturb._masks import distinct
 from tests.adapters import heads, models
 from tests.adapters.heads import hugging_face
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._util.progress import progress
-from captum_attn_lime.adapters._base import Adapter, check_count
+from captum_attn_lime.adapters._base import Adapter
+from captum_attn_lime.adapters._checks import check_count
 from captum_attn_lime.adapters._encoding import Encoding, counted
 from captum_attn_lime.adapters._limits import configured_class_names
 from captum_attn_lime.adapters._outputs import Array, Outputs, without_nan

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._util.progress import progress
-from captum_attn_lime.adapters._base import Adapter, check_count
+from captum_attn_lime.adapters._base import Adapter
+from captum_attn_lime.adapters._checks import check_count
 from captum_attn_lime.adapters._outputs import Array, Outputs, without_nan
 from captum_attn_lime.adapters._state import cudnn_off, evaluating
 from captum_attn_lime.adapters._trial import trial

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,26 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._explained import Unit
-from captum_attn_lime.adapters._base import Adapter, check_count
+from captum_attn_lime.adapters._checks import check_count
 from captum_attn_lime.adapters._limits import padding_token, position_limit
 from captum_attn_lime.adapters._outputs import Array, Outputs
 from captum_attn_lime.adapters.text import _raw as raws
-from captum_attn_lime.adapters.text._batches import check_rows, rows_of, scores_of_texts, tensors_of
-from captum_attn_lime.adapters.text._binding import Binding, bindings, check_kind
-from captum_attn_lime.adapters.text._company import Side
+from captum_attn_lime.adapters.text._batches import scores_of_texts
+from captum_attn_lime.adapters.text._binding import bindings, check_kind
 from captum_attn_lime.adapters.text._encoding import TextEncoding, features_of, names_of, names_of_tokens, spans_of
 from captum_attn_lime.adapters.text._known import KnownModel, check_together
-from captum_attn_lime.adapters.text._padding import padding_id, without_doubt
 from captum_attn_lime.adapters.text._pairs import pair_tokens
 from captum_attn_lime.adapters.text._raw import ExplainedText, Raw, TextFeatures, is_pair
 from captum_attn_lime.adapters.text._stand_ins import baseline_token, padding_fill
 from captum_attn_lime.adapters.text._tasks import Head, Task
-from captum_attn_lime.adapters.text._tasks.next_token import of_target
-from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokenizing, Tokens
+from captum_attn_lime.adapters.text._token_model import TokenModel
+from captum_attn_lime.adapters.text._tokenize import Tokenizing
 from captum_attn_lime.errors import InputError, TargetError
 
 
-class TextAdapter(Adapter):
+class TextAdapter(TokenModel):
     """A model over texts, ready for Captum and for lime.
 
     It wraps HuggingFace models and any module over token ids, also in a wrapper (compiled, data-parallel, averaged,
@@ -135,11 +132,6 @@ class TextAdapter(Adapter):
         return [f"task={self.task!r}"]
 
     @property
-    def task(self) -> Task:
-        """What the model predicts."""
-        return self._head.task
-
-    @property
     def tokenizer(self) -> Any:
         """The tokenizer."""
         return self._tokenizing.tokenizer
@@ -231,9 +223,8 @@ class TextAdapter(Adapter):
             raws.check_not_blank(item, i)
             rows.append(pair_tokens(self._tokenizing, item) if is_pair(item) else self._tokenizing.tokens(str(item)))
             raws.warn_cut(rows[-1], i, self.max_length)
-        check_rows(self, rows)
         longest = max(len(row.ids) for row in rows)
-        batching = self._known.batching(self, rows)
+        batching = self.batching(rows)
         check_together(self.model, self._binding, rows, batching)
         side = batching.side or "right"
         ids, forward_args = self._tensors(rows, longest, side)
@@ -265,49 +256,18 @@ class TextAdapter(Adapter):
         Raises:
             InputError: The model predicts for each token, or no texts came.
         """
-        return self._scores(raw, self._run, show_progress)
+        return scores_of_texts(self, raw, self._run, show_progress=show_progress)
 
     def _of_class(self, raw: Any, target: Any, unit: Unit, show_progress: bool) -> Array:
         if self.task != "next_token":
             return super()._of_class(raw, target, unit, show_progress)
-        run = partial(self._run_target, target=target, probability=unit == "probability")
-        return self._scores(raw, run, show_progress)
-
-    def _scores(self, raw: Any, run: Callable[..., Array], show_progress: bool) -> Array:
-        return scores_of_texts(self, raw, run, show_progress=show_progress)
+        of_class = partial(self.token_scores, target=target, unit=unit)
+        return scores_of_texts(self, raw, of_class, show_progress=show_progress)
 
     def _one(self, raw: Any) -> tuple[Tensor, ...]:
-        rows = self._rows(self._items(raw)[:1])
+        rows = self.token_rows(self._items(raw)[:1])
         ids, forward_args = self._tensors(rows, len(rows[0].ids), "right")
         return (ids, *forward_args)
-
-    def _altered(self, tensors: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-        ids, *further = tensors
-        if ids.dim() != 2:
-            return super()._altered(tensors)
-        half = ids.clone()
-        half[:, ids.shape[1] // 2 :] = ids[:, :1]
-        return [(torch.full_like(ids, self.mask_id), *further), (half, *further)]
-
-    @property
-    def _excluding_dim(self) -> int:
-        return 1 if self.task == "spans" else -1  # the start of an answer is one of the tokens
-
-    def names_of(self, n: int) -> Sequence[str] | None:
-        """Return the names of n classes, where they have any; a vocabulary has its tokens."""
-        return None if self._head.is_over_vocabulary(self.model) else super().names_of(n)
-
-    def _rows(self, items: Sequence[Raw]) -> list[PlainIds]:
-        return rows_of(self._tokenizing, items)
-
-    def _run_target(self, *tensors: Tensor, target: Any, probability: bool) -> Array:
-        """Return one class's logits, or its softmax, of one batch, (n, 1)."""
-        outputs = self(*tensors).detach()
-        if self._kind_of(outputs, lambda: tuple(t[:1] for t in tensors)) == "logits":
-            found: Array = of_target(outputs, self.with_token_ids(target), probability=probability)
-            return found
-        unit: Unit = "probability" if probability else "logit"
-        return self._column(self._in_unit(outputs.double(), unit, "probabilities").cpu().numpy(), target)
 
     def _items(self, raw: Any) -> list[Raw]:
         """Return the texts or pairs as a list, if the model takes them."""
@@ -318,49 +278,3 @@ class TextAdapter(Adapter):
                 "or pass several texts as a list."
             )
         return items
-
-    def forward(self, *tensors: Tensor, **named: Any) -> Tensor:
-        """Return the logits of encoded texts; what comes out depends on the task."""
-        raws.check_by_position(tensors, named)
-        if not self._known.is_alone or not tensors or len(tensors[0]) < 2:
-            return super().forward(*tensors)
-        return torch.cat([self(*(x[k : k + 1] for x in tensors)) for k in range(len(tensors[0]))])
-
-    @property
-    def _binding(self) -> Binding:
-        return self._known.binding
-
-    def _call(self, tensors: tuple[Tensor, ...]) -> Any:
-        ids, further = tensors[0], list(tensors[1:])
-        takes = self._further()
-        if len(further) > len(takes):
-            raise InputError(
-                f"{type(self.model).__name__} takes token ids{''.join(f', {name}' for name in takes)}, but "
-                f"{len(tensors)} tensors came."
-            )
-        raws.check_ids_tensor(ids)
-        named = dict(zip(takes, further, strict=False))
-        mask = named.get("attention_mask")
-        types = named.get("token_type_ids")
-        options = self._head.options(self.model, ids, mask)
-        lent: int | None = None
-        if ids.dim() == 2 and self.task == "classification":
-            ids, lent = without_doubt(self.model, ids, mask, self._ending)
-        with nullcontext() if lent is None else padding_id(self.model, lent):
-            return self._binding.call(self._asked, ids, mask, types, **options)
-
-    def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
-        mask = tensors[1] if self._binding.mask is not None and len(tensors) > 1 else None
-        return self._head.read(output, tensors[0], mask, type(self.model).__name__)
-
-    def _further(self) -> list[str]:
-        """Return what goes to forward after the ids, in order."""
-        takes = ["attention_mask"] if self._binding.mask is not None else []
-        return [*takes, "token_type_ids"] if self._takes_types else takes
-
-    def _tensors(self, rows: Sequence[Tokens | PlainIds], length: int, side: Side) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return tensors_of(self, rows, length, side)
-
-    @property
-    def _takes_types(self) -> bool:
-        return self._tokenizing.types and self._binding.types is not None

@@ -105,6 +105,24 @@ def padding_id(model: nn.Module, value: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def hidden_as(adapter: Any, padding: int | None, tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    """Run a block in which a model takes an id for its padding, and return the tensors with it at hidden cells.
+
+    Args:
+        adapter: The ``TextAdapter``.
+        padding: The id; None to leave all as it is.
+        tensors: Ids (n, N) and further arguments.
+    """
+    if padding is None:
+        yield tensors
+        return
+    ids, *further = tensors
+    mask = dict(zip(adapter.argument_names, further, strict=False)).get("attention_mask")
+    with padding_id(adapter.model, padding):
+        yield ids.masked_fill(padded_cells(ids, mask, adapter._ending), padding), *further
+
+
 def padded_cells(ids: Tensor, mask: Tensor | None, ending: int) -> Tensor:
     """Return which cells are padding or one of the last ``ending`` real cells, (n, N) bool."""
     real = torch.ones_like(ids) if mask is None else (mask != 0).to(ids.dtype)

@@ -40,21 +40,19 @@ def baseline_token(tokenizing: Tokenizing, chosen: str | int, padding: int) -> i
     return padding if found is None else found
 
 
-def filled(tokenizing: Tokenizing, row: PlainIds) -> PlainIds:
-    """Return the row, or the reference token where a text has no token at all.
+def empty_token(tokenizing: Tokenizing) -> int:
+    """Return the id that stands for a text without any token.
 
     Raises:
         TokenizerError: The tokenizer has no token to stand for an empty text.
     """
-    if row.ids:
-        return row
-    reference = tokenizing.special_id("bos", "eos", "unk", "pad")
-    if reference is None:
+    found = tokenizing.special_id("bos", "eos", "unk", "pad")
+    if found is None:
         raise TokenizerError(
             f"{type(tokenizing.tokenizer).__name__} gives an empty text no token and has no bos, eos, unk or pad token "
             "to stand for it; give the tokenizer one of them."
         )
-    return PlainIds((reference,), None, row.cut)
+    return found
 
 
 def check_ids(model: nn.Module, embeddings: int | None, tokenizing: Tokenizing, rows: Sequence[AnyRow]) -> None:

@@ -1,0 +1,203 @@
+"""What a model is asked about copies of an example: an adapter's answers in a unit, or a function's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_attn_lime._explained import Explained, Unit
+from captum_attn_lime._util.captum import Target, expand_forward_args, format_forward_args, run_forward, select_target
+from captum_attn_lime._util.random import without_drawing
+from captum_attn_lime.adapters import Adapter
+from captum_attn_lime.adapters._answering import OWN_UNIT
+from captum_attn_lime.adapters._outputs import Kind
+from captum_attn_lime.adapters._state import evaluating
+from captum_attn_lime.adapters._targets import plain_target
+from captum_attn_lime.errors import ForwardError, InputError, TargetError
+from captum_attn_lime.perturb._masks import Array
+
+# From the tensors of a batch to its numbers, (n, columns).
+Ask = Callable[..., Array]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """An adapter's answers in one unit.
+
+    Attributes:
+        adapter: The adapter.
+        unit: The unit.
+        kind: What its model puts out.
+        columns: How many columns it puts out.
+        place: The number at this index alone, where there is a row of numbers for each token.
+        token: The column of a vocabulary that is asked for.
+        padding: The token id of hidden tokens, where there are any.
+    """
+
+    adapter: Any
+    unit: Unit
+    kind: Kind
+    columns: int
+    place: tuple[int, ...] | None = None
+    token: int | None = None
+    padding: int | None = None
+
+    def __call__(self, *tensors: Tensor) -> Array:
+        """Return the answers to a batch, (n, classes) or (n, 1)."""
+        options = {} if self.padding is None else {"padding": self.padding}
+        if self.token is not None:
+            return np.asarray(self.adapter.token_scores(*tensors, target=self.token, unit=self.unit, **options))
+        outputs = self.adapter.outputs_of(*tensors, **options)
+        found: Array = self.adapter.as_unit(outputs, self.unit, self.kind)
+        if self.place is None:
+            return found
+        index: Any = (slice(None), *self.place)
+        return np.asarray(found[index][:, None])
+
+
+def first_answers(adapter: Adapter, tensors: tuple[Tensor, ...], unit: Unit | None = None) -> tuple[Answers, Array]:
+    """Return what an adapter is asked, and its answers to the example itself, (1, classes).
+
+    Args:
+        adapter: The adapter.
+        tensors: The example's inputs and further arguments, each (1, ...).
+        unit: The unit; by default that of the model's own outputs.
+    """
+    outputs = adapter.outputs_of(*tensors)
+    kind = adapter.kind_of(outputs, *tensors)
+    unit = OWN_UNIT[kind] if unit is None else unit
+    return Answers(adapter, unit, kind, outputs.shape[-1]), adapter.as_unit(outputs, unit, kind)
+
+
+@dataclass(frozen=True)
+class TargetScalar:
+    """A function's output at the target, for copies of one example.
+
+    Attributes:
+        forward_func: The function.
+        args: The example's own row of the additional forward arguments.
+        target: The example's own target.
+        value: The output for the example itself.
+    """
+
+    forward_func: Callable[..., Any]
+    args: tuple[Any, ...]
+    target: Target
+    value: float | None = None
+
+    @property
+    def explained(self) -> Explained:
+        """The number that is asked for: an output of the function, in the function's own unit."""
+        index = 0 if self.target is None else self.target
+        return Explained(
+            index[0] if isinstance(index, tuple) and len(index) == 1 else index, "prediction", value=self.value
+        )
+
+    def __call__(self, *inputs: Tensor) -> Array:
+        """Return one number per copy, (n, 1).
+
+        Args:
+            inputs: The copies, each (n, ...).
+
+        Raises:
+            ForwardError: The output is not one finite number per copy.
+        """
+        n = len(inputs[0])
+        with torch.no_grad(), settled(self.forward_func) as function, without_drawing():
+            output = run_forward(function, inputs, expand_forward_args(self.args, n) or None)
+        values = select_target(output, self.target).reshape(-1)
+        if len(values) != n:
+            raise ForwardError(
+                f"the forward function gave {len(values)} numbers for {n} perturbed inputs; it must give one each."
+            )
+        if not bool(torch.isfinite(values).all()):
+            raise ForwardError(
+                "the forward function gave NaN or an infinite value for a perturbed input, and nothing can be "
+                "explained there; check the baselines (or the training data) that perturbed inputs are made of."
+            )
+        return np.asarray(values.detach().to(device="cpu", dtype=torch.float64).numpy())[:, None]
+
+
+def target_scalars(
+    forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], target: Target, additional_forward_args: Any
+) -> list[TargetScalar]:
+    """Return the target scalar of each example, after one run on the inputs as they are.
+
+    Args:
+        forward_func: The forward function.
+        inputs: Its input tensors, each (B, ...).
+        target: Any of Captum's forms of a target.
+        additional_forward_args: Further arguments; tensors have B rows, or 1.
+
+    Raises:
+        TargetError: The output does not have that target, or no target picks one number per example.
+        InputError: The tensors disagree about B.
+    """
+    n = len(inputs[0])
+    if any(len(x) != n for x in inputs):
+        raise InputError(f"all inputs need the same batch size, but they have {[len(x) for x in inputs]}.")
+    args = format_forward_args(additional_forward_args)
+    target = plain_target(target, forward_func, inputs, args)
+    with torch.no_grad(), settled(forward_func) as function, without_drawing():
+        output = run_forward(function, inputs, args or None)
+    values = select_target(output, target).reshape(-1)
+    if values.numel() != n:
+        raise TargetError(
+            f"target {target!r} does not pick one number for each of {n} example(s) from an output of shape "
+            f"{tuple(output.shape)}; pass the class to explain."
+        )
+    return [
+        TargetScalar(forward_func, _row_args(args, i, n), _row_target(target, i), value)
+        for i, value in enumerate(values.tolist())
+    ]
+
+
+@contextmanager
+def settled(forward_func: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Run a block in which a model is asked in eval mode, and return the function to ask there.
+
+    The noise of dropout would be explained. That goes for an adapter's model and for a module; any other function keeps
+    the mode that its owner gave it.
+    """
+    if isinstance(forward_func, Adapter):
+        with evaluating(forward_func.model):
+            yield forward_func
+    elif isinstance(forward_func, nn.Module):
+        with evaluating(forward_func) as model:
+            yield model
+    else:
+        yield forward_func
+
+
+def _row_args(args: tuple[Any, ...], i: int, n: int) -> tuple[Any, ...]:
+    out = []
+    for arg in args:
+        if not isinstance(arg, Tensor) or arg.dim() == 0:
+            out.append(arg)
+        elif len(arg) == n:
+            out.append(arg[i : i + 1])
+        elif len(arg) == 1:
+            out.append(arg)
+        else:
+            raise InputError(
+                f"a tensor in additional_forward_args has shape {tuple(arg.shape)}, but there are {n} example(s); "
+                "its first dimension must be the batch."
+            )
+    return tuple(out)
+
+
+def _row_target(target: Target, i: int) -> Target:
+    """Return the target of one example of a batch."""
+    if isinstance(target, Tensor) and target.numel() > 1:
+        return int(target[i])
+    if isinstance(target, Tensor):
+        return int(target.item())
+    if isinstance(target, list):
+        return target[i] if len(target) > 1 else target[0]
+    return target
