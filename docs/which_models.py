@@ -1,6 +1,6 @@
-"""Write docs/models.md: the table of models that the tests check, with the differences measured for each.
+"""Write docs/models.md: the table of tested model families, with the differences measured for each.
 
-Run as ``make models``. The rows are those of tests/families; what is said of each is what the package finds.
+Run with ``make models``. The rows come from tests/families; all entries except the names are detected by the package.
 """
 
 from __future__ import annotations
@@ -37,22 +37,23 @@ GROUPS = {
 
 HEAD = """# Which models
 
-Any model whose attention goes through `scaled_dot_product_attention`, `nn.MultiheadAttention`, `flex_attention` or a
-softmax (also one written out with exponentials) whose result weighs values. These are the families that the tests
-check, as tiny models with random, sharpened weights; this page is made from the same table (`make models`), and says
-what the package found by itself.
+The package supports any model whose attention uses `scaled_dot_product_attention`, `nn.MultiheadAttention`,
+`flex_attention` or a softmax (also one written out with exponentials) whose result weights values. The tests check the
+families below as tiny models with random, sharpened weights. This page is generated from the same table
+(`make models`); all entries except the names are detected automatically.
 
 * **calls**: the captured attention calls by kind.
-* **reads**: the tokens that the prediction reads, which are explained by default (`query="auto"`).
-* **no input**: tokens that stand for no part of the input (CLS, distillation, registers).
-* **rollout**: whether the layers are one stack that can be multiplied; otherwise it is refused by name.
-* **float64**: largest difference of captured weights to the softmax recomputed in float64 on a float64 model.
-* **float32**: largest difference of captured weights, model as it is loaded (fused attention where it has any), to the
-  weights that the library itself reports in eager mode, or to the recomputed softmax where it reports none.
+* **reads**: the tokens that the prediction depends on, which are explained by default (`query="auto"`).
+* **no input**: the number of tokens without a counterpart in the input (CLS, distillation, registers).
+* **rollout**: whether the layers form one stack that can be multiplied; if not, rollout over all layers raises.
+* **float64**: largest difference between the captured weights and the softmax recomputed in float64, for a float64
+  model.
+* **float32**: largest difference between the captured weights of the model as loaded (with fused attention if it has
+  any) and the weights that its library reports in eager mode, or the recomputed softmax if it reports none.
 
-Where a library's own code rounds the softmax to float32, the float64 column is 1e-8 or so.
+Where a library rounds the softmax to float32, the float64 column is about 1e-8.
 
-To check a model of your own:
+To check your own model:
 
 ```python
 from captum_attn_lime.testing import check_model
@@ -60,8 +61,8 @@ from captum_attn_lime.testing import check_model
 check_model(model, inputs)  # prints what was found, and whether it is right
 ```
 
-A model whose attention cannot be seen or read is refused by name, never explained by an empty map; then
-`register_attention(module, weights)` tells where the weights are.
+A model whose attention cannot be captured raises an error. Pass its weights with
+`register_attention(module, weights)`.
 """
 
 
@@ -94,7 +95,7 @@ def _row(make) -> tuple[str, ...]:
     kinds = [layer.kind for layer in found.layers]
     calls = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     causal = {layer.causal for layer in found.layers}
-    prefix = str(len([t for t in found.prefix if t < found.layers[-1].shape[2]])) if found.token_map else "asks"
+    prefix = str(len([t for t in found.prefix if t < found.layers[-1].shape[2]])) if found.token_map else "needs `token_map=`"
     return (
         family.group,
         family.title or family.name,
@@ -109,13 +110,13 @@ def _row(make) -> tuple[str, ...]:
 
 def _reads(found) -> str:
     if found.query is None:
-        return "asks for `query=`"
+        return "needs `query=`"
     read = [row.nonzero().flatten().tolist() for row in found.query]
     if all(len(r) == 1 for r in read):
         places = sorted({r[0] for r in read})
-        return f"token {places[0]}" if len(places) == 1 else "each text's own: " + ", ".join(str(r[0]) for r in read)
+        return f"token {places[0]}" if len(places) == 1 else "one token per text: " + ", ".join(str(r[0]) for r in read)
     even = all(float(row[r].max() / row[r].min()) < 1.001 for row, r in zip(found.query, read, strict=True))
-    return "mean of tokens" if even else "its own pooling"
+    return "mean of tokens" if even else "attention pooling"
 
 
 def _rollout(family, found) -> str:
@@ -125,7 +126,7 @@ def _rollout(family, found) -> str:
     try:
         AttentionAttribution(family.forward).attribute(family.inputs, additional_forward_args=family.args, **options)
     except (AttentionKindError, ReadoutError, TokenMapError):
-        return "within one stack, by `layers=`"
+        return "within one stack, with `layers=`"
     return "yes"
 
 
