@@ -95,7 +95,11 @@ def _row(make) -> tuple[str, ...]:
     kinds = [layer.kind for layer in found.layers]
     calls = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     causal = {layer.causal for layer in found.layers}
-    prefix = str(len([t for t in found.prefix if t < found.layers[-1].shape[2]])) if found.token_map else "needs `token_map=`"
+    prefix = (
+        str(len([t for t in found.prefix if t < found.layers[-1].shape[2]]))
+        if found.token_map
+        else "needs `token_map=`"
+    )
     return (
         family.group,
         family.title or family.name,
