@@ -1,4 +1,4 @@
-"""`Explained`: the one number that an explanation is about, made once and carried to every table, picture and page."""
+"""`Explained`: the number that an explanation is about, shared by all tables, figures and pages."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from torch import Tensor
 from captum_attn_lime.errors import InputError, TargetError
 
 Unit = Literal["probability", "logit", "log probability", "prediction"]
-#: What a caller asks for; a regression answers with its prediction, whichever it is.
+#: The caller's choice of unit; for a regression it is always the prediction.
 Output = Literal["probability", "logits"]
-_SHOWN = 40  # letters of a name in a sentence
+_SHOWN = 40  # maximum length of a name in a sentence
 
 
 @dataclass(frozen=True)
 class Explained:
     """The number that an explanation is about.
 
-    A classifier of one logit z has one number: z speaks for class 1, and class 0 is explained as -z.
+    For a classifier with a single logit z, class 1 is explained as z and class 0 as -z.
 
     Attributes:
-        index: The class, the output of a regression, or (position, class) of a model that predicts for each token.
-        unit: ``"probability"``, ``"logit"``, ``"log probability"`` (in the place of a logit, of a model that ends in
-            softmax), or ``"prediction"`` of a regression.
-        name: Name of the class or output; None where it has none.
-        value: The model's answer for the input itself.
-        is_predicted: Whether nobody chose the class: it is the one that the model predicts.
-        opposite: Name of the other of two classes, where what lowers the one raises the other just as much: 1 - p
-            beside p, or -z beside z.
+        index: The class, the output of a regression, or (position, class) for a model with one prediction per token.
+        unit: ``"probability"``, ``"logit"``, ``"log probability"`` (instead of a logit, for a model that ends in a
+            softmax), or ``"prediction"`` for a regression.
+        name: Name of the class or output; None if it has none.
+        value: The model's output for the unperturbed input.
+        is_predicted: Whether the class was not given as a target but is the predicted one.
+        opposite: Name of the other class, if there are two and their numbers are p and 1 - p, or z and -z.
 
     Example:
         >>> print(Explained(1, "probability", "fresh", 0.93, is_predicted=True))
@@ -49,7 +48,7 @@ class Explained:
 
     @property
     def label(self) -> str:
-        """What is explained, without its value: ``"probability of class 'fresh'"``."""
+        """The number's description without its value: ``"probability of class 'fresh'"``."""
         kind = "output" if self.unit == "prediction" else "class"
         if self.name is not None:
             return f"{self.unit} of {kind} {_short(self.name)!r}{self._place}"
@@ -59,7 +58,7 @@ class Explained:
 
     @property
     def column(self) -> int:
-        """The class or output alone, without a position."""
+        """The index of the class or output, without the position."""
         return self.index[-1] if isinstance(self.index, tuple) else self.index
 
     @property
@@ -67,11 +66,11 @@ class Explained:
         return f" at position {self.index[0]}" if isinstance(self.index, tuple) and len(self.index) > 1 else ""
 
     def is_same(self, other: Explained) -> bool:
-        """Return whether two explanations are of one number of the model."""
+        """Return whether both explain the same number: the same class or output, in the same unit."""
         return (self.index, self.unit) == (other.index, other.unit)
 
     def __str__(self) -> str:
-        """Return the number in words."""
+        """Return the description with the value."""
         found = self.label + (" (predicted)" if self.is_predicted else "")
         return found if self.value is None else f"{found}: {self.value:.4g}"
 
@@ -82,14 +81,14 @@ def choose(
     """Return the explained number of one example.
 
     Args:
-        scores: The model's answers in the unit, one for each class (classes,), or by position (N, classes).
-        target: The class: an index, a name, (position, class), or None for the class that is predicted.
-        unit: What the scores are.
+        scores: The model's outputs in that unit, (classes,) or (N, classes).
+        target: The class: an index, a name, (position, class), or None for the predicted class.
+        unit: Unit of the scores.
         names: Names of the classes or outputs.
-        two_sided: Whether what lowers one of two classes raises the other just as much.
+        two_sided: Whether the scores of two classes determine each other (p and 1 - p, z and -z).
 
     Raises:
-        TargetError: There is no such class, or it has to be named.
+        TargetError: There is no such class, or a target is required.
 
     Example:
         >>> print(choose([0.2, 0.8], None, "probability", ["rotten", "fresh"]))
@@ -103,7 +102,7 @@ def choose(
     if target is None and unit == "prediction" and n > 1:
         raise TargetError(f"the model predicts {n} numbers; pass target= for the one to explain{_listed(names)}.")
     if unit == "prediction" and n == 1 and single_target(target) not in (None, 0, *(names or ())):
-        raise TargetError(f"target {target!r}: regression has one output; leave target out.")
+        raise TargetError(f"target {target!r} was given, but a regression has one output; leave target out.")
     kind = "outputs" if unit == "prediction" else "classes"
     index = int(values.argmax()) if is_predicted else class_index(0 if target is None else target, n, names, kind=kind)
     own = None if names is None or (unit == "prediction" and n == 1) else str(names[index])
@@ -112,7 +111,7 @@ def choose(
 
 
 def class_index(target: Any, n: int, names: Sequence[str] | None = None, *, kind: str = "classes") -> int:
-    """Return the index of a class that is given by its index, as a whole number of any kind, or by its name.
+    """Return the index of a class given by its index (any integer type) or its name.
 
     Raises:
         TargetError: There is no such class.
@@ -133,7 +132,7 @@ def class_index(target: Any, n: int, names: Sequence[str] | None = None, *, kind
 
 
 def single_target(target: Any) -> Any:
-    """Return the target of one example out of a list or tensor of one; anything else as it is."""
+    """Return the only element of a list, array or tensor with one element; anything else unchanged."""
     if isinstance(target, list) and len(target) == 1:
         return target[0]
     if isinstance(target, (Tensor, np.ndarray)) and np.prod(target.shape) == 1:
@@ -142,7 +141,7 @@ def single_target(target: Any) -> Any:
 
 
 def check_output(output: Any) -> Output:
-    """Return what was asked for.
+    """Return the choice of ``output=``, checked.
 
     Raises:
         InputError: It is neither ``"probability"`` nor ``"logits"``.
@@ -154,20 +153,20 @@ def check_output(output: Any) -> Output:
 
 
 def one_number(found: Sequence[tuple[str, Explained]]) -> Explained | None:
-    """Return the number that all of several explanations are of; None where there are none.
+    """Return the number that all methods explain; None if there are no methods.
 
     Args:
-        found: Names of methods, and what each explains.
+        found: Name and explained number of each method.
 
     Raises:
-        InputError: Two of them explain different numbers.
+        InputError: Two methods explain different numbers.
     """
     for name, explained in found[1:]:
         first, of = found[0]
         if not explained.is_same(of):
             raise InputError(
-                f"{first!r} explains the {of.label}, and {name!r} the {explained.label}: two numbers that do not stand "
-                "in one table. Explain the same class in the same unit (target=, output=)."
+                f"{first!r} explains the {of.label}, and {name!r} the {explained.label}; two numbers cannot share a "
+                "table. Explain the same class in the same unit (target=, output=)."
             )
     return found[0][1] if found else None
 
@@ -176,8 +175,8 @@ def _at_position(values: Any, target: Any, unit: Unit, names: Sequence[str] | No
     target = single_target(target)
     if not isinstance(target, tuple) or len(target) != 2:
         raise TargetError(
-            f"the model predicts for each token, so that a target is (position, class), but {target!r} came; "
-            "encoding.find(word) gives positions."
+            f"the model predicts for each token, so that a target must be (position, class), but it is {target!r}; "
+            "encoding.find(word) returns positions."
         )
     place, index = class_index(target[0], len(values)), class_index(target[1], values.shape[1], names)
     return Explained((place, index), unit, None if names is None else str(names[index]), float(values[place, index]))

@@ -1,18 +1,18 @@
-"""The public errors and warnings: each says what came, what is needed and what to do."""
+"""The public errors and warnings. Each message says what came, what is needed and what to do."""
 
 from __future__ import annotations
 
 
 class ExplanationError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of all errors that this package raises deliberately."""
 
 
 class InputError(ExplanationError, ValueError):
-    """An input (text, row, tensor, option) that cannot be explained as it is."""
+    """An invalid input (text, row, tensor, option)."""
 
 
 class TextError(InputError):
-    """A text that is empty, blank, or has no word to attribute to."""
+    """A text that is empty, blank, or contains no words."""
 
 
 class TokenizerError(InputError):
@@ -20,72 +20,72 @@ class TokenizerError(InputError):
 
 
 class ForwardError(ExplanationError, TypeError):
-    """A forward function that did not return one tensor with the batch in dimension 0."""
+    """A forward function that did not return a single tensor with the batch in dimension 0."""
 
 
 class TargetError(ExplanationError, ValueError, IndexError, AssertionError):
-    """A target that the output does not have.
+    """A target that does not exist in the output.
 
-    It is a ``ValueError``, an ``IndexError`` and an ``AssertionError`` because Captum's own methods raise one or
-    another of these for the same mistake, and callers catch them.
+    It derives from ``ValueError``, ``IndexError`` and ``AssertionError``, since Captum's methods raise any of these for
+    the same mistake and callers catch them.
     """
 
 
 class SelectionError(ExplanationError, ValueError, IndexError):
-    """A layer, head or query that the model does not have."""
+    """A layer, head or query that does not exist in the model."""
 
 
 class NoAttentionError(ExplanationError, RuntimeError):
-    """A forward pass in which no attention was seen."""
+    """A forward pass in which no attention was detected."""
 
 
 class UnreadableAttentionError(ExplanationError, RuntimeError):
-    """Attention that was recognised but whose weights cannot be read with certainty."""
+    """Attention that was detected, but whose weights cannot be recovered with certainty."""
 
 
 class AttentionKindError(ExplanationError, ValueError):
-    """A method applied to attention maps it is not defined for, such as a product of cross-attention maps."""
+    """A method that is not defined for these attention maps, such as rollout over cross-attention."""
 
 
 class ReadoutError(ExplanationError, RuntimeError):
-    """A model whose output does not tell which tokens it reads; pass ``query=``."""
+    """A model for which the tokens that the prediction depends on are ambiguous; pass ``query=``."""
 
 
 class TokenMapError(ExplanationError, ValueError):
-    """Attended tokens that cannot be placed on the input's cells with certainty; pass ``token_map=``."""
+    """Tokens that cannot be mapped to the input's elements with certainty; pass ``token_map=``."""
 
 
 class CompilerError(ExplanationError, RuntimeError):
-    """An optional kernel that cannot be compiled or loaded on this machine; everything works without it, slower."""
+    """An optional kernel that cannot be compiled or loaded; everything works without it, only slower."""
 
 
 class FileError(ExplanationError, OSError):
-    """A file that cannot be written or read; a file that was there before stays as it was."""
+    """A file that cannot be written or read; an existing file is left unchanged."""
 
 
 class LawError(ExplanationError, AssertionError):
-    """A law that `captum_attn_lime.testing.check_attribution` found broken."""
+    """A law that an attribution violates, found by `captum_attn_lime.testing.check_attribution`."""
 
 
 class TruncationWarning(UserWarning):
-    """A text was longer than the model takes; the rest was not seen and is not explained."""
+    """A text exceeds the model's maximum length; the rest is truncated and not explained."""
 
 
 class PaddingWarning(UserWarning):
-    """A model whose answer to a text depends on padding or on its batch: texts then run without, which is slower."""
+    """A model's output depends on padding or on the rest of the batch; texts run without padding, which is slower."""
 
 
 class TrainingModeWarning(UserWarning):
-    """A model is explained in training mode, where it computes something else than when it is used."""
+    """A model is explained in training mode, where its outputs differ from those at inference."""
 
 
 class DropoutWarning(TrainingModeWarning):
-    """A model is explained while its dropout is active: each run gives other scores."""
+    """A model is explained while dropout is active: each run gives different scores."""
 
 
 class OutputsWarning(UserWarning):
-    """What a model puts out, logits or probabilities, had to be guessed from its values."""
+    """Whether a model returns logits or probabilities had to be guessed from its outputs."""
 
 
 class LimeWarning(UserWarning):
-    """A LIME explanation that does not say what it seems to say: empty, badly fitted or unsteady."""
+    """A LIME explanation is unreliable: empty, poorly fitted or unstable."""

@@ -1,9 +1,9 @@
-"""Feature masks, the one currency between attention, LIME and Captum: from cells to features and back.
+"""Feature masks, shared by attention, LIME and Captum: from cells to features and back.
 
-A *feature mask* is Captum's own: an integer tensor, one per input tensor, that broadcasts to the input's shape and
-holds for every cell the id (from 0) of the feature it belongs to. Ids may run over several tensors of a tuple.
-Three verbs work on it: :func:`pool` (cells to features), :func:`spread` (features to cells) and :func:`split`
-(a feature's value divided among its cells, which is what additive measures such as infidelity need).
+A *feature mask* is what Captum calls by that name: an integer tensor per input tensor, broadcastable to the input's
+shape, that maps each cell (input element) to the id of its feature, counted from 0. Ids may continue across the tensors
+of a tuple. Three functions use it: :func:`pool` (cells to features), :func:`spread` (features to cells) and
+:func:`split` (divides a feature's value among its cells, as additive measures such as infidelity need).
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ def pool(
     reduction: Reduction = "sum",
     n_features: int | None = None,
 ) -> Tensor:
-    """Return one value per example and feature, gathered from the cells.
+    """Return one value per example and feature, aggregated over the feature's cells.
 
     Args:
         attributions: One value per cell, ``(B, ...)``; a tensor or a tuple of tensors.
         feature_mask: Feature ids from 0, broadcastable to ``attributions``; one row, or one row per example.
         reduction: ``"sum"`` for values that add up over cells (gradients, attention mass), ``"first"`` for values
-            that every cell of a feature repeats (Captum's ablation convention), ``"mean"``.
+            repeated in every cell of a feature (Captum's ablation convention), or ``"mean"``.
         n_features: Number of features; by default the largest id in the mask plus one.
 
     Returns:
         ``(B, n_features)``.
 
     Raises:
-        InputError: The mask is not of integers, has negative ids, or does not broadcast to the attributions.
+        InputError: The mask does not hold integers, has negative ids, or does not broadcast to the attributions.
 
     Example:
         >>> pool(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0, 1, 1]]))
@@ -55,7 +55,7 @@ def pool(
         cell = torch.arange(flat.shape[1], device=flat.device).expand(ids.shape)
         none = flat.shape[1]
         first = torch.full((len(ids), n), none, device=flat.device).scatter_reduce_(1, ids, cell, "amin")
-        # A feature without a cell reads the zero behind the last one.
+        # A feature without cells reads the zero appended after the last cell.
         return torch.cat([flat, flat.new_zeros(len(flat), 1)], dim=1).gather(1, first)
     summed = flat.new_zeros(len(flat), n).scatter_add_(1, ids, flat)
     if reduction == "mean":
@@ -64,7 +64,7 @@ def pool(
 
 
 def spread(values: Tensor, feature_mask: TensorOrTuple) -> TensorOrTuple:
-    """Return per-cell values in which every cell carries its feature's value, as Captum's ablation methods do.
+    """Return each feature's value in all of its cells, as Captum's ablation methods do.
 
     Args:
         values: One value per feature, ``(B, n_features)``.
@@ -88,11 +88,11 @@ def spread(values: Tensor, feature_mask: TensorOrTuple) -> TensorOrTuple:
 def split(attributions: TensorOrTuple, feature_mask: TensorOrTuple) -> TensorOrTuple:
     """Return the attributions with each feature's value divided by its number of cells.
 
-    Attention and LIME give every cell of a feature the feature's whole value. Sums over cells (``infidelity``,
-    completeness) would then count a feature as often as it has cells; after ``split`` they count it once.
+    Attention and LIME repeat a feature's value in each of its cells. Sums over cells (``infidelity``, completeness)
+    would count the feature once per cell; after ``split`` they count it once.
 
     Args:
-        attributions: ``(B, ...)``, each cell carrying its feature's value; tensor or tuple.
+        attributions: ``(B, ...)``, with the feature's value in each cell; tensor or tuple.
         feature_mask: Feature ids from 0, broadcastable to ``attributions``.
 
     Example:
@@ -110,10 +110,10 @@ def split(attributions: TensorOrTuple, feature_mask: TensorOrTuple) -> TensorOrT
 
 
 def by_position(inputs: TensorOrTuple) -> TensorOrTuple:
-    """Return the feature mask in which each position along dimension 1 is one feature.
+    """Return the feature mask with one feature per position along dimension 1.
 
-    That is one feature per token for ids ``(B, N)`` and embeddings ``(B, N, D)``, and per column for rows ``(B, n)``.
-    Over a tuple the ids run on from tensor to tensor.
+    That is one feature per token for ids ``(B, N)`` and embeddings ``(B, N, D)``, and one per column for rows
+    ``(B, n)``. For a tuple, the ids continue from tensor to tensor.
 
     Example:
         >>> by_position(torch.zeros(1, 2, 3))
@@ -124,7 +124,7 @@ def by_position(inputs: TensorOrTuple) -> TensorOrTuple:
     for x in _as_tuple(inputs):
         if x.dim() < 2:
             raise InputError(
-                f"an input has shape {tuple(x.shape)}, and needed is a batch, (B, ...); add it with x.unsqueeze(0)."
+                f"an input has shape {tuple(x.shape)}, but a batch (B, ...) is needed; add a dimension: x.unsqueeze(0)."
             )
         n = x.shape[1]
         ids = torch.arange(start, start + n, device=x.device).reshape(1, n, *[1] * (x.dim() - 2))
@@ -134,9 +134,9 @@ def by_position(inputs: TensorOrTuple) -> TensorOrTuple:
 
 
 def is_repeated(attributions: TensorOrTuple, feature_mask: TensorOrTuple) -> bool:
-    """Return whether every cell carries its feature's value, that is, whether the cells of each feature are equal.
+    """Return whether all cells of each feature have the same value.
 
-    False where no feature has two cells, since then there is nothing to tell.
+    False if no feature has more than one cell, since the question then has no answer.
 
     Example:
         >>> is_repeated(torch.tensor([[0.5, 2.0, 2.0]]), torch.tensor([[0, 1, 1]]))
@@ -177,14 +177,14 @@ def _as_masks(feature_mask: Tensor | tuple[Tensor, ...], cells: tuple[Tensor, ..
     out = []
     for mask, cell in zip(masks, cells, strict=True):
         if mask.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
-            raise InputError(f"feature_mask must hold integer ids from 0, but its dtype is {mask.dtype}.")
+            raise InputError(f"feature_mask must hold integer ids, but its dtype is {mask.dtype}; pass mask.long().")
         if mask.numel() and int(mask.min()) < 0:
-            raise InputError("feature_mask must hold ids from 0, but it has negative ids.")
+            raise InputError("feature_mask has negative ids; number the features from 0.")
         try:
             out.append(mask.to(device=cell.device, dtype=torch.int64).expand(cell.shape))
         except RuntimeError:
             raise InputError(
                 f"feature_mask of shape {tuple(mask.shape)} does not broadcast to the attributions' shape "
-                f"{tuple(cell.shape)}."
+                f"{tuple(cell.shape)}; pass encoding.feature_mask, or a mask of the attributions' shape."
             ) from None
     return tuple(out)

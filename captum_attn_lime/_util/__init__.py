@@ -1,1 +1,1 @@
-"""Private helpers that know nothing of attention, adapters or LIME."""
+"""Private helpers, independent of attention, adapters and LIME."""

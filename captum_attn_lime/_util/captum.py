@@ -1,4 +1,4 @@
-"""The only door to captum's private helpers: those whose parameters have not changed since captum 0.6."""
+"""All uses of Captum's private helpers, limited to those whose parameters have not changed since Captum 0.6."""
 
 from __future__ import annotations
 
@@ -42,27 +42,29 @@ def as_tuple(inputs: TensorOrTuple) -> tuple[Tensor, ...]:
     if not tensors or not all(isinstance(t, Tensor) for t in tensors):
         names = ", ".join(type(t).__name__ for t in tensors) or "an empty tuple"
         raise InputError(
-            f"inputs must be a tensor or a tuple of tensors, but came as {names}. "
+            f"inputs must be a tensor or a tuple of tensors, but are {names}. "
             "For text or rows use TextAdapter or TabularAdapter: adapter.encode(...).inputs."
         )
     return cast("tuple[Tensor, ...]", _format_tensor_into_tuples(tensors))
 
 
 def check_inputs(inputs: TensorOrTuple) -> tuple[Tensor, ...]:
-    """Return the inputs as a tuple of tensors over the same examples, with finite numbers."""
+    """Return the inputs as a tuple of tensors, checked for equal batch sizes and finite values."""
     tensors = as_tuple(inputs)
     sizes = {x.shape[0] if x.dim() else None for x in tensors}
     if None in sizes or len(sizes) != 1 or 0 in sizes:
         shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
-        raise InputError(f"inputs of shape {shapes} came; the same number of examples, at least one, comes first.")
+        raise InputError(
+            f"inputs have shapes {shapes}, but all need the same number of examples, at least one, in dimension 0."
+        )
     for x in tensors:
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            raise InputError("the inputs hold NaN or infinite values; attention over them is not defined.")
+            raise InputError("the inputs contain NaN or infinite values, where attention is undefined; remove them.")
     return tensors
 
 
 def format_output(is_tuple: bool, tensors: tuple[Tensor, ...]) -> TensorOrTuple:
-    """Return a tuple where the input was one, else the single tensor."""
+    """Return a tuple if the input was a tuple, otherwise the single tensor."""
     return cast("TensorOrTuple", _format_output(is_tuple, tensors))
 
 
@@ -78,17 +80,17 @@ def expand_forward_args(args: Any, n: int) -> Any:
 
 
 def run_forward(forward_func: Any, inputs: Any, additional_forward_args: Any = None) -> Tensor:
-    """Return the forward function's output tensor, or say what came instead of one."""
+    """Return the forward function's output tensor; raise if it is anything else."""
     return check_output(_run_forward(forward_func, inputs, None, additional_forward_args))
 
 
 def check_output(output: Any) -> Tensor:
-    """Return the output if it is a tensor with a batch dimension."""
+    """Return the output; raise unless it is a tensor with a batch dimension."""
     if isinstance(output, Tensor) and output.dim() > 0:
         return output
     if isinstance(output, Tensor):
         raise ForwardError(
-            "the forward function returned a 0-dimensional tensor; attributions need one value per example: "
+            "the forward function returned a 0-dimensional tensor, but attributions need one value per example; "
             "return a tensor of shape (batch, ...)."
         )
     hint = "return its logits: wrap the model in an adapter, or pass `lambda *x: model(*x).logits`"
@@ -98,7 +100,7 @@ def check_output(output: Any) -> Tensor:
 
 
 def select_target(output: Tensor, target: Target) -> Tensor:
-    """Return the output at the target, by captum's own rules, with one error for every bad target."""
+    """Return the output at the target by Captum's rules; raise ``TargetError`` for any invalid target."""
     try:
         return cast("Tensor", _select_targets(output, plain_indices(target)))
     except (AssertionError, IndexError, RuntimeError, ValueError, TypeError) as error:
@@ -109,7 +111,7 @@ def select_target(output: Tensor, target: Target) -> Tensor:
 
 
 def plain_indices(target: Target) -> Target:
-    """Return a target with NumPy's integers and arrays as Python's, which captum's rules know.
+    """Return a target with NumPy integers and arrays converted to Python's, which Captum accepts.
 
     Example:
         >>> plain_indices(np.int64(2)), plain_indices(np.array([0, 1])), plain_indices([(np.int32(1), 0)])
@@ -125,7 +127,7 @@ def plain_indices(target: Target) -> Target:
 
 
 def linear_models() -> Any:
-    """Return the module of the linear models that Captum's ``Lime`` can fit."""
+    """Return the module with the linear models that Captum's ``Lime`` can fit."""
     from captum._utils.models import linear_model
 
     return linear_model

@@ -1,4 +1,4 @@
-"""Writing files whole: what was there stays until the new file is complete."""
+"""Atomic file writes: an existing file stays until the new one is complete."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from typing import BinaryIO
 
 from captum_attn_lime.errors import FileError
 
-# A file system that cannot flush a file says so by one of these; any other failure means that data may be lost.
+# Errors of a file system that does not support flushing; any other error means that data may be lost.
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 
 
 def write_whole(
     path: str | os.PathLike[str], content: str | bytes | Callable[[BinaryIO], object], *, mode: int = 0o666
 ) -> Path:
-    """Write a file under another name beside its place, then rename it, and return its path.
+    """Write a file atomically, by renaming a temporary file in the same folder, and return its path.
 
-    Whatever goes wrong on the way, a full disk or an interrupt, the file that was there stays as it was, and nothing is
-    left beside it. A link is followed, and the file it leads to is replaced. A new file gets the permissions that any
-    new file gets; one that was there keeps its own.
+    After any failure, such as a full disk or an interrupt, an existing file is unchanged and no temporary file remains.
+    A symbolic link is followed, and its target replaced. A new file gets default permissions; an existing file keeps
+    its permissions.
 
     Args:
         path: Where to write.
-        content: Bytes; text, which is written as UTF-8 with a replacement character for what has no encoding (half of a
+        content: Bytes; text, written as UTF-8 with a replacement character for what cannot be encoded (half of a
             surrogate pair); or a function that writes to an open file.
-        mode: Permissions of a new file, before the user's mask.
+        mode: Permissions of a new file, before the umask.
 
     Raises:
-        FileError: The folder does not exist, a folder has that name, or the file cannot be written.
+        FileError: The folder does not exist, the path is a folder, or the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -57,7 +57,7 @@ def write_whole(
 
 
 def encodable(text: str) -> str:
-    r"""Return a text with a replacement character for what UTF-8 cannot encode; two halves of a pair become one.
+    r"""Return a text that UTF-8 can encode: surrogate pairs are joined, and lone surrogates replaced.
 
     Example:
         >>> encodable("a\ud800b") == "a\ufffdb", encodable("\ud83d\ude00") == "\U0001f600"
@@ -68,15 +68,15 @@ def encodable(text: str) -> str:
 
 @contextmanager
 def _opened(path: Path, mode: int) -> Iterator[BinaryIO]:
-    """Open a file that takes its place at the end of the block, if that is reached."""
+    """Open a temporary file that replaces the path if the block ends without an exception."""
     before = path.stat().st_mode if path.exists() else None
     if before is not None and not stat.S_ISREG(before):
-        with path.open("wb") as file:  # a device or a pipe holds nothing that could be lost; a folder raises
+        with path.open("wb") as file:  # a device or a pipe has no content to lose; a folder raises
             yield file
         return
     if before is not None and not os.access(path, os.W_OK):
-        raise PermissionError(errno.EACCES, "the file that is there must not be written to", str(path))
-    # Not made of the file's own name, which may be as long as names can be.
+        raise PermissionError(errno.EACCES, "the existing file is read-only", str(path))
+    # Independent of the file's name, which may already have the maximum length.
     beside = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with open(beside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
@@ -90,7 +90,7 @@ def _opened(path: Path, mode: int) -> Iterator[BinaryIO]:
         try:
             beside.unlink(missing_ok=True)
         finally:
-            beside.unlink(missing_ok=True)  # where an interrupt came before the first
+            beside.unlink(missing_ok=True)  # an interrupt may have come before the first
     _flush_folder(path.parent)
 
 
@@ -103,9 +103,9 @@ def _to_disk(file: int) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a renaming last; the file is whole in any case, so a system that cannot do it may go without."""
+    """Flush a rename to disk; the file is complete in any case, so errors are ignored."""
     with contextlib.suppress(OSError):
-        opened = os.open(folder, os.O_RDONLY)  # Windows opens no folders, and renames at once
+        opened = os.open(folder, os.O_RDONLY)  # fails on Windows, where renames are immediate
         try:
             os.fsync(opened)
         finally:
@@ -114,10 +114,10 @@ def _flush_folder(folder: Path) -> None:
 
 def _message(path: Path, error: OSError | ValueError) -> str:
     if isinstance(error, ValueError):
-        return f"{str(path)!r} is no path: it has a NUL character."
+        return f"{str(path)!r} is not a valid path: it contains a NUL character."
     if isinstance(error, FileNotFoundError):
-        return f"{path} cannot be written: the folder {path.parent} does not exist. Make it first."
+        return f"{path} cannot be written: the folder {path.parent} does not exist. Create it first."
     if isinstance(error, IsADirectoryError):
-        return f"{path} cannot be written: it is a folder. Give the path of a file in it."
-    kept = "What was there is unchanged." if os.path.lexists(path) else "Nothing was written."
+        return f"{path} cannot be written: it is a folder. Pass the path of a file in it."
+    kept = "The existing file is unchanged." if os.path.lexists(path) else "Nothing was written."
     return f"{path} cannot be written: {error.strerror or error}. {kept}"

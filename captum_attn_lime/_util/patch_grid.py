@@ -1,4 +1,4 @@
-"""Which patch a pixel is in, and which blocks of patches stand for the tokens of stages that merge tokens."""
+"""The patch of each pixel, and the block of patches of each token in stages that merge tokens."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 def patches_per_token(grid: tuple[int, int], n_tokens: int) -> int:
-    """Return how many patches in a row, and in a column, a token stands for.
+    """Return the side of the square block of patches that each token covers.
 
-    Stages merge neighbouring tokens, two by two, so a token of a later stage covers a square block of patches. Where
-    the grid is no multiple of the block, the last row and column of tokens cover what is left.
+    Stages merge neighbouring tokens, two by two, so that a token of a later stage covers a square block of patches. If
+    the grid is not a multiple of the block, the last row and column of tokens cover smaller blocks.
 
     Args:
         grid: Rows and columns of patches.
         n_tokens: Number of tokens of the stage.
 
     Returns:
-        The block's side; 1 where the tokens are no blocks of two by two patches or more, as where each patch is a token
-        of its own, with or without a CLS token beside them.
+        The block's side in patches; 1 if the tokens are not blocks of at least two by two patches, for example if each
+        patch is one token, with or without a CLS token.
 
     Example:
         >>> patches_per_token((8, 4), 2), patches_per_token((10, 12), 30), patches_per_token((3, 3), 10)
@@ -34,13 +34,13 @@ def patches_per_token(grid: tuple[int, int], n_tokens: int) -> int:
 
 
 def patch_numbers(image: tuple[int, int], patch: tuple[int, int], grid: tuple[int, int], side: int = 1) -> Tensor:
-    """Return the number of each pixel's patch, row by row, (H, W) int64; -1 for pixels beyond the last patch.
+    """Return the index of each pixel's patch in row-major order, (H, W) int64; -1 for pixels beyond the last patch.
 
     Args:
         image: Height and width of the image.
         patch: Height and width of a patch.
         grid: Rows and columns of patches.
-        side: With more than 1, the numbers of square blocks of so many patches by so many.
+        side: If greater than 1, return the indices of square blocks of ``side`` by ``side`` patches.
 
     Example:
         >>> patch_numbers((2, 5), (1, 2), (2, 2)).tolist()

@@ -1,4 +1,4 @@
-"""One progress bar for all long work: shown where it is asked for, silent otherwise."""
+"""The progress bar of all long computations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Tick = Callable[[int], object]
 
 @contextmanager
 def progress(total: int, show: bool, name: str) -> Iterator[Tick]:
-    """Give a function that counts what is done, shown as a tqdm bar if wanted.
+    """Yield a function that advances a tqdm bar by a number of steps, or does nothing unless ``show`` is set.
 
     Example:
         >>> with progress(3, False, "texts") as tick:

@@ -1,4 +1,4 @@
-"""The random generators that a model may draw from: their states, and putting them back."""
+"""The states of the random number generators that a model may use, and how to restore them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 
 class RandomState:
-    """The states of the random generators that a model may draw from, at the time when this was made.
+    """A snapshot of the random number generators that a model may use.
 
     Attributes:
-        torch: Torch's, on the CPU.
-        cuda: Torch's on other devices, where they are in use.
-        numpy: NumPy's.
-        python: Python's.
+        torch: State of torch's CPU generator.
+        cuda: States of torch's CUDA generators; None if CUDA is not initialised.
+        numpy: State of NumPy's global generator.
+        python: State of Python's global generator.
 
     Example:
         >>> state = RandomState()
@@ -33,7 +33,7 @@ class RandomState:
         self.numpy, self.python = np.random.get_state(), random.getstate()  # noqa: NPY002
 
     def restore(self) -> None:
-        """Put the generators back."""
+        """Restore the generators to this state."""
         torch.set_rng_state(self.torch)
         if self.cuda is not None:
             torch.cuda.set_rng_state_all(self.cuda)
@@ -43,7 +43,7 @@ class RandomState:
 
 @contextmanager
 def without_drawing() -> Iterator[None]:
-    """Run a block that draws from the random generators as if it did not."""
+    """Restore the random number generators at the end of the block."""
     state = RandomState()
     try:
         yield
