@@ -1,4 +1,4 @@
-"""Pictures of attributions and attention: arrays and tables in, Matplotlib axes or one HTML page out."""
+"""Plots of attributions and attention: arrays and tables in, Matplotlib axes or an HTML page out."""
 
 from captum_attn_lime.plot._comparison import agreement, bars
 from captum_attn_lime.plot._global_view import global_view

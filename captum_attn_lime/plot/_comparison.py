@@ -1,4 +1,4 @@
-"""Pictures of a comparison: bars of scores per feature and method, and the matrix of agreement."""
+"""Plots of a comparison: bars of scores per feature and method, and the agreement matrix."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 TITLES = {"kendall_tau": "Kendall's tau-b", "spearman": "Spearman's rho", "top_k_jaccard": "overlap of the top {k}"}
-NAME_LENGTH = 32  # letters of a feature's or a method's name that are shown
+NAME_LENGTH = 32  # maximum length of a feature's or a method's name
 
 
 def bars(
@@ -39,23 +39,23 @@ def bars(
     normalize: bool = True,
     outside: DataFrame | None = None,
 ) -> Axes:
-    """Draw the scores as horizontal bars, a group per feature with a bar per method.
+    """Draw the scores as horizontal bars, with a group per feature and a bar per method.
 
-    Features are sorted by their mean magnitude over the methods, the strongest on top. A cross stands where a
-    method has no value (NaN).
+    Features are sorted by their mean magnitude over the methods, the strongest on top. A cross marks a missing value
+    (NaN).
 
     Args:
         scores: One row per feature and one column per method.
-        ax: Where to draw; a new figure by default.
-        title: Above the bars.
-        max_features: The strongest features to show; the axis says how many there were.
-        normalize: Whether to divide each method by its largest magnitude. The methods' units differ, so that bars of
-            raw scores can be compared within a method only.
-        outside: Share of each method's magnitudes that lies on no feature, written under the bars: one row per token,
-            one column per method, as :attr:`Comparison.outside`.
+        ax: Axes to draw on; by default those of a new figure.
+        title: Title above the bars.
+        max_features: Number of features to show, the strongest ones; the axis label gives the total.
+        normalize: Whether to divide each method by its largest magnitude. The methods have different units, so that raw
+            scores are comparable only within a method.
+        outside: Share of each method's magnitudes outside the features, noted below the bars: one row per token, one
+            column per method, as in :attr:`Comparison.outside`.
 
     Returns:
-        The axes. It holds one container of bars per method.
+        The axes, with one container of bars per method.
 
     Raises:
         InputError: ``scores`` is not a table of numbers, or is empty, or ``max_features`` is less than 1.
@@ -68,7 +68,7 @@ def bars(
     """
     table = as_table(scores)
     if max_features < 1:
-        raise InputError(f"max_features is the number of features to show, at least 1, but is {max_features!r}.")
+        raise InputError(f"max_features must be at least 1, but is {max_features!r}.")
     relative = np.column_stack([scaled(table.iloc[:, i].to_numpy()) for i in range(table.shape[1])])
     order = _strongest_first(relative)[:max_features]
     values = relative[order] if normalize else table.to_numpy()[order]
@@ -81,7 +81,7 @@ def bars(
         known = np.nan_to_num(values[:, i], nan=0.0, posinf=_edge(values), neginf=-_edge(values))
         ax.barh(places, known, height=0.92 * height, color=color, label=shorten(method, NAME_LENGTH))
         missing = places[np.isnan(values[:, i])]
-        if len(missing):  # an empty line would still take room in the layout
+        if len(missing):  # an empty line would still take up space in the layout
             ax.plot(np.zeros(len(missing)), missing, "x", color=color, markersize=4, clip_on=False)
     names = [shorten(table.index[i], NAME_LENGTH) for i in order]
     ax.set_yticks(range(n_features), names, parse_math=False)
@@ -107,17 +107,17 @@ def agreement(
     title: str | None = None,
     cmap: str | Colormap | None = None,
 ) -> Axes:
-    """Draw the agreement of each pair of methods as a matrix of numbers on colours.
+    """Draw the agreement of each pair of methods as a coloured matrix of numbers.
 
     Args:
-        table: What :func:`captum_attn_lime.metrics.agreement` returns.
+        table: The result of :func:`captum_attn_lime.metrics.agreement`.
         measure: One of its columns.
-        ax: Where to draw; a new figure by default.
-        title: Above the matrix; the measure's name by default.
+        ax: Axes to draw on; by default those of a new figure.
+        title: Title above the matrix; defaults to the measure's name.
         cmap: A Matplotlib colour map.
 
     Returns:
-        The axes. Pairs without an answer (NaN) and a method with itself are grey.
+        The axes. Undefined pairs (NaN) and the diagonal are grey.
 
     Raises:
         InputError: ``table`` is not an agreement table, has no pairs, or lacks the measure.
@@ -135,7 +135,7 @@ def agreement(
     import matplotlib as mpl
 
     signed = measure != "top_k_jaccard"
-    # Two-sided measures keep white at 0; the ends of the maps are too dark to write on.
+    # Signed measures have white at 0. The limits exclude the dark ends of the maps, where text is unreadable.
     chosen: Any = cmap if cmap is not None else ("RdBu" if signed else "Blues")
     colors = (mpl.colormaps[chosen] if isinstance(chosen, str) else chosen).with_extremes(bad=NEUTRAL)
     low, high = (-1.3, 1.3) if signed else (0.0, 1.3)
@@ -160,12 +160,12 @@ def agreement(
 
 
 def measure_title(table: DataFrame, measure: str) -> str:
-    """Return the measure's name for readers."""
+    """Return the measure's display name."""
     return TITLES.get(measure, measure).format(k=table.attrs.get("k", "k"))
 
 
 def square(table: Any, measure: str) -> tuple[list[str], Floats]:
-    """Return the methods' names and the symmetric matrix of one measure, NaN on its diagonal.
+    """Return the methods' names and the symmetric matrix of one measure, with NaN on the diagonal.
 
     Raises:
         InputError: ``table`` is not an agreement table, has no pairs, or lacks the measure.
@@ -173,9 +173,9 @@ def square(table: Any, measure: str) -> tuple[list[str], Floats]:
     import pandas as pd
 
     if not isinstance(table, pd.DataFrame) or table.index.nlevels != 2:
-        raise InputError("table must be what metrics.agreement returns: a DataFrame with a row per pair of methods.")
+        raise InputError("table must be a DataFrame with a row per pair of methods; pass metrics.agreement(scores).")
     if measure not in table.columns:
-        raise InputError(f"there is no measure {measure!r} in the table; its columns are {list(table.columns)}.")
+        raise InputError(f"there is no measure {measure!r} in the table; choose one of {list(table.columns)}.")
     if not len(table):
         raise InputError("the agreement table has no pairs; compare at least two methods.")
     names = list(dict.fromkeys(name for pair in zip(*map(table.index.get_level_values, (0, 1)), strict=True)
@@ -195,7 +195,7 @@ def _strongest_first(relative: Floats) -> list[int]:
 
 
 def _edge(values: Floats) -> float:
-    """Return how far an infinite bar reaches: as far as the longest finite one."""
+    """Return the length of an infinite bar: that of the longest finite one."""
     finite = np.abs(values[np.isfinite(values)])
     return float(finite.max()) if finite.size else 1.0
 
@@ -206,7 +206,7 @@ def _finish_bars(ax: Axes, title: str | None) -> None:
     ax.set_axisbelow(True)
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
-    # Above the bars, which may reach into every corner.
+    # Above the axes, because the bars may fill every corner.
     legend = ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, fontsize=9)
     for entry in legend.get_texts():
         entry.set_parse_math(False)

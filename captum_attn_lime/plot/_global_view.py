@@ -1,4 +1,4 @@
-"""A picture of global views: the mean magnitude of each feature over many examples, with its spread."""
+"""Plot of global views: the mean magnitude of each feature over many examples, with its spread."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def global_view(
     max_features: int = 15,
     min_count: int = 1,
 ) -> Axes:
-    """Draw the mean magnitude of each feature as a horizontal bar, its standard deviation as a whisker.
+    """Draw the mean magnitude of each feature as a horizontal bar, with its standard deviation as a whisker.
 
-    Several methods stand side by side, each divided by its own largest mean, since their units differ; the features
-    are sorted by the mean of what is drawn, the strongest on top. The small number behind a bar is the number of
-    examples that have the feature. A cross stands where a method has none.
+    Several methods appear side by side, each divided by its largest mean, since their units differ. Features are sorted
+    by the mean over the methods, the strongest on top. The small number after a bar is the number of examples with the
+    feature. A cross marks a method without any.
 
     Args:
-        views: A table as :func:`captum_attn_lime.global_view` returns, or several by their methods' names.
-        ax: Where to draw; a new figure by default.
-        title: Above the bars.
-        max_features: The strongest features to show; the axis says how many there were.
-        min_count: Features of fewer examples are left out: one that occurs once is strong by chance.
+        views: A result of :func:`captum_attn_lime.global_view`, or a mapping from method names to several.
+        ax: Axes to draw on; by default those of a new figure.
+        title: Title above the bars.
+        max_features: Number of features to show, the strongest ones; the axis label gives the total.
+        min_count: Minimum number of examples of a feature: one that occurs once may be strong by chance.
 
     Returns:
-        The axes. It holds one container of bars per method. The mean share that lies on no feature stands below them.
+        The axes, with one container of bars per method. The mean share outside the features is noted below.
 
     Raises:
         InputError: A table lacks its columns or is empty, or no feature has ``min_count`` examples.
@@ -65,7 +65,7 @@ def global_view(
     if not given:
         raise InputError("views is empty; pass at least one table.")
     if max_features < 1:
-        raise InputError(f"max_features is the number of features to show, at least 1, but is {max_features!r}.")
+        raise InputError(f"max_features must be at least 1, but is {max_features!r}.")
     tables = {
         name: _checked(f"views[{name!r}]" if isinstance(views, Mapping) else "views", view, min_count)
         for name, view in given.items()
@@ -104,7 +104,7 @@ def _draw(ax: Axes, methods: list[str], mean: Floats, sd: Floats, count: Floats)
     """Draw the bars of each method with whiskers and counts; arrays are (features, methods)."""
     height = 0.82 / len(methods)
     reach = np.nan_to_num(mean) + np.nan_to_num(sd)
-    # A whisker of magnitudes does not reach below 0.
+    # Magnitudes are not negative, so whiskers end at 0.
     below = np.minimum(np.nan_to_num(sd), np.nan_to_num(mean))
     for i, method in enumerate(methods):
         places = np.arange(len(mean)) - 0.41 + (i + 0.5) * height
@@ -134,12 +134,12 @@ def _draw(ax: Axes, methods: list[str], mean: Floats, sd: Floats, count: Floats)
 
 
 def _checked(called: str, view: Any, min_count: int) -> DataFrame:
-    """Return a table's features with at least so many examples."""
+    """Return the rows of a table with at least ``min_count`` examples, checked."""
     table = as_table(view, called)
     lacking = [c for c in _COLUMNS if c not in table.columns]
     if lacking:
-        raise InputError(f"{called} lacks {lacking}; it must be what captum_attn_lime.global_view returns.")
+        raise InputError(f"{called} lacks {lacking}; pass a table from captum_attn_lime.global_view.")
     if not table.index.is_unique:
-        raise InputError(f"{called} has a feature twice; make the table with captum_attn_lime.global_view.")
+        raise InputError(f"{called} has a feature twice; pass a table from captum_attn_lime.global_view.")
     kept: DataFrame = table[table["count"] >= min_count]
     return kept

@@ -1,4 +1,4 @@
-"""Heat maps of attention weights: one map, or a grid of all layers and heads."""
+"""Heat maps of attention weights: a single map, or a grid of layers and heads."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
 
 GAP = 0.12  # between the tiles of the grid, in tiles
-LABEL_TOKENS = 10  # of more tokens, the grid's tiles label special ones alone
-LABEL_TILES = 6  # and where there are more tiles in a row or column
-MAX_SPECIAL = 4  # no labels at all where more runs of special tokens than this would have one
-MAX_LABELS = 60  # on one axis of a single map; the rest are left out evenly
-TOKEN_LENGTH = 14  # letters of a token that are shown
+LABEL_TOKENS = 10  # with more tokens, the grid labels only special tokens
+LABEL_TILES = 6  # likewise with more tiles in a row or column
+MAX_SPECIAL = 4  # with more runs of special tokens, the grid has no labels
+MAX_LABELS = 60  # maximum number of evenly spaced labels on an axis of a single map
+TOKEN_LENGTH = 14  # maximum length of a token label
 
 
 def attention(
@@ -31,21 +31,21 @@ def attention(
     title: str | None = None,
     cmap: str | Colormap | None = None,
 ) -> Axes:
-    """Draw one map of attention weights: each row is a query token, its columns the key tokens it reads.
+    """Draw one attention map, with a row per query token and a column per key token.
 
     Args:
         weights: ``(Q, K)``; an array or tensor.
-        tokens: The query tokens, ``Q`` of them; the key tokens too where ``key_tokens`` is not given.
-        key_tokens: The key tokens, ``K`` of them.
-        ax: Where to draw; a new figure by default.
-        title: Above the map.
+        tokens: The ``Q`` query tokens; also the key tokens unless ``key_tokens`` is given.
+        key_tokens: The ``K`` key tokens.
+        ax: Axes to draw on; by default those of a new figure.
+        title: Title above the map.
         cmap: A Matplotlib colour map.
 
     Returns:
-        The axes, with the weight of a cell as its image.
+        The axes, with the weights as its image.
 
     Raises:
-        InputError: Weights that are not a matrix, or not one token per row and column.
+        InputError: The weights are not a matrix, or the tokens do not match its rows and columns.
 
     Example:
         >>> ax = attention([[0.9, 0.1], [0.5, 0.5]], ["good", "film"])
@@ -86,25 +86,25 @@ def heads(
     shared_scale: bool = True,
     cmap: str | Colormap | None = None,
 ) -> Axes:
-    """Draw the attention of every head as a grid of small maps, a row per layer and a column per head.
+    """Draw the attention of every head as a grid of small maps, with a row per layer and a column per head.
 
     Args:
         weights: ``(L, H, Q, K)``, or a sequence of ``(H, Q, K)``, one per layer, which may differ in shape.
-        tokens: The query tokens, shown where the maps and tokens are few; of many the special ones alone, in brackets
-            like [CLS] or <s>, on which most weight may lie. The key tokens too where ``key_tokens`` is not given.
+        tokens: The query tokens; also the key tokens unless ``key_tokens`` is given. With many tokens or maps, only
+            special tokens in brackets, like [CLS] or <s>, are labelled, since they may carry most of the weight.
         key_tokens: The key tokens.
-        layer_names: One per layer; ``layer 0`` and on by default.
-        ax: Where to draw; a new figure by default.
-        title: Above the grid.
-        shared_scale: Whether one colour means one weight everywhere; otherwise each map is scaled by its own largest
-            weight, which shows the pattern of flat heads too.
+        layer_names: One name per layer; defaults to ``layer 0``, ``layer 1``, ...
+        ax: Axes to draw on; by default those of a new figure.
+        title: Title above the grid.
+        shared_scale: Whether all maps share one colour scale; otherwise each map is scaled by its largest weight, which
+            also shows the pattern of flat heads.
         cmap: A Matplotlib colour map.
 
     Returns:
-        The axes. It holds one image per head, row by row.
+        The axes, with one image per head, row by row.
 
     Raises:
-        InputError: Weights of other shapes, or not one name per layer or token.
+        InputError: The weights have another shape, or the names do not match the layers or tokens.
 
     Example:
         >>> import numpy as np
@@ -141,7 +141,7 @@ def heads(
         bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, aspect=30, label="attention weight")
         bar.outline.set_visible(False)
     else:
-        ax.set_xlabel(f"{ax.get_xlabel()} (each map is scaled by its own largest weight)")
+        ax.set_xlabel(f"{ax.get_xlabel()} (each map is scaled by its largest weight)")
     return ax
 
 
@@ -149,12 +149,12 @@ def _layers(weights: Any) -> list[Floats]:
     """Return one (H, Q, K) array per layer, checked."""
     if hasattr(weights, "ndim") and weights.ndim != 4:
         raise InputError(
-            f"weights has shape {tuple(weights.shape)}; needed is (L, H, Q, K), or a list of (H, Q, K). "
-            "For one map of (Q, K) there is plot.attention."
+            f"weights has shape {tuple(weights.shape)}, but (L, H, Q, K), or a list of (H, Q, K), is needed. For one "
+            "map (Q, K) use plot.attention."
         )
     layers = [as_floats(layer, f"weights[{i}]", 3) for i, layer in enumerate(weights)]
     if not layers or any(not layer.size for layer in layers):
-        raise InputError("weights holds no attention maps; there is nothing to draw.")
+        raise InputError("weights contains no attention maps; there is nothing to draw.")
     return layers
 
 
@@ -173,14 +173,14 @@ def _check_tokens(layers: Sequence[Floats], tokens: Sequence[str] | None, keys: 
 
 
 def _label(axis: Any, names: Sequence[str]) -> None:
-    """Label every position, or every few where they would overlap."""
+    """Label every position, or every n-th if labels would overlap."""
     step = -(-len(names) // MAX_LABELS)
     places = range(0, len(names), step)
     axis.set_ticks(list(places), [names[i] for i in places], fontsize=9, parse_math=False)
 
 
 def _label_grid(ax: Axes, names: Sequence[str], n_columns: int) -> None:
-    """Write the layers' names on the left and the heads' numbers on top."""
+    """Label the layers on the left and the heads on top."""
     size = 9 if max(len(names), n_columns) <= 12 else 7
     middles = [i * (1 + GAP) + 0.5 for i in range(max(len(names), n_columns))]
     ax.set_yticks(middles[: len(names)], [shorten(n, 40) for n in names], fontsize=size, parse_math=False)
@@ -193,7 +193,7 @@ def _label_grid(ax: Axes, names: Sequence[str], n_columns: int) -> None:
 def _label_tiles(
     ax: Axes, layers: Sequence[Floats], n_columns: int, queries: Sequence[str] | None, keys: Sequence[str] | None
 ) -> None:
-    """Write the tokens below the lowest and left of the first maps: all where there is room, else special ones."""
+    """Label the tokens below the bottom row and left of the first column; only special ones if there are many."""
     if queries is None or keys is None:
         return
     many = max(len(layers), n_columns) > LABEL_TILES or max(len(queries), len(keys)) > LABEL_TOKENS
@@ -213,7 +213,7 @@ def _label_tiles(
 
 
 def _special(tokens: Sequence[str]) -> list[int]:
-    """Return the first position of each run of one special token, as far as labels fit; none where they are many."""
+    """Return the first position of each run of a special token, if its label fits; none if there are many runs."""
     special = [len(token) > 2 and token[0] + token[-1] in ("[]", "<>") for token in tokens]
     runs = [i for i, found in enumerate(special) if found and (i == 0 or tokens[i - 1] != tokens[i])]
     shown: list[int] = []

@@ -1,4 +1,4 @@
-"""One HTML page for a comparison: self-contained, escaped, in light and dark."""
+"""The HTML page of a comparison: self-contained, escaped, with a light and a dark theme."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def html_page(
     notes: Sequence[str] = (),
     outside: DataFrame | None = None,
 ) -> str:
-    """Return a page that shows the scores, as text or as bars, and the agreement of the methods.
+    """Return a page with the scores, as text or as bars, and the agreement of the methods.
 
-    Nothing is loaded from elsewhere, and every word, name and title is escaped.
+    The page loads nothing from elsewhere, and all words, names and titles are escaped.
 
     Args:
         scores: One row per feature and one column per method; NaN where a method has no value.
-        agreement: What :func:`captum_attn_lime.metrics.agreement` returns; left out where it has no pairs.
+        agreement: The result of :func:`captum_attn_lime.metrics.agreement`; omitted if it has no pairs.
         title: The heading.
-        prediction: What the model said, under the heading.
-        explained: The number that the scores explain, under the heading.
-        as_text: Whether the features are words to be read in a line; bars otherwise.
-        notes: Sentences under the tables.
-        outside: Share of each method's magnitudes that lies on no feature, one row per token and one column per method,
-            as :attr:`Comparison.outside`; it stands beside the scores.
+        prediction: The model's prediction, below the heading.
+        explained: The number that the scores explain, below the heading.
+        as_text: Whether the features are words of a running text; otherwise they are shown as bars.
+        notes: Sentences below the tables.
+        outside: Share of each method's magnitudes outside the features, shown beside the scores: one row per token and
+            one column per method, as in :attr:`Comparison.outside`.
 
     Raises:
         InputError: The scores are not a table of numbers, or are empty.
@@ -73,11 +73,11 @@ def html_page(
         measures=[] if agreement is None or not len(agreement) else _measures(agreement),
         notes=notes,
     )
-    return encodable(page)  # a file or a notebook could not hold it otherwise
+    return encodable(page)  # files and notebooks cannot store lone surrogates
 
 
 def _method(name: str, values: list[float]) -> dict[str, Any]:
-    """Return a method for the template: its cells, each with a sign and a strength from 0 to 100."""
+    """Return a method's data for the template; each cell has a sign and a strength from 0 to 100."""
     import numpy as np
 
     array = np.asarray(values, dtype=float)
@@ -99,12 +99,12 @@ def _cell(value: float, top: float, signed: bool) -> dict[str, Any]:
 
 
 def _number(value: float, signed: bool) -> str:
-    """Return three digits, with a sign where the method has signs."""
+    """Return a number with three digits, and with a sign if the method has signs."""
     return f"{value:{'+' if signed else ''}.3g}"
 
 
 def _measures(agreement: DataFrame) -> list[dict[str, Any]]:
-    """Return each measure as a square of numbers for the template."""
+    """Return each measure as a square matrix for the template."""
     found = []
     for measure in agreement.columns:
         names, matrix = square(agreement, measure)

@@ -1,4 +1,4 @@
-"""A picture with an attribution laid over it, and several attributions side by side."""
+"""Plots of image attributions: one attribution over its image, or several side by side."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
     from pandas import DataFrame
 
-_PALE = 0.45  # how much white is mixed into the picture, so that the colours stand out
+_PALE = 0.45  # share of white mixed into the image, so that the colours stand out
 _MOST_IN_A_ROW = 5
-# Inches: around a panel, above it for its name, under it for its scale and a note, and above all for the title.
+# Inches: around a panel, above it for its name, below it for its colour bar and note, and for the figure's title.
 _GAP, _NAME, _SCALE, _TITLE = 0.12, 0.3, 0.58, 0.4
 
 
@@ -44,24 +44,24 @@ def image(
     color_bar: bool = True,
     outside: Any = None,
 ) -> Axes:
-    """Draw an attribution over its picture: the picture pale and grey, the scores in colours that hide it as they grow.
+    """Draw an attribution over its image, which is shown in pale grey; the larger a score, the more opaque its colour.
 
     Args:
-        scores: One score per pixel, ``(H, W)``; an array or tensor. NaN, no value, is grey.
-        picture: The picture, ``(H, W, 3)`` or ``(H, W)``: uint8, or floats from 0 to 1.
-        ax: Where to draw; a new figure by default.
-        title: Above the picture.
-        cmap: A Matplotlib colour map; by default two-sided for scores with signs and one-sided for others.
-        opacity: Opacity of the largest score, 0 to 1; that of others is smaller with the root of their magnitude.
-        color_bar: Whether to draw the scale beside it.
-        outside: Share of the attention that lies on no pixel (class tokens, registers), written under the picture: a
-            number from 0 to 1, or a mapping from tokens to shares.
+        scores: One score per pixel, ``(H, W)``; an array or tensor. NaN (no value) is grey.
+        picture: The image, ``(H, W, 3)`` or ``(H, W)``: uint8, or floats from 0 to 1.
+        ax: Axes to draw on; by default those of a new figure.
+        title: Title above the image.
+        cmap: A Matplotlib colour map; by default a diverging one for signed scores and a sequential one for others.
+        opacity: Opacity of the largest score, 0 to 1; other scores scale with the square root of their magnitude.
+        color_bar: Whether to draw a colour bar.
+        outside: Share of the attention outside the pixels (class tokens, registers), noted below the image: a number
+            from 0 to 1, or a mapping from tokens to shares.
 
     Returns:
-        The axes. Its images are the grey picture and, over it, the scores.
+        The axes, with two images: the grey image, and the scores over it.
 
     Raises:
-        InputError: Scores and picture of other or different shapes.
+        InputError: The shapes of the scores and the image are invalid or do not match.
 
     Example:
         >>> ax = image([[0.0, 1.0], [-1.0, 0.5]], np.zeros((2, 2, 3), dtype=np.uint8))
@@ -72,11 +72,11 @@ def image(
     pixels = as_floats(picture, "picture", (2, 3))
     if pixels.shape[:2] != values.shape or pixels.shape[2:] not in ((), (1,), (3,)) or not values.size:
         raise InputError(
-            f"scores of shape {values.shape} and a picture of shape {pixels.shape} came; needed are (H, W), and "
-            "(H, W, 3) or (H, W). An encoding has its pictures at the model's size in .images."
+            f"scores have shape {values.shape} and picture has shape {pixels.shape}, but (H, W), and (H, W, 3) or "
+            "(H, W), are needed; pass an image of encoding.images, which has the model's size."
         )
     if not 0 <= opacity <= 1:
-        raise InputError(f"opacity must be from 0 to 1, but is {opacity!r}.")
+        raise InputError(f"opacity must be between 0 and 1, but is {opacity!r}.")
     pixels = pixels / _most(picture)
     grey = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
     height, width = values.shape
@@ -110,28 +110,28 @@ def images(
     width: float = 11.0,
     outside: DataFrame | None = None,
 ) -> Figure | SubFigure:
-    """Draw the picture and beside it, over the picture, each method's scores of its segments.
+    """Draw the image, and beside it each method's segment scores over the image.
 
-    The methods' numbers have different units, so each has its own scale, up to its own largest magnitude.
+    The methods have different units, so each has a separate scale, up to its largest magnitude.
 
     Args:
         scores: One row per segment and one column per method.
-        segments: The segment of each pixel, ``(H, W)``: the number of its row in ``scores``; pixels of no segment have
-            numbers after the last.
-        picture: The picture, ``(H, W, 3)`` or ``(H, W)``: uint8, or floats from 0 to 1.
-        figure: Where to draw, a figure or a part of one; by default a new figure as tall as the pictures need. It is
-            not known to pyplot: show it in a notebook by returning it, or save it with ``savefig``.
-        title: Above everything.
+        segments: The segment of each pixel, ``(H, W)``, as a row index of ``scores``; pixels outside all segments have
+            larger numbers.
+        picture: The image, ``(H, W, 3)`` or ``(H, W)``: uint8, or floats from 0 to 1.
+        figure: Figure or subfigure to draw on; by default a new figure of the required height. It is not registered
+            with pyplot: return it in a notebook to show it, or save it with ``savefig``.
+        title: Title of the figure.
         cmap: A Matplotlib colour map.
-        width: Of the new figure, in inches.
-        outside: Share of each method's magnitudes that lies on no segment, written under its picture: one row per kind
-            of token, one column per method, as :attr:`Comparison.outside`.
+        width: Width of the new figure in inches.
+        outside: Share of each method's magnitudes outside the segments, noted below its panel: one row per kind of
+            token, one column per method, as in :attr:`Comparison.outside`.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: Scores that are no table, or segments that fit neither them nor the picture.
+        InputError: The scores are not a table, or the segments do not match them or the image.
 
     Example:
         >>> import pandas as pd
@@ -145,8 +145,8 @@ def images(
     table, labels = as_table(scores), np.asarray(segments)
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or not labels.size or labels.min() < 0:
         raise InputError(
-            f"segments must be whole numbers from 0, (H, W), but came as {labels.dtype} of shape {labels.shape}; an "
-            "encoding has those of its pictures in .segments."
+            f"segments must be integers from 0, (H, W), but are {labels.dtype} of shape {labels.shape}; pass one of "
+            "encoding.segments."
         )
     if figure is None:
         figure = NewFigure(figsize=(width, images_height(labels.shape, table.shape[1], width=width, title=title)))
@@ -166,7 +166,7 @@ def images(
             ax.set_axis_off()
             ax.set_title("picture", fontsize=11, parse_math=False)
             continue
-        values = np.append(table[name].to_numpy(), 0.0)  # pixels of no segment have none
+        values = np.append(table[name].to_numpy(), 0.0)  # the score of pixels outside all segments
         image(values[np.minimum(labels, len(table))], picture, ax=ax, cmap=cmap, color_bar=False)
         ax.set_title(shorten(name, 32), fontsize=11, fontweight="bold", parse_math=False)
         bar = (left + 0.15 * side, bottom - 0.16, 0.7 * side, 0.09)
@@ -182,14 +182,14 @@ def images(
 
 
 def images_height(shape: tuple[int, ...], n_methods: int, *, width: float = 11.0, title: str | None = None) -> float:
-    """Return the height in inches that :func:`images` needs for a picture of this shape."""
+    """Return the height in inches that :func:`images` needs for an image of this shape."""
     columns, _, height = _panels(shape, n_methods, width)
     rows = -(-(n_methods + 1) // columns)
     return rows * (_NAME + height + _SCALE) + (_TITLE if title is not None else 0.0)
 
 
 def _panels(shape: tuple[int, ...], n_methods: int, width: float) -> tuple[int, float, float]:
-    """Return the number of pictures in a row, and width and height of each in inches."""
+    """Return the number of panels in a row, and the width and height of a panel in inches."""
     n = n_methods + 1
     columns = n if n <= _MOST_IN_A_ROW else -(-n // -(-n // _MOST_IN_A_ROW))
     side = (width - _GAP) / columns - _GAP
@@ -197,17 +197,17 @@ def _panels(shape: tuple[int, ...], n_methods: int, width: float) -> tuple[int, 
 
 
 def _fractions(inches: tuple[float, float, float, float], whole: tuple[float, float]) -> Any:
-    """Return left, bottom, width and height as parts of the whole."""
+    """Return left, bottom, width and height as fractions of the figure."""
     return tuple(v / whole[i % 2] for i, v in enumerate(inches))
 
 
 def _most(picture: Any) -> int:
-    """Return what white is. The dtype tells it: a float picture may be all dark."""
+    """Return the value of white. It depends on the dtype alone, since a float image may be dark throughout."""
     return 255 if str(getattr(picture, "dtype", "")).removeprefix("torch.") == "uint8" else 1
 
 
 def _scale_of(drawn: Any) -> Any:
-    """Return the colours of what was drawn for a bar, into which an opacity for each pixel does not go."""
+    """Return an image's colour scale for a colour bar, which does not support an opacity per pixel."""
     from matplotlib.cm import ScalarMappable
 
     return ScalarMappable(norm=drawn.norm, cmap=drawn.get_cmap())

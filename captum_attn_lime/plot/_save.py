@@ -1,4 +1,4 @@
-"""Writing a picture to a file such that the one that was there stays until the new one is whole."""
+"""`save`: writes a figure to a file atomically."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def save(drawn: Figure | Axes, path: str | os.PathLike[str], **options: Any) -> Path:
-    """Write a picture as ``Figure.savefig`` does, under another name first; return its path.
+    """Save a figure like ``Figure.savefig``, but atomically, and return its path.
 
     Args:
-        drawn: A figure, or axes, whose whole figure is written.
-        path: Where to write; its ending says in which format.
+        drawn: A figure, or axes, whose whole figure is saved.
+        path: Where to write; its extension selects the format.
         options: Further arguments of ``savefig``.
 
     Raises:
@@ -34,7 +34,7 @@ def save(drawn: Figure | Axes, path: str | os.PathLike[str], **options: Any) -> 
     """
     from matplotlib import rcParams
 
-    figure = cast("Any", drawn).figure.figure  # of axes in a part of a figure, the whole one
+    figure = cast("Any", drawn).figure.figure  # the top-level figure, also for axes of a subfigure
     ending = Path(path).suffix[1:]
     if not ending and "format" not in options:
         ending = rcParams["savefig.format"]

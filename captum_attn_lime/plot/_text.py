@@ -1,4 +1,4 @@
-"""Heat text: words flowed over lines, each on a background that shows its score."""
+"""Coloured text: words wrapped over lines, each on a background that shows its score."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ GAP = 0.16  # space between boxes, in font sizes
 
 @dataclass(frozen=True)
 class _Box:
-    """One word on the page, in points from the upper left corner."""
+    """The box of one word, in points from the upper left corner."""
 
     word: str
     index: int
@@ -61,28 +61,29 @@ def text(
     width: float = 8.0,
     outside: Any = None,
 ) -> Axes:
-    """Draw the words as heat text: the stronger the colour, the larger the score.
+    """Draw the words as coloured text: the larger the score, the stronger the colour.
 
-    Colours are scaled by the largest magnitude among these scores. Scores with negative ones among them get two colours
-    with white at 0; others get one. A word without a score (NaN) is grey and hatched.
+    Colours are scaled by the largest magnitude of the scores. If any score is negative, there are two colours with
+    white at 0, otherwise one. A word without a score (NaN) is grey and hatched.
 
     Args:
         words: The words in order.
         scores: One score per word, ``(len(words),)``: an array, list or tensor.
-        ax: Where to draw; the font shrinks until the words fit. By default a new figure as tall as the words need.
-        title: Above the words.
-        cmap: A Matplotlib colour map in place of the two.
-        fontsize: In points.
-        width: Of the new figure, in inches.
-        outside: Share of the attention that lies on no word, written above the words: a number from 0 to 1, or a
-            mapping from special tokens to shares. The colours do not show it: words may share 2 % of an attention, and
-            the strongest of them is painted at full strength.
+        ax: Axes to draw on; the font shrinks until the words fit. By default those of a new figure of the required
+            height.
+        title: Title above the words.
+        cmap: A Matplotlib colour map.
+        fontsize: Font size in points.
+        width: Width of the new figure in inches.
+        outside: Share of the attention outside the words, noted above them: a number from 0 to 1, or a mapping from
+            special tokens to shares. The colours do not show it: even if all words together have 2 % of the attention,
+            the strongest has the full colour.
 
     Returns:
         The axes.
 
     Raises:
-        InputError: No words, not one score per word, or shares that are none.
+        InputError: There are no words, not one score per word, or invalid shares.
 
     Example:
         >>> ax = text(["a", "fine", "film"], [0.1, 0.8, float("nan")], title="rollout")
@@ -121,27 +122,27 @@ def texts(
     width: float = 9.0,
     outside: DataFrame | None = None,
 ) -> Figure | SubFigure:
-    """Draw one block of heat text per method, each with its own colour bar.
+    """Draw one block of coloured text per method, each with a colour bar.
 
-    The methods' numbers have different units, so every method is scaled by its own largest magnitude.
+    The methods have different units, so each is scaled by its largest magnitude.
 
     Args:
         words: The words in order.
         scores: DataFrame with one row per word and one column per method.
-        figure: Where to draw, a figure or a part of one; by default a new figure as tall as the blocks need. It is not
-            known to pyplot: show it in a notebook by returning it, or save it with ``savefig``.
-        title: Above everything.
+        figure: Figure or subfigure to draw on; by default a new figure of the required height. It is not registered
+            with pyplot: return it in a notebook to show it, or save it with ``savefig``.
+        title: Title of the figure.
         cmap: A Matplotlib colour map.
-        fontsize: In points.
-        width: Of the new figure, in inches.
-        outside: Share of each method's magnitudes that lies on no word, written above its words: one row per special
-            token, one column per method, as :attr:`Comparison.outside`.
+        fontsize: Font size in points.
+        width: Width of the new figure in inches.
+        outside: Share of each method's magnitudes outside the words, noted above its words: one row per special token,
+            one column per method, as in :attr:`Comparison.outside`.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: No words, an empty table, or not one row per word.
+        InputError: There are no words, the table is empty, or it does not have one row per word.
     """
     from matplotlib.figure import Figure as NewFigure
 
@@ -183,7 +184,7 @@ def _title_height(fontsize: float) -> float:
 def _frame(
     top: float, block: float, full_width: float, full_height: float, fontsize: float
 ) -> tuple[float, float, float, float]:
-    """Return a block's axes as fractions of the figure: left, bottom, width, height."""
+    """Return the left, bottom, width and height of a block's axes as fractions of the figure."""
     head = 1.9 * fontsize / POINTS
     return (
         0.12 / full_width,
@@ -194,10 +195,10 @@ def _frame(
 
 
 def _color_bar(ax: Axes, values: Floats, cmap: str | Colormap | None, fontsize: float) -> None:
-    """Draw the scale right of the words, with its two ends labelled."""
+    """Draw a colour bar to the right of the words, labelled at both ends."""
     low, high = limits(values)
     bar = ax.inset_axes((1.015, 0.08, 0.014, 0.84))
-    # The same part of the map that the words are painted with.
+    # The part of the colour map that the words use.
     ramp = np.linspace(0.125, 0.875, 64) if low < 0 else np.linspace(0.0, 0.75, 64)
     bar.imshow(color_map(values, cmap)(ramp)[:, None, :], origin="lower", aspect="auto", extent=(0, 1, low, high))
     bar.set_xticks([])
@@ -216,7 +217,7 @@ def _check(words: Sequence[str], values: Floats) -> None:
 
 
 def _new_axes(words: Sequence[str], fontsize: float, width: float, title: str | None) -> Axes:
-    """Return the axes of a new figure that is just tall enough."""
+    """Return the axes of a new figure of the required height."""
     from matplotlib import pyplot
 
     margin = 0.12
@@ -239,14 +240,14 @@ def _page(ax: Axes) -> tuple[float, float]:
 
 
 def _fitting_size(words: Sequence[str], fontsize: float, page_width: float, page_height: float) -> float:
-    """Return the largest size, up to the wanted one, at which the lines fit the height; 4 points at least."""
+    """Return the largest font size, between 4 points and the requested size, at which the lines fit the height."""
     while fontsize > 4.0 and (_flow(words, fontsize, page_width)[-1].line + 1) * LINE * fontsize > page_height + 1:
         fontsize = max(4.0, fontsize * 0.94)
     return fontsize
 
 
 def _flow(words: Sequence[str], fontsize: float, page_width: float) -> list[_Box]:
-    """Return the words' boxes, a new line begun where the next word does not fit."""
+    """Return the words' boxes, with a line break before each word that does not fit."""
     boxes: list[_Box] = []
     left, line = 0.0, 0
     for index, word in enumerate(words):
@@ -259,7 +260,7 @@ def _flow(words: Sequence[str], fontsize: float, page_width: float) -> list[_Box
 
 
 def _fit(word: str, fontsize: float, page_width: float) -> tuple[str, float]:
-    """Return the word, cut where it is wider than the page, and its box's width."""
+    """Return the word, truncated if it is wider than the page, and the width of its box."""
     width = _word_width(word, fontsize)
     while width > page_width and len(word) > 2:
         word = shorten(word, max(2, min(len(word) - 1, int(len(word) * page_width / width))))

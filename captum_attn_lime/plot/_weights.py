@@ -1,4 +1,4 @@
-"""A picture of one explanation's weights, each with its confidence interval."""
+"""Plot of one explanation's weights with confidence intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _Z = 1.96  # standard errors on either side of a 95 % interval
-_STRONG, _PALE = 0.33, 0.15  # how far from the middle of the colour map bars are
+_STRONG, _PALE = 0.33, 0.15  # distances of the bars' colours from the middle of the colour map
 
 
 def weights(
@@ -31,27 +31,28 @@ def weights(
 ) -> Axes:
     """Draw weights as horizontal bars, the strongest on top, with whiskers of 1.96 standard errors.
 
-    Bars to the right are red and those to the left blue, as in the other pictures; pale ones are those whose whisker
-    reaches 0, so that not even their sign is sure.
+    Positive bars are red and negative ones blue, as in the other plots. Bars whose whisker includes 0 are pale, because
+    even their sign is uncertain.
 
     Args:
-        values: An explanation of :meth:`LimeText.explain` or another LIME class, which knows its standard errors and
-            names, or any of lime's; or a mapping or pandas Series from features to weights, or weights (features,).
-        label: The class to draw of an explanation of several, by index or name.
-        errors: Standard errors in the form of the weights; NaN draws no whisker. An explanation's own by default.
-        names: The features' names: a sequence in the order of the weights (for an explanation by feature id), or a
+        values: An explanation from :meth:`LimeText.explain` or another LIME class, which includes standard errors and
+            names; an explanation from lime; a mapping or pandas Series from features to weights; or weights
+            (features,).
+        label: The class to draw, by index or name, if the explanation has several.
+        errors: Standard errors in the form of the weights; NaN draws no whisker. Defaults to the explanation's.
+        names: The features' names: a sequence in the order of the weights (for an explanation, by feature id), or a
             mapping.
-        top: The strongest features to show; the axis says how many there were.
-        ax: Where to draw; a new figure by default.
-        title: Above the bars.
-        outside: Of attention, the share that lies on none of the features: a number from 0 to 1, or a mapping from
-            special tokens to shares.
+        top: Number of features to show, the strongest ones; the axis label gives the total.
+        ax: Axes to draw on; by default those of a new figure.
+        title: Title above the bars.
+        outside: Share of the attention outside the features: a number from 0 to 1, or a mapping from special tokens to
+            shares.
 
     Returns:
-        The axes. It holds one container of bars.
+        The axes, with one container of bars.
 
     Raises:
-        InputError: Not weights, no weights, or errors or names that do not go with them.
+        InputError: There are no weights, or the errors or names do not match them.
 
     Example:
         >>> ax = weights({"good": 0.31, "film": -0.02, "not": -0.2}, errors={"good": 0.02, "film": 0.03, "not": 0.02})
@@ -59,7 +60,7 @@ def weights(
         ['good', 'not', 'film']
     """
     if top < 1:
-        raise InputError(f"top is the number of features to show, at least 1, but is {top!r}.")
+        raise InputError(f"top must be at least 1, but is {top!r}.")
     found, own_errors, own_names, note, unit = _read(values, label)
     given = own_errors if errors is None else _by_feature(errors, "errors", found)
     labels = own_names if names is None else _names(names, found)
@@ -120,7 +121,7 @@ def _draw(ax: Axes, bars: Floats, whiskers: Floats) -> None:
 
 
 def _read(values: Any, label: int | str | None) -> tuple[dict[Any, float], dict[Any, float], dict[Any, str], str, str]:
-    """Return weights, standard errors and names by feature, what there is to say below the title, and the unit."""
+    """Return weights, standard errors and names by feature, a note to show below the title, and the unit."""
     if not hasattr(values, "local_exp"):
         found = _as_dict(values, "values")
         if not found:
@@ -133,7 +134,7 @@ def _read(values: Any, label: int | str | None) -> tuple[dict[Any, float], dict[
         names = {k: f"segment {k}" for k in found}
     else:
         names = {k: str(mapper.map_exp_ids([(k, 0.0)])[0][0]) for k in found}
-    # Without bins lime's weights are per standard deviation of a column.
+    # Without bins, lime's weights are per standard deviation of a column.
     unit = "weight" if getattr(values, "semantics", "contrast") == "contrast" else "weight per standard deviation"
     known = getattr(values, "all_diagnostics", {})
     diagnostics = known.get(key, getattr(values, "diagnostics", None))
@@ -148,10 +149,10 @@ def _read(values: Any, label: int | str | None) -> tuple[dict[Any, float], dict[
 
 
 def _of_class(values: Any, label: int | str | None) -> tuple[int, Any]:
-    """Return the key of an explained class, and its features and weights."""
+    """Return the key of the class in the explanation, with its features and weights."""
     local = values.local_exp
     if getattr(values, "mode", "classification") == "regression":
-        return 1, local[1]  # lime keeps the weights under 1 and their negatives under 0
+        return 1, local[1]  # lime stores the weights under 1 and the negated weights under 0
     if isinstance(label, str):
         known = getattr(values, "all_diagnostics", {}).items()
         label = next((key for key, one in known if one.explained.name == label), label)
@@ -178,15 +179,15 @@ def _as_dict(values: Any, called: str) -> dict[Any, float]:
 
 
 def _by_feature(errors: Any, called: str, found: dict[Any, float]) -> dict[Any, float]:
-    """Return the errors by feature; an array goes by the features' order."""
+    """Return the errors by feature; an array is in the order of the features."""
     given = _as_dict(errors, called)
     is_named = isinstance(errors, Mapping) or _is_series(errors)
     if is_named and not set(given) & set(found):
-        raise InputError(f"{called} has none of the features {list(found)[:5]}, but {list(given)[:5]}.")
+        raise InputError(f"{called} has the features {list(given)[:5]}, but the weights have {list(found)[:5]}.")
     if is_named:
         return given
     if len(given) != len(found):
-        raise InputError(f"there are {len(found)} weights but {len(given)} {called}.")
+        raise InputError(f"there are {len(found)} weights but {len(given)} {called}; pass one per weight.")
     return dict(zip(found, given.values(), strict=True))
 
 
@@ -201,5 +202,5 @@ def _names(names: Any, found: dict[Any, float]) -> dict[Any, str]:
     if all(isinstance(k, int) and 0 <= k < len(given) for k in found):  # by feature id
         return dict(enumerate(given))
     if len(given) != len(found):
-        raise InputError(f"there are {len(found)} weights but {len(given)} names.")
+        raise InputError(f"there are {len(found)} weights but {len(given)} names; pass one per weight.")
     return dict(zip(found, given, strict=True))

@@ -136,7 +136,7 @@ def test_names_by_feature_id():
         (lambda: plot.weights([1.0], top=0), "at least 1"),
         (lambda: plot.weights([1.0, 2.0], errors=[0.1]), "2 weights but 1 errors"),
         (lambda: plot.weights([1.0, 2.0], errors=[0.1, -0.1]), "negative"),
-        (lambda: plot.weights({"a": 1.0}, errors={"b": 0.1}), "none of the features"),
+        (lambda: plot.weights({"a": 1.0}, errors={"b": 0.1}), "but the weights have"),
         (lambda: plot.weights({"a": 1.0, "b": 2.0}, names=["c"]), "2 weights but 1 names"),
         (lambda: plot.weights(pd.Series([1.0, 2.0], index=["a", "a"])), "twice"),
     ],
