@@ -214,11 +214,11 @@ def test_the_page_says_what_the_agreement_compares(pieces):
     given = {"a": [1.0, -2.0, 3.0], "b": [3.0, 2.0, 1.0]}
     page = compare(given, pieces, k=1).to_html()
     assert "compares magnitudes" in page
-    assert "top 1 by 0.33 on average" in page
+    assert "top-1 overlap of 0.33 on average" in page
     assert "with their signs" in compare(given, pieces, k=1, signed=True).to_html()
     assert "Random scores" not in compare(given, pieces, k=5).to_html()
     lacking = compare({**given, "c": [1.0, float("nan"), 2.0]}, pieces, k=1).to_html()
-    assert "top 1 by between 0.33 and 0.50, depending on the pair, on average" in lacking
+    assert "top-1 overlap of 0.33 to 0.50 (depending on the pair) on average" in lacking
 
 
 def test_real_methods_side_by_side(adapter, x):
@@ -304,15 +304,15 @@ def test_one_method_has_nothing_to_agree_with(adapter, x):
         ({}, "at least one"),
         ([torch.zeros(1, 7)], "mapping"),
         ({1: torch.zeros(1, 7)}, "names must be strings"),
-        ({"a": torch.zeros(1, 6)}, r"shape \(1, 6\); the input has \(1, 7\)"),
+        ({"a": torch.zeros(1, 6)}, r"shape \(1, 6\), but the input has shape \(1, 7\)"),
         ({"a": torch.zeros(2, 7)}, r"shape \(2, 7\)"),
         ({"a": (torch.zeros(1, 7), torch.zeros(1, 7))}, r"\(1, 7\), \(1, 7\)"),
-        ({"a": torch.full((1, 7), float("nan"))}, "'a' holds NaN"),
-        ({"a": [float("nan")] * 3}, "'a' holds NaN"),
-        ({"a": [1.0, float("inf"), 0.0]}, "'a' holds NaN or infinite"),
+        ({"a": torch.full((1, 7), float("nan"))}, "'a' contains NaN"),
+        ({"a": [float("nan")] * 3}, "'a' contains NaN"),
+        ({"a": [1.0, float("inf"), 0.0]}, "'a' contains NaN or infinite"),
         ({"a": FeatureAblation}, r"class FeatureAblation; pass an instance, FeatureAblation\(model\)"),
-        ({"a": "words"}, "'a' came as str"),
-        ({"a": None}, "'a' came as NoneType"),
+        ({"a": "words"}, "'a' is str"),
+        ({"a": None}, "'a' is NoneType"),
     ],
 )
 def test_what_does_not_fit_is_refused(pieces, attributions, message):
@@ -322,7 +322,7 @@ def test_what_does_not_fit_is_refused(pieces, attributions, message):
 
 def test_options_that_do_not_fit_are_refused(adapter, x, pieces):
     zeros = torch.zeros(1, 7)
-    with pytest.raises(InputError, match="holds 2; encode one"):
+    with pytest.raises(InputError, match="holds 2; encode a single one"):
         compare({"a": zeros}, adapter.encode([TEXT, TEXT]))
     with pytest.raises(InputError, match="auto, sum, first"):
         compare({"a": zeros}, pieces, reduction="mean")

@@ -77,7 +77,7 @@ def test_a_probability_that_lime_explains_is_what_all_explain(target):
     assert abs(logits.scores.loc["up", "ablation"]) > abs(found.scores.loc["up", "ablation"])
     probability = compare({"ablation": FeatureAblation(adapter)}, x, target=target, output="probability")
     np.testing.assert_allclose(probability.scores["ablation"], found.scores["ablation"])
-    with pytest.raises(InputError, match="output='logits' was asked for, but 'LIME'"):
+    with pytest.raises(InputError, match="output='logits' was given, but 'LIME'"):
         compare({"LIME": lime}, x, output="logits")
 
 
@@ -102,9 +102,9 @@ def test_functions_that_explain_another_number_are_refused():
     adapter = table(2)
     x = adapter.encode(ROWS[0])
     lime = LimeTabular(adapter).explain(ROWS[0], 1, num_samples=50)
-    with pytest.raises(InputError, match="'IG' runs a function of its own"):
+    with pytest.raises(InputError, match="'IG' runs another function"):
         compare({"IG": IntegratedGradients(adapter.model), "LIME": lime}, x)
-    with pytest.raises(InputError, match="'IG' runs a function of its own"):
+    with pytest.raises(InputError, match="'IG' runs another function"):
         compare({"IG": IntegratedGradients(table(1).model), "ours": FeatureAblation(table(1))}, x, target=0)
     scores = compare(
         {"IG": IntegratedGradients(adapter.model), "ours": IntegratedGradients(adapter)}, x, target=1
@@ -228,7 +228,7 @@ def test_functions_are_asked_what_they_give_out():
     adapter = table(2)
     x, model = adapter.encode([1.0, 0.5]), adapter.model
     probability = IntegratedGradients(lambda v: model(v).softmax(1))
-    with pytest.raises(InputError, match="'IG' runs a function of its own"):
+    with pytest.raises(InputError, match="'IG' runs another function"):
         compare({"IG": probability, "ours": FeatureAblation(adapter)}, x, target=0)  # logits
     lime = LimeTabular(adapter).explain([1.0, 0.5], 0, num_samples=50)
     around = IntegratedGradients(lambda v: adapter(v).softmax(1))
@@ -236,7 +236,7 @@ def test_functions_are_asked_what_they_give_out():
     np.testing.assert_allclose(found["IG"], found["ours"], atol=1e-5)
     np.testing.assert_allclose(found["around"], found["ours"], atol=1e-5)
     other = TabularAdapter(nn.Sequential(model, nn.Softmax(1)), training_data=ROWS, class_names=NAMES)
-    with pytest.raises(InputError, match="'B' runs a function of its own"):
+    with pytest.raises(InputError, match="'B' runs another function"):
         compare({"A": IntegratedGradients(adapter), "B": IntegratedGradients(other)}, x, target=0)
 
 
@@ -247,7 +247,7 @@ def test_a_plain_model_of_one_logit():
     for target in (None, 1, "yes"):
         scores = compare(methods, x, target=target, signed=True).scores
         np.testing.assert_allclose(scores["plain"], scores["ours"], atol=1e-6)
-    with pytest.raises(InputError, match="'plain' runs a function of its own"):
+    with pytest.raises(InputError, match="'plain' runs another function"):
         compare(methods, x, target=0)
 
 
@@ -329,9 +329,9 @@ def test_a_method_that_hides_its_function():
     lime = LimeTabular(adapter).explain([1.0, 0.5], 1, num_samples=50)
     scores = compare({"hidden": Hidden(adapter), "ours": IntegratedGradients(adapter), "LIME": lime}, x).scores
     np.testing.assert_allclose(scores["hidden"], scores["ours"])
-    with pytest.raises(InputError, match="'hidden' runs a function of its own"):
+    with pytest.raises(InputError, match="'hidden' runs another function"):
         compare({"hidden": Hidden(adapter.model), "ours": IntegratedGradients(adapter), "LIME": lime}, x)
-    with pytest.raises(InputError, match="'hidden' runs a function of its own"):
+    with pytest.raises(InputError, match="'hidden' runs another function"):
         compare({"hidden": Hidden(adapter.model), "LIME": lime}, x)  # a probability, and nobody to ask
     plain = compare({"hidden": Hidden(adapter.model), "ours": IntegratedGradients(adapter)}, x, target=1).scores
     np.testing.assert_allclose(plain["hidden"], plain["ours"])

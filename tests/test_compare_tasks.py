@@ -65,7 +65,7 @@ def test_lime_of_one_text_has_no_value_for_the_other():
     part = compare({"ablation": ablation, "LIME": lime["first"]}, alone, target=1)
     assert list(part.scores.index) == QUESTION.split()
     assert part.scores.notna().all(axis=None)
-    with pytest.raises(InputError, match="of the second text, whose words are no features"):
+    with pytest.raises(InputError, match="of the second text, whose words are not features"):
         compare({"LIME": lime["second"]}, alone, target=1)
 
 

@@ -326,9 +326,9 @@ def models_adapter():
 
 
 def test_what_is_no_attribution_is_refused():
-    with pytest.raises(InputError, match="made with a model, or a function; got AttentionAttribution"):
+    with pytest.raises(InputError, match="or a function, but is AttentionAttribution"):
         as_explanation_func(AttentionAttribution)
-    with pytest.raises(InputError, match="got int"):
+    with pytest.raises(InputError, match="but is int"):
         as_explanation_func(3)
     net, x = model(), torch.randn(2, N, D, dtype=torch.float64)
     with pytest.raises(InputError, match="return_convergence_delta"):

@@ -1,4 +1,4 @@
-"""Comparing attributions: methods on one explained number, and Captum's metrics on any."""
+"""Comparison of attributions: several methods on one explained number, and Captum's metrics for any of them."""
 
 from captum_attn_lime._compare.comparing import compare
 from captum_attn_lime._compare.comparison import Comparison

@@ -1,4 +1,4 @@
-"""`compare`: attributions of one input brought to the same features, with a table of agreement."""
+"""`compare`: attributions of one input on the same features, with a table of agreement."""
 
 from __future__ import annotations
 
@@ -40,37 +40,37 @@ def compare(
     reduction: Reading | Mapping[str, Reading] = "auto",
     show_progress: bool = False,
 ) -> Comparison:
-    """Return attributions of one input side by side on the same features.
+    """Return the attributions of several methods for one input, on the same features.
 
     Args:
-        attributions: Name to attribution. Each is one of
+        attributions: Mapping from names to attributions. Each is one of
 
-            * a tensor, a tuple of tensors or an array in the shape of the encoding's inputs; one more dimension, as
+            * a tensor, a tuple of tensors or an array in the shape of the encoding's inputs; a further dimension, as
               layer methods over embeddings have, is summed;
-            * one value per feature, a vector; NaN where the method has none, as LIME at punctuation;
-            * a lime ``Explanation``, whose units are brought to words by their characters;
+            * a vector with one value per feature; NaN where the method has none, as LIME at punctuation;
+            * a lime ``Explanation``, whose features are aligned with the words by their character positions;
             * a Captum attribution, which is run on the encoding.
-        encoding: The input, from an adapter's ``encode``; one example.
-        target: The class, by its index or name, or (position, class) of a model that predicts for each token. By
-            default the class that lime explanations are of, or else the predicted one. Of a model with a single logit
-            z class 1 is explained as z and class 0 as -z.
-        output: ``"probability"`` or ``"logits"``. By default what lime explanations are of, or else what the model
-            puts out. Methods that run an adapter all explain this number.
+        encoding: The input from an adapter's ``encode``, with a single example.
+        target: The class by index or name, or (position, class) for a model with one prediction per token. Defaults to
+            the class that the lime explanations explain, or to the predicted class. For a model with a single logit z,
+            class 1 is explained as z and class 0 as -z.
+        output: ``"probability"`` or ``"logits"``. Defaults to what the lime explanations explain, or to the model's
+            outputs. All methods that run an adapter explain this number.
         k: Size of the top in the agreement's overlap.
         signed: Compare scores instead of their magnitudes; attention has no sign.
-        reduction: How cells become features: ``"sum"``, ``"first"`` (all cells repeat their feature's value), or
-            ``"auto"``: for attributions that are run, the first if they take a feature mask and else the sum; for
-            tensors the first cell where all cells of every feature are equal and there is no further dimension, else
-            the sum. For one method or all.
-        show_progress: Show a progress bar over the methods, and those of the methods that have one.
+        reduction: How to aggregate the cells of a feature: ``"sum"``, ``"first"`` (all cells repeat the feature's
+            value), or ``"auto"``. With ``"auto"``, a method that is run uses the first cell if it accepts a feature
+            mask, otherwise the sum. Tensors use the first cell if all cells of each feature are equal and there is no
+            further dimension, otherwise the sum. One value for all methods, or a mapping from names.
+        show_progress: Show a progress bar over the methods, and the progress bars of methods that have one.
 
     Raises:
-        InputError: Nothing to compare, a batch of several examples, an attribution that does not fit the input, or
-            methods that explain different numbers.
+        InputError: There is nothing to compare, the encoding has several examples, an attribution does not match the
+            input, or methods explain different numbers.
         TargetError: There is no such class, or it was not explained.
 
     Warns:
-        LimeWarning: A ``captum.attr.Lime`` with Captum's defaults is among them, which gives all zeros on most models.
+        LimeWarning: A ``captum.attr.Lime`` with Captum's defaults is among the methods; on most models it gives zeros.
 
     Example:
         >>> x = Encoding(torch.ones(1, 3), (), torch.zeros(1, 3), torch.tensor([[0, 1, 1]]), (("old", "rich"),))
@@ -83,14 +83,14 @@ def compare(
     import pandas as pd
 
     if not isinstance(attributions, Mapping) or not attributions:
-        raise InputError("attributions must be a mapping with at least one entry, name to attribution.")
+        raise InputError("attributions must be a mapping from names to attributions, with at least one entry.")
     unnamed = [name for name in attributions if not isinstance(name, str)]
     if unnamed:
         raise InputError(f"the methods' names must be strings, but {unnamed[0]!r} is {type(unnamed[0]).__name__}.")
     if not isinstance(encoding, Encoding):
         raise InputError(f"encoding must come from an adapter's encode(), but is {type(encoding).__name__}.")
     if len(encoding) != 1:
-        raise InputError(f"compare explains one input, but the encoding holds {len(encoding)}; encode one alone.")
+        raise InputError(f"compare explains one input, but the encoding holds {len(encoding)}; encode a single one.")
     readings = reduction if isinstance(reduction, Mapping) else dict.fromkeys(attributions, reduction)
     _check_readings(readings, attributions)
     check_k(k)  # before any method runs: some take minutes
@@ -103,8 +103,8 @@ def compare(
         for name, value in attributions.items():
             given[name], reading, total = _run(name, value, encoding, number, show_progress)
             totals |= {} if total is None else {name: total}
-            asked = readings.get(name, "auto")
-            known[name] = reading if asked == "auto" else asked
+            chosen = readings.get(name, "auto")
+            known[name] = reading if chosen == "auto" else chosen
             if given[name] is not value:
                 found = layer_scores(value, given[name], encoding)
                 over_layers |= {} if found is None else {name: found}
@@ -128,7 +128,7 @@ def compare(
 
 
 class _WithTotal:
-    """An attention attribution that notes the sum over all tokens."""
+    """An attention attribution that also records the sum over all tokens."""
 
     def __init__(self, method: AttentionAttribution) -> None:
         self.attribution_method = method
@@ -143,11 +143,11 @@ class _WithTotal:
 def _run(
     name: str, value: Any, encoding: Encoding, number: Number, show_progress: bool
 ) -> tuple[Any, Reading, float | None]:
-    """Return the value, or what it attributes if it is an attribution method, and how its cells are to be read.
+    """Return the value, or its attributions if it is a method; the reduction of its cells; and the sum over all tokens.
 
-    A method that was told the features repeats each one's value in its cells; any other gives every cell its own,
-    also where these happen to be equal. Of values that came ready that is to be guessed. Of attention the third is the
-    sum over all tokens.
+    A method with a feature mask repeats each feature's value in its cells; any other method gives each cell a separate
+    value, even if these happen to be equal. For a precomputed value this must be guessed. Only attention has a sum over
+    all tokens.
     """
     if not callable(getattr(value, "attribute", None)):
         return value, "auto", None
@@ -169,7 +169,7 @@ def _run(
 
 
 def _to_features(name: str, value: Any, encoding: Encoding, number: Number, reading: Reading) -> Any:
-    """Return one value per real feature, (features,) float64."""
+    """Return one value per feature, (features,) float64, without special tokens."""
     n = len(encoding.feature_names[0])
     if hasattr(value, "local_exp"):
         return _from_explanation(name, value, encoding, number)
@@ -181,14 +181,14 @@ def _to_features(name: str, value: Any, encoding: Encoding, number: Number, read
     masks = encoding.feature_mask if isinstance(encoding.feature_mask, tuple) else (encoding.feature_mask,)
     if len(tensors) == len(masks):
         if reading == "auto" and any(t.dim() > m.dim() for t, m in zip(tensors, masks, strict=True)):
-            reading = "sum"  # Methods that know features do not work on embeddings.
+            reading = "sum"  # Methods with a feature mask do not attribute to embeddings.
         tensors = tuple(over_positions(t, m, reading == "first") for t, m in zip(tensors, masks, strict=True))
     if tuple(t.shape for t in tensors) != tuple(m.shape for m in masks):
-        came = ", ".join(str(tuple(t.shape)) for t in tensors)
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
         wanted = ", ".join(str(tuple(m.shape)) for m in masks)
         raise InputError(
-            f"the attribution {name!r} has shape {came}; the input has {wanted}, and {n} features. Pass the method's "
-            "result for this one input as it is, or one value per feature."
+            f"the attribution {name!r} has shape {shapes}, but the input has shape {wanted} and {n} features. Pass the "
+            "method's unchanged result for this input, or one value per feature."
         )
     masks = tuple(m.cpu() for m in masks)
     if reading == "auto":
@@ -207,55 +207,59 @@ def _from_explanation(name: str, explanation: Any, encoding: Encoding, number: N
     n = len(encoding.feature_names[0])
     if isinstance(encoding, TextEncoding):
         explained = _explained_words(name, explanation, encoding)
-        scores = np.full(n, np.nan)  # words of a pair's other text have no value
-        own = [encoding.words[0][k] for k in explained]
-        scores[explained] = word_weights(explanation, own, label, unselected=np.nan).numpy()
+        scores = np.full(n, np.nan)  # words of the other text of a pair have no value
+        words = [encoding.words[0][k] for k in explained]
+        scores[explained] = word_weights(explanation, words, label, unselected=np.nan).numpy()
         return scores
     weights = explanation_numbers(explanation, label)
     segments: Any = getattr(explanation, "segments", None)
     if isinstance(encoding, ImageEncoding) and not np.array_equal(segments, encoding.segments[0]):
         raise InputError(
-            f"the explanation {name!r} is over other segments than the encoding's {n}; explain the encoding itself: "
+            f"the explanation {name!r} has other segments than the encoding, which has {n}; explain the encoding: "
             "lime.explain(x, target)."
         )
     row = getattr(encoding, "rows", None)
     if row is not None and row.shape[1] != n:
         raise InputError(
-            f"the explanation {name!r} is over {row.shape[1]} cells, and the encoding's features are "
-            f"{n} others; encode with features='cell' or 'column', or pass LimeSequence itself, which adds its numbers "
-            "up to them."
+            f"the explanation {name!r} is over {row.shape[1]} cells, but the encoding has {n} other features; encode "
+            "with features='cell' or 'column', or pass the LimeSequence object, whose weights are summed to them."
         )
     difference = None if row is None else row_difference(explanation, row[0], encoding.feature_names[0])
     if difference is not None:
         raise InputError(
-            f"the explanation {name!r} is of another row: {difference}. Explain the row that was encoded; if it is "
-            "that row in another form, pass the weights as a vector, one value per column."
+            f"the explanation {name!r} is of another row: {difference}. Explain the encoded row; if both are the same "
+            "row in different forms, pass the weights as a vector, one value per column."
         )
     if max(weights, default=0) >= n:
-        raise InputError(f"the explanation {name!r} is over column {max(weights)}, but the input has {n} columns.")
-    # lime leaves out what it did not select (num_features): no value, rather than a zero nobody measured.
+        raise InputError(
+            f"the explanation {name!r} is over column {max(weights)}, but the input has {n} columns; explain the "
+            "encoded row."
+        )
+    # Features that lime did not select (num_features) have no value, instead of a zero that was not measured.
     return np.array([weights.get(feature, np.nan) for feature in range(n)])
 
 
 def _explained_words(name: str, explanation: Any, encoding: TextEncoding) -> list[int]:
-    """Return which of the encoding's words are of the text that lime explained."""
+    """Return the indices of the encoding's words that belong to the text that lime explained."""
     raw = getattr(getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None), "raw", None)
     text = encoding.texts[0]
     texts = (text,) if isinstance(text, str) else text
-    marked = getattr(explanation, "explained_text", None)  # LimeText notes it; the official explainer does not
+    marked = getattr(explanation, "explained_text", None)  # set by LimeText, not by the official explainer
     segments = [k for k, t in enumerate(texts) if t == raw and (marked is None or ("first", "second")[k] == marked)]
     if not segments or (getattr(explanation, "text", None) or text) != text:
-        own = " and ".join(repr(t[:60]) for t in texts)
-        raise InputError(f"the explanation {name!r} is of another text: {str(raw)[:60]!r}, not {own}.")
+        shown = " and ".join(repr(t[:60]) for t in texts)
+        raise InputError(
+            f"the explanation {name!r} is of another text: {str(raw)[:60]!r}, not {shown}; explain the encoded text."
+        )
     if len(segments) > 1:
         raise InputError(
             f"the explanation {name!r} may be of either text of the pair, which are equal; use LimeText.explain with "
-            "explained_text=, which notes it."
+            "explained_text=, which records it."
         )
     words = [k for k, of in enumerate(encoding.text_indices[0]) if of == segments[0]]
     if not words:
         raise InputError(
-            f"the explanation {name!r} is of the {('first', 'second')[segments[0]]} text, whose words are no features "
+            f"the explanation {name!r} is of the {('first', 'second')[segments[0]]} text, whose words are not features "
             "of the encoding; encode the pair with explained_text='both' or that text."
         )
     return words
@@ -265,23 +269,23 @@ def _as_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().cpu().to(torch.float64)
     try:
-        array = np.array(value)  # a copy: torch warns of the read-only arrays that pandas gives
+        array = np.array(value)  # a copy: torch warns about the read-only arrays of pandas
         if array.dtype.kind not in "biuf":
             raise TypeError
     except (TypeError, ValueError, RuntimeError):
         raise InputError(
-            f"the attribution {name!r} came as {type(value).__name__}; pass a tensor, a tuple of tensors, one value "
-            "per feature, a lime explanation, or a Captum attribution."
+            f"the attribution {name!r} is {type(value).__name__}; pass a tensor, a tuple of tensors, one value per "
+            "feature, a lime explanation, or a Captum attribution."
         ) from None
     return torch.from_numpy(array.astype(np.float64))
 
 
 def _check_values(name: str, scores: Tensor) -> None:
-    """Refuse numbers that cannot be ranked; a method may have no value for some features, but not for all."""
+    """Raise for scores that cannot be ranked; a method may lack values for some features, but not for all."""
     if bool(scores.isinf().any() | scores.isnan().all()):
         raise InputError(
-            f"the attribution {name!r} holds NaN or infinite values; look at the method's input and the model's "
-            "output. NaN may stand for a whole feature that the method has no value for, not for a part or for all."
+            f"the attribution {name!r} contains NaN or infinite values; check the method's input and the model's "
+            "output. NaN may mark a whole feature without a value, but not part of a feature or all features."
         )
 
 
@@ -291,4 +295,4 @@ def _check_readings(readings: Mapping[str, Any], given: Mapping[str, Any]) -> No
         raise InputError(f"reduction names {unknown[0]!r}, which is not one of {', '.join(given)}.")
     for value in readings.values():
         if value not in get_args(Reading):
-            raise InputError(f"reduction is {value!r}; it must be one of {', '.join(get_args(Reading))}.")
+            raise InputError(f"reduction must be one of {', '.join(get_args(Reading))}, but is {value!r}.")

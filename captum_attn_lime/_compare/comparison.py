@@ -1,4 +1,4 @@
-"""`Comparison`: what `compare` returns, as tables, pictures and a page."""
+"""`Comparison`, the result of `compare`: tables, a figure and an HTML page."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 class Comparison:
     """Several attributions of one input, on the same features.
 
-    How far methods agree says nothing about which of them is right: two can agree and both be wrong about the model.
+    Agreement says nothing about which method is right: two can agree and both be wrong about the model.
 
     Attributes:
-        scores: One row per feature (word or column; words that repeat have rows of their own), one column per method;
+        scores: One row per feature (word or column; a repeated word has one row per occurrence), one column per method;
             NaN where a method has no value for a feature.
         agreement: One row per pair of methods: Kendall's tau-b, Spearman's correlation and the overlap of the top k.
-        attributions: What each method gave, as it gave it.
+        attributions: The unchanged result of each method.
         encoding: The input.
-        explained: The number that all of them explain; None where only tensors or plain functions came.
-        outside: Share of each method's magnitudes that lies on no feature: one row per special token ([CLS], [SEP],
-            padding) and kind of token, one for tokens that are no part of the input (class tokens of pictures and
-            tables, prefixes), one column per method. NaN where a method has none, as LIME. What the residual
-            connection keeps on the query's own token is part of it in products of layers.
-        scores_with_special_tokens: The scores with rows for those tokens, in the text's order.
+        explained: The number that all methods explain; None if only tensors or plain functions were given.
+        outside: Share of each method's magnitudes that lies outside the features: one row per special token ([CLS],
+            [SEP], padding) and kind of token, one for tokens that are not part of the input (class tokens of images and
+            tables, prefixes), one column per method. NaN if a method has none, like LIME. For products of layers, it
+            includes what the residual connection keeps on the query token.
+        scores_with_special_tokens: The scores with additional rows for these tokens, in the order of the text.
     """
 
     scores: DataFrame
@@ -49,7 +49,7 @@ class Comparison:
 
     @cached_property
     def is_text(self) -> bool:
-        """Whether the features are words of a text, in its order."""
+        """Whether the features are the words of a text, in order."""
         return isinstance(self.encoding, TextEncoding) or hasattr(self.encoding, "words")
 
     def plot(
@@ -60,14 +60,14 @@ class Comparison:
         max_features: int = 15,
         special_tokens: bool = False,
     ) -> Figure:
-        """Return a figure: each method's heat text, picture or bars, and the matrix of agreement under them.
+        """Return a figure: each method's coloured text, image or bars, and the agreement matrix below.
 
         Args:
-            title: Above everything; by default the number that is explained.
-            width: In inches.
-            max_features: How many columns of a table are shown.
-            special_tokens: Whether tokens that are no feature are shown too, on the same scale. A picture has no place
-                for them: there the share alone is written.
+            title: Title of the figure; defaults to the explained number.
+            width: Width in inches.
+            max_features: Number of table columns to show.
+            special_tokens: Whether to show tokens that are not features, on the same scale. An image has no place for
+                them; it states their share only.
         """
         from matplotlib.figure import Figure as NewFigure
 
@@ -113,7 +113,7 @@ class Comparison:
         prediction: str | None = None,
         special_tokens: bool = False,
     ) -> str:
-        """Return the comparison as one self-contained HTML page, everything in it escaped."""
+        """Return the comparison as a self-contained, escaped HTML page."""
         return plots.html_page(
             self.scores_with_special_tokens if special_tokens else self.scores,
             self.agreement,
@@ -135,13 +135,13 @@ class Comparison:
         prediction: str | None = None,
         special_tokens: bool = False,
     ) -> Path:
-        """Write the page and return its path. A page that was there stays until the new one is whole.
+        """Write the HTML page atomically and return its path.
 
         Args:
             path: Where to write.
-            title: The page's heading.
-            prediction: What the model said, shown under the heading with the number that is explained.
-            special_tokens: Whether tokens that are no feature are shown too, on the same scale.
+            title: Heading of the page.
+            prediction: The model's prediction, shown below the heading with the explained number.
+            special_tokens: Whether to show tokens that are not features, on the same scale.
 
         Raises:
             FileError: The folder does not exist, or the file cannot be written.
@@ -156,7 +156,7 @@ class Comparison:
         return "\n".join([head, *(f"{name}: {note}" for name, note in notes if note)])
 
     def _repr_html_(self) -> str:
-        # A page of its own inside a notebook's page: its style must not leak into the notebook.
+        # An iframe keeps the page's style from leaking into the notebook.
         from html import escape
 
         page = escape(self.to_html(), quote=True)
@@ -164,11 +164,11 @@ class Comparison:
 
 
 def _notes(agreement: DataFrame, explained: Explained | None, *, outside: bool, shown: bool) -> list[str]:
-    """Return what a reader of the page has to know."""
+    """Return the explanatory notes of the page."""
     notes = [
-        "Each method is coloured by its own largest magnitude: the methods' units differ.",
-        "Attention has one colour: it says what was read, not for or against which class.",
-        "A hatched feature has no value in that method.",
+        "Colours are scaled to each method's largest magnitude, because the methods' units differ.",
+        "Attention has one colour: it says what was read, not whether it speaks for or against a class.",
+        "A hatched feature has no value for that method.",
     ]
     if explained is not None:
         against = "" if explained.opposite is None else f", and speak for class {explained.opposite!r}"
@@ -177,17 +177,17 @@ def _notes(agreement: DataFrame, explained: Explained | None, *, outside: bool, 
         )
     if outside and not shown:
         notes.append(
-            "What lies on special tokens is written, not painted: the strongest feature has the full colour however "
-            "little the features share."
+            "The share of special tokens is stated, not coloured: the strongest feature has the full colour however "
+            "small the features' share."
         )
     if len(agreement):
         compared = "the scores with their signs" if agreement.attrs["signed"] else "magnitudes"
         notes.append(
             f"Agreement compares {compared}. It is not quality: methods can agree and all be wrong about the model."
         )
-        # NaN where a pair has no more features than the top holds.
+        # NaN if a pair has at most k features.
         levels = sorted({f"{c:.2f}" for c in agreement.attrs["jaccard_by_chance"].values() if c == c})
         if levels:
-            by = levels[0] if len(levels) == 1 else f"between {levels[0]} and {levels[-1]}, depending on the pair,"
-            notes.append(f"Random scores would overlap in their top {agreement.attrs['k']} by {by} on average.")
+            by = levels[0] if len(levels) == 1 else f"{levels[0]} to {levels[-1]} (depending on the pair)"
+            notes.append(f"Random scores would have a top-{agreement.attrs['k']} overlap of {by} on average.")
     return notes

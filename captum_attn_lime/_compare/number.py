@@ -1,4 +1,4 @@
-"""Which one number the methods of a comparison explain, and how each of them is run on it."""
+"""The number that all methods of a comparison explain, and how each method is run on it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from captum_attn_lime.errors import ForwardError, InputError, TargetError
 from captum_attn_lime.lime._explanations import explained_label
 
 _NONE_FITS = object()
-# How near a function's answer must be to the number that is explained.
+# Tolerance between a function's output and the explained number.
 _SAME = 1e-4
 
 
 @dataclass(frozen=True)
 class Number:
-    """The number that a comparison is of.
+    """The number that a comparison explains.
 
     Attributes:
-        explained: The number; None where neither an adapter nor an explanation says what it is.
-        adapter: The adapter that the methods run, if there is one.
-        target: What the caller gave.
+        explained: The number; None if neither an adapter nor an explanation defines it.
+        adapter: The adapter that the methods run, if any.
+        target: The caller's target.
     """
 
     explained: Explained | None
@@ -42,25 +42,25 @@ class Number:
 
     @property
     def label(self) -> Any:
-        """The class, for lime's explanations."""
+        """The class, as lime's explanations label it."""
         if self.explained is None:
             return single_target(self.target)
         return self.explained.column
 
     def attribute(self, name: str, method: Any, encoding: Encoding, arguments: dict[str, Any]) -> Any:
-        """Return what a method attributes to this number.
+        """Return a method's attributions for this number.
 
         Args:
-            name: The method's name, for messages.
+            name: The method's name, for error messages.
             method: A Captum attribution.
             encoding: The input.
-            arguments: Keyword arguments of its ``attribute``, the target left out.
+            arguments: Keyword arguments of its ``attribute``, except the target.
 
         Raises:
             InputError: The method explains another number.
         """
-        takes = signature(method.attribute).parameters
-        has_target = "target" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        parameters = signature(method.attribute).parameters
+        has_target = "target" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         inner = innermost_method(method)
         if self.explained is None:
             return method.attribute(**arguments, **({"target": _plain(self.target)} if has_target else {}))
@@ -72,37 +72,39 @@ class Number:
         forward_func = getattr(inner, "forward_func", None)
         adapter = forward_func if isinstance(forward_func, Adapter) else self.adapter
         for ours in (adapter,) if adapter is None else (adapter, None):
-            with _answering(ours, self.explained.unit, encoding, calm=not hasattr(inner, "uses_target")) as answering:
+            with _answering(
+                ours, self.explained.unit, encoding, eval_mode=not hasattr(inner, "uses_target")
+            ) as answering:
                 target = self._target_of(forward_func, encoding)
                 if target is _NONE_FITS:
                     continue
                 _check_deep_lift(name, inner, answering)
                 found = method.attribute(**arguments, target=target)
-                if forward_func is not None or self._must_be_of(answering):
+                if forward_func is not None or self._surely_explains(answering):
                     return found
         raise InputError(
-            f"the comparison is of the {self.explained}, and {name!r} runs a function of its own, which gives out "
-            "another number. Make the method with the adapter, whose answers compare brings to one number, choose that "
-            "number with target= and output=, or run the method yourself and pass what it attributes."
+            f"the comparison explains the {self.explained}, but {name!r} runs another function, which returns another "
+            "number. Construct the method with the adapter, whose outputs compare converts to one number, choose that "
+            "number with target= and output=, or run the method yourself and pass its attributions."
         )
 
     def _target_of(self, forward_func: Any, encoding: Encoding) -> Any:
-        """Return the target at which a function gives out what is explained, or that none does."""
+        """Return the target at which a function returns the explained number; ``_NONE_FITS`` if there is none."""
         assert self.explained is not None
         if forward_func is None or forward_func is self.adapter:
             return self.explained.index
-        fitting = [t for t in (self.explained.index, None) if self._is_of(forward_func, encoding, t)]
+        fitting = [t for t in (self.explained.index, None) if self._returns_it(forward_func, encoding, t)]
         return fitting[0] if fitting else _NONE_FITS
 
-    def _must_be_of(self, answering: Answering | None) -> bool:
-        """Return whether a method that does not show its function must explain this number all the same."""
+    def _surely_explains(self, answering: Answering | None) -> bool:
+        """Return whether a method without a visible forward function is sure to have explained this number."""
         assert self.explained is not None
         if answering is not None:
             return answering.is_used or answering.is_plain
         return self.adapter is None and self.explained.unit != "probability" and self.explained.opposite is None
 
-    def _is_of(self, forward_func: Any, encoding: Encoding, target: Any) -> bool:
-        """Return whether a function gives out what is explained, at a target."""
+    def _returns_it(self, forward_func: Any, encoding: Encoding, target: Any) -> bool:
+        """Return whether a function returns the explained number at a target."""
         assert self.explained is not None
         inputs = encoding.inputs if isinstance(encoding.inputs, tuple) else (encoding.inputs,)
         try:
@@ -117,50 +119,52 @@ class Number:
 
 
 @contextmanager
-def _answering(adapter: Adapter | None, unit: Unit, encoding: Encoding, *, calm: bool) -> Iterator[Answering | None]:
-    """Run a block in which an adapter answers in a unit; any other function answers as it does.
+def _answering(
+    adapter: Adapter | None, unit: Unit, encoding: Encoding, *, eval_mode: bool
+) -> Iterator[Answering | None]:
+    """Run a block in which an adapter returns its outputs in a unit.
 
     Args:
-        adapter: The adapter; None for none.
+        adapter: The adapter; without one, nothing changes.
         unit: The unit.
         encoding: The input.
-        calm: Whether the adapter's model answers in eval mode; attention is read from the model as it is.
+        eval_mode: Whether to run the adapter's model in eval mode; attention is captured in the model's current mode.
     """
     if adapter is None:
         yield None
         return
-    mode = evaluating(adapter.model) if calm else nullcontext()
+    mode = evaluating(adapter.model) if eval_mode else nullcontext()
     with adapter.answering_in(unit, encoding.inputs, encoding.forward_args) as answering, mode:
         yield answering
 
 
 def _check_deep_lift(name: str, method: Any, answering: Answering | None) -> None:
-    """Raise for DeepLift where the adapter makes probabilities of logits, a step that it has no rule for.
+    """Raise for DeepLift if the adapter converts logits to probabilities, for which DeepLift has no rule.
 
-    DeepLift replaces the gradients of modules by hooks, and would go through any other step by its plain gradient.
+    DeepLift replaces the gradients of modules with hooks; any other operation would keep its plain gradient.
     """
     if answering is None or answering.is_linear or not isinstance(method, (DeepLift, LayerDeepLift, NeuronDeepLift)):
         return
     raise InputError(
-        f"{name!r} is DeepLift, which has no rule for the step from logits to probabilities that an adapter makes. "
-        "Compare logits: compare(..., output='logits'), and LIME's explain(..., output='logits')."
+        f"{name!r} is DeepLift, which has no rule for the step from logits to probabilities in an adapter. Compare "
+        "logits: compare(..., output='logits'), and LIME's explain(..., output='logits')."
     )
 
 
 def number_of(attributions: Mapping[str, Any], encoding: Encoding, target: Any, output: Output | None) -> Number:
-    """Return the number that a comparison is of.
+    """Return the number that a comparison explains.
 
-    It is the one that lime explanations among the methods are of; without any, the class that the target names, or
-    the predicted one, in the unit of the model's own outputs.
+    If there are lime explanations among the methods, it is the number that they explain. Otherwise it is the target
+    class, or the predicted one, in the unit of the model's outputs.
 
     Args:
-        attributions: Name to attribution.
+        attributions: Mapping from names to attributions.
         encoding: The input.
         target: The class, or None.
-        output: ``"probability"`` or ``"logits"``; None for the one that explanations are of, or the model's own.
+        output: ``"probability"`` or ``"logits"``; None for the unit of the explanations, or of the model's outputs.
 
     Raises:
-        InputError: Explanations are of different numbers.
+        InputError: The explanations are of different numbers.
         TargetError: There is no such class, or it was not explained.
     """
     unit: Unit | None = None
@@ -176,22 +180,22 @@ def number_of(attributions: Mapping[str, Any], encoding: Encoding, target: Any, 
         if adapter.is_regression:
             unit = None
         explained = adapter.explained(encoding.inputs, encoding.forward_args, target, unit=unit)
-    elif explained is not None and unit is not None and not _is_asked_for(explained.unit, unit):
+    elif explained is not None and unit is not None and not _is_in_unit(explained.unit, unit):
         raise InputError(
-            f"output={output!r} was asked for, but {explanations[0][0]!r} explains the {explained.label}; explain with "
+            f"output={output!r} was given, but {explanations[0][0]!r} explains the {explained.label}; explain with "
             f"output={output!r}, too."
         )
     return Number(explained, adapter, target)
 
 
 def _adapter(method: Any) -> Adapter | None:
-    """Return the adapter that an attribution runs, if it is seen to run one."""
+    """Return the adapter that an attribution runs; None if its forward function is not an adapter."""
     forward_func = getattr(innermost_method(method), "forward_func", None)
     return forward_func if isinstance(forward_func, Adapter) else None
 
 
 def _explained(explanation: Any, target: Any) -> Explained:
-    """Return what a lime explanation is of; an official explainer's classes are taken to have probabilities."""
+    """Return the number that a lime explanation explains; official scores in [0, 1] count as probabilities."""
     key = explained_label(explanation, _class_of(target))
     known = getattr(explanation, "all_diagnostics", {}).get(key)
     if known is not None:
@@ -212,17 +216,17 @@ def _explained(explanation: Any, target: Any) -> Explained:
     )
 
 
-def _is_asked_for(found: Unit, unit: Unit) -> bool:
-    """Return whether a number is in the unit that was asked for; of a regression there is but one."""
+def _is_in_unit(found: Unit, unit: Unit) -> bool:
+    """Return whether a number is in the requested unit; a regression has a single unit."""
     return found in (unit, "prediction") or (found, unit) == ("log probability", "logit")
 
 
 def _class_of(target: Any) -> Any:
-    """Return the class that a target for one example names; None where it names no single class."""
+    """Return the class of a target for one example; None if it is not a single class."""
     target = single_target(target)
     return target if isinstance(target, (int, np.integer, str)) else None
 
 
 def _plain(target: Any) -> Any:
-    """Return a target as Captum's own methods understand it."""
+    """Return a target in a form that Captum's methods accept."""
     return int(target) if isinstance(target, np.integer) else target

@@ -1,4 +1,4 @@
-"""What of an attribution lies on no feature: on special tokens, and on tokens that are no part of the input."""
+"""The share of an attribution outside the features: on special tokens, and on tokens that are not part of the input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from captum_attn_lime.features import is_repeated, pool
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# Class tokens of pictures and tables, registers, prefixes: nothing of the input stands for them.
+# Class tokens of images and tables, registers, prefixes: they have no counterpart in the input.
 ELSEWHERE = "tokens outside the input"
 _NOT_FEATURES = "cells of no feature"
 _TEXTS = ("the first text", "the second text")
@@ -25,12 +25,12 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class Outside:
-    """What one attribution leaves outside the features.
+    """The part of one attribution that lies outside the features.
 
     Attributes:
-        shares: For each kind of token or cell its share of all magnitudes.
-        scores: For each position that is no feature its score, where each has its own; positions count tokens, and
-            None stands for tokens outside the input.
+        shares: Share of all magnitudes for each kind of token or cell.
+        scores: Score of each token position that is not a feature, if positions have separate scores; the key None
+            holds tokens outside the input.
     """
 
     shares: dict[str, float]
@@ -38,7 +38,7 @@ class Outside:
 
 
 def separate_mask(encoding: Encoding) -> Tensor | tuple[Tensor, ...]:
-    """Return the feature mask in which each token of a text that is no word is a feature of its own."""
+    """Return the feature mask in which each token of a text outside the words is a separate feature."""
     mask = encoding.feature_mask
     if not isinstance(encoding, TextEncoding) or not isinstance(mask, Tensor):
         return mask
@@ -47,13 +47,13 @@ def separate_mask(encoding: Encoding) -> Tensor | tuple[Tensor, ...]:
 
 
 def outside_of(encoding: Encoding, given: Any, reading: str, total: float | None) -> Outside | None:
-    """Return what one example's attribution leaves outside the features; None if it is not made of cells.
+    """Return the part of one example's attribution outside the features; None if it has no cells.
 
     Args:
         encoding: The input.
-        given: What the method gave: scores in the shapes of the feature mask, with or without further dimensions.
-        reading: How cells become features, as in :func:`compare`.
-        total: Sum of all tokens' magnitudes, of attention over :func:`separate_mask`; None of other methods.
+        given: The method's result: scores in the shapes of the feature mask, possibly with further dimensions.
+        reading: How cells are aggregated to features, as in :func:`compare`.
+        total: Sum of all tokens' magnitudes, for attention over :func:`separate_mask`; None for other methods.
     """
     n = len(encoding.feature_names[0])
     masks = _as_tuple(encoding.feature_mask)
@@ -66,7 +66,7 @@ def outside_of(encoding: Encoding, given: Any, reading: str, total: float | None
     ]
     if any(t.shape[: m.dim()] != m.shape for t, m in zip(tensors, masks, strict=True)):
         return None
-    # A column that attention never sees has no value; further dimensions are an embedding's.
+    # NaN marks a column that attention never sees; further dimensions belong to embeddings.
     cells = tuple(t.nan_to_num().reshape(*m.shape, -1).sum(dim=-1) for t, m in zip(tensors, masks, strict=True))
     masks = tuple(m.cpu() for m in masks)
     repeated = reading == "first" or (reading == "auto" and is_repeated(cells, masks))
@@ -78,7 +78,7 @@ def outside_of(encoding: Encoding, given: Any, reading: str, total: float | None
     found = dict.fromkeys(names, 0.0)
     scores: dict[int | None, float] = {}
     if repeated and total is None:
-        # Together they are one feature, whose score each of them carries.
+        # Together they form one feature, whose score is repeated in each of them.
         joint = abs(float(flat[places[0]])) if places else 0.0
         found = {", ".join(found): joint} if joint else {}
     else:
@@ -93,24 +93,24 @@ def outside_of(encoding: Encoding, given: Any, reading: str, total: float | None
 
 
 def share_table(found: Mapping[str, Outside | None]) -> DataFrame:
-    """Return the shares, one row per kind of token and one column per method; NaN where a method has none."""
+    """Return the shares, one row per kind of token and one column per method; NaN if a method has none."""
     import pandas as pd
 
-    names = list(dict.fromkeys(name for own in found.values() if own for name in own.shares))
-    columns = {m: [own.shares.get(name, np.nan) if own else np.nan for name in names] for m, own in found.items()}
+    names = list(dict.fromkeys(name for part in found.values() if part for name in part.shares))
+    columns = {m: [part.shares.get(name, np.nan) if part else np.nan for name in names] for m, part in found.items()}
     table: DataFrame = pd.DataFrame(columns, index=pd.Index(names, name="token", dtype=object), dtype=float)
     return table
 
 
 def with_special_tokens(scores: DataFrame, found: Mapping[str, Outside | None], encoding: Encoding) -> DataFrame:
-    """Return a table of scores with rows for the tokens that are no feature, at their places in the text."""
+    """Return the scores with additional rows for the tokens that are not features, in the order of the text."""
     import pandas as pd
 
-    places = sorted({k for own in found.values() if own for k in own.scores if k is not None})
-    elsewhere = any(None in own.scores for own in found.values() if own)
+    places = sorted({k for part in found.values() if part for k in part.scores if k is not None})
+    elsewhere = any(None in part.scores for part in found.values() if part)
     rows = [*places, *[None] * elsewhere]
-    names = [_written(encoding, k) for k in rows]
-    columns = {m: [own.scores.get(k, np.nan) if own else np.nan for k in rows] for m, own in found.items()}
+    names = [_token_name(encoding, k) for k in rows]
+    columns = {m: [part.scores.get(k, np.nan) if part else np.nan for k in rows] for m, part in found.items()}
     special = pd.DataFrame(columns, index=pd.Index(names, name=scores.index.name, dtype=object), dtype=float)
     table = pd.concat([scores, special])
     n = len(scores)
@@ -124,7 +124,7 @@ def with_special_tokens(scores: DataFrame, found: Mapping[str, Outside | None], 
 
 
 def _names(encoding: Encoding, places: list[int]) -> list[str]:
-    """Return what readers call each of the cells that are no feature."""
+    """Return a readable name for each cell that is not a feature."""
     if not isinstance(encoding, TextEncoding):
         return [_NOT_FEATURES] * len(places)
     explained = set(encoding.text_indices[0])
@@ -138,8 +138,8 @@ def _names(encoding: Encoding, places: list[int]) -> list[str]:
     return out
 
 
-def _written(encoding: Encoding, place: int | None) -> str:
-    """Return what stands for a token among features: in brackets, so that it is not taken for a word."""
+def _token_name(encoding: Encoding, place: int | None) -> str:
+    """Return a token's name among the features, in brackets to distinguish it from words."""
     if not isinstance(encoding, TextEncoding):
         return ELSEWHERE
     token = ELSEWHERE if place is None else encoding.tokens[0][place]

@@ -1,4 +1,4 @@
-"""Measures over attributions: one pure function each, over arrays and tables."""
+"""Metrics of attributions: pure functions of arrays and tables."""
 
 from captum_attn_lime.metrics._agreement import (
     MEASURES,

@@ -1,10 +1,10 @@
-"""Agreement of attributions: how far two methods rank the same features alike. It says nothing about quality.
+"""Agreement of attributions: how similarly two methods rank the same features.
 
-Two methods can agree and both be wrong about the model, so none of these numbers evaluates a method: that is what
-faithfulness measures are for.
+Agreement is not quality. Two methods can agree and both be wrong about the model; faithfulness metrics evaluate a
+method.
 
-Every function here drops the features for which either method has no value (NaN), and answers NaN, silently, where
-the question has no answer: fewer than two features left, or a method that scores them all the same.
+Every function here drops the features for which either method has no value (NaN). It returns NaN without a warning if
+the result is undefined: fewer than two features are left, or a method gives them all the same score.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
     """Return Kendall's tau-b of two score vectors, from -1 (reversed order) to 1 (same order).
 
-    Ties count as in tau-b: (C - D) / sqrt((n0 - n1)(n0 - n2)), with n0 all pairs and n1, n2 the pairs tied in ``a``
-    and in ``b``.
+    Tau-b is (C - D) / sqrt((n0 - n1)(n0 - n2)), with C concordant pairs, D discordant pairs, n0 pairs in all, and n1
+    and n2 pairs tied in ``a`` and in ``b``.
 
     Args:
         a: Scores, ``(n,)``.
         b: Scores of the same features, ``(n,)``.
 
     Returns:
-        Tau-b; NaN where either vector is constant or fewer than two features have both values.
+        Tau-b; NaN if either vector is constant or fewer than two features have both values.
 
     Raises:
         InputError: The vectors differ in length, or are not vectors of real numbers.
@@ -55,14 +55,14 @@ def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
-    """Return Spearman's rank correlation, Pearson's of the average ranks, from -1 to 1.
+    """Return Spearman's rank correlation, from -1 to 1; ties get average ranks.
 
     Args:
         a: Scores, ``(n,)``.
         b: Scores of the same features, ``(n,)``.
 
     Returns:
-        The correlation; NaN where either vector is constant or fewer than two features have both values.
+        The correlation; NaN if either vector is constant or fewer than two features have both values.
 
     Raises:
         InputError: The vectors differ in length, or are not vectors of real numbers.
@@ -80,22 +80,22 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def top_k_jaccard(a: ArrayLike, b: ArrayLike, k: int) -> float:
-    """Return the overlap of the two top-k sets: the share of features in both among those in either, 0 to 1.
+    """Return the Jaccard overlap of the two top-k sets, from 0 to 1: their intersection over their union.
 
-    A feature is among the top k if at most k features score as high as it does. Features tied across the k-th place
-    are thus all left out, since nothing tells which of them belongs: the answer does not depend on the order of the
-    features, and the many zeros of a sparse explanation never fill a top k.
+    A feature is among the top k if at most k features, itself included, score at least as high. If a tie crosses the
+    k-th place, all tied features are left out. The result is therefore independent of the order of the features, and
+    the many zeros of a sparse explanation never fill a top k.
 
     Random scores overlap too: see :func:`jaccard_by_chance`.
 
     Args:
-        a: Scores, ``(n,)``; the highest are the top. Pass magnitudes to rank by magnitude.
+        a: Scores, ``(n,)``; the highest rank first. Pass magnitudes to rank by magnitude.
         b: Scores of the same features, ``(n,)``.
         k: Size of the top, at least 1.
 
     Returns:
-        The overlap; NaN where there are no more than ``k`` features (all would be in the top), or where a tie leaves
-        one of the two sets empty.
+        The overlap; NaN if there are at most ``k`` features (all would be in the top), or if a tie leaves one of the
+        two sets empty.
 
     Raises:
         InputError: The vectors differ in length or are not vectors of real numbers, or ``k`` is not a positive int.
@@ -115,7 +115,7 @@ def top_k_jaccard(a: ArrayLike, b: ArrayLike, k: int) -> float:
 
 
 def jaccard_by_chance(n: int, k: int) -> float:
-    """Return the mean top-k overlap of two random rankings of ``n`` features, the level to read overlaps against.
+    """Return the expected top-k overlap of two random rankings of ``n`` features, the baseline for overlaps.
 
     The number m of shared features is hypergeometric, and the overlap is m / (2k - m).
 
@@ -124,7 +124,7 @@ def jaccard_by_chance(n: int, k: int) -> float:
         k: Size of the top, at least 1.
 
     Returns:
-        The mean overlap; NaN where ``n <= k``, as for :func:`top_k_jaccard`.
+        The expected overlap; NaN if ``n <= k``, as for :func:`top_k_jaccard`.
 
     Example:
         >>> round(jaccard_by_chance(20, 5), 3)
@@ -145,14 +145,15 @@ MEASURES: dict[str, Callable[[ArrayLike, ArrayLike, int], float]] = {
 
 
 def agreement(scores: DataFrame, *, k: int = 5, signed: bool = False) -> DataFrame:
-    """Return how far each pair of methods ranks the features alike.
+    """Return the agreement of each pair of methods.
 
-    By default the *magnitudes* of the scores are compared, because attention has no sign: an attention weight says
-    that a word was read, not for or against which class. Compare signed scores only among methods that have signs.
+    By default this compares the *magnitudes* of the scores, because attention has no sign: an attention weight says
+    that a word was read, not whether it speaks for or against a class. Compare signed scores only if all methods have
+    signs.
 
     Args:
-        scores: One row per feature and one column per method; NaN where a method has no value for a feature. Leave
-            special tokens and padding out: their shared large or zero scores would make unrelated methods agree.
+        scores: One row per feature and one column per method; NaN where a method has no value for a feature. Leave out
+            special tokens and padding: their shared large or zero scores would make unrelated methods agree.
         k: Size of the top for ``top_k_jaccard``.
         signed: Compare the scores themselves instead of their magnitudes.
 
@@ -174,9 +175,9 @@ def agreement(scores: DataFrame, *, k: int = 5, signed: bool = False) -> DataFra
     import pandas as pd
 
     if not isinstance(scores, pd.DataFrame):
-        raise InputError(f"scores must be a DataFrame, features by methods, but came as {type(scores).__name__}.")
+        raise InputError(f"scores must be a DataFrame, features by methods, but is {type(scores).__name__}.")
     if not scores.columns.is_unique:
-        raise InputError(f"each method needs its own name, but the columns are {list(scores.columns)}.")
+        raise InputError(f"each method needs a unique name, but the columns are {list(scores.columns)}; rename some.")
     k = check_k(k)
     columns = {name: _vector(scores[name], repr(name)) for name in scores.columns}
     if not signed:
@@ -191,7 +192,7 @@ def agreement(scores: DataFrame, *, k: int = 5, signed: bool = False) -> DataFra
 
 
 def _top(x: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
-    """Return which features have at most k features scoring as high as they do, themselves included."""
+    """Return which features are among the top k, (n,) bool; features tied across the k-th place are not."""
     descending = np.sort(x)[::-1]
     return np.asarray(x > descending[k])
 
@@ -201,7 +202,7 @@ def _is_constant(x: NDArray[np.float64]) -> bool:
 
 
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return both vectors without the features that either has no value for."""
+    """Return both vectors, restricted to the features for which both have a value."""
     x, y = _vector(a, "the first"), _vector(b, "the second")
     if len(x) != len(y):
         raise InputError(
@@ -215,7 +216,7 @@ def _pair(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.f
 def _vector(values: Any, name: str) -> NDArray[np.float64]:
     x = np.asarray(values)
     try:
-        if x.dtype.kind not in "biufO":  # text would be read as numbers, and complex numbers lose their second part
+        if x.dtype.kind not in "biufO":  # astype would parse text as numbers, and drop imaginary parts
             raise TypeError
         x = x.astype(np.float64)
     except (TypeError, ValueError):
@@ -228,5 +229,5 @@ def _vector(values: Any, name: str) -> NDArray[np.float64]:
 def check_k(k: Any) -> int:
     """Return the size of the top as an int, checked."""
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise InputError(f"k is the size of the top, an int from 1, but is {k!r}.")
+        raise InputError(f"k is the size of the top and must be a positive int, but is {k!r}.")
     return int(k)

@@ -177,7 +177,7 @@ def test_agreement_of_one_method_is_empty():
 def test_agreement_refuses_what_is_no_table():
     with pytest.raises(InputError, match="must be a DataFrame"):
         agreement({"a": [1, 2]})
-    with pytest.raises(InputError, match="its own name"):
+    with pytest.raises(InputError, match="unique name"):
         agreement(pd.DataFrame([[1, 2], [3, 4]], columns=["a", "a"]))
     with pytest.raises(InputError, match="'b' score vector"):
         agreement(pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}))
