@@ -335,5 +335,5 @@ def test_what_is_no_attribution_is_refused():
         as_explanation_func(captum.attr.IntegratedGradients(net))(x, target=0, return_convergence_delta=True)
     with pytest.raises(InputError, match=r"shape \(5,\) for 2 example"):
         as_explanation_func(lambda inputs: torch.zeros(5))(x)
-    with pytest.raises(InputError, match="gave NoneType"):
+    with pytest.raises(InputError, match="returned NoneType"):
         as_explanation_func(lambda inputs: None)(x)

@@ -125,7 +125,7 @@ def test_captums_own_methods_keep_the_laws(make):
     """KernelShap is random: it may draw, and its rows draw other numbers."""
     laws = check_attribution(make(Net(4).eval()), X, target=1)
     assert not X.requires_grad
-    assert ("a batch is its rows" in laws) == (make is not KernelShap)
+    assert ("a batch agrees with its rows" in laws) == (make is not KernelShap)
 
 
 class Broken(Saliency):
@@ -306,4 +306,4 @@ def test_one_example_is_too_few():
 def test_what_is_asked_beside():
     family = build(bert)
     other = {"inputs": IDS[:, :4], "additional_forward_args": (MASK[:, :4],), "target": 2}
-    assert "a used object says what a fresh one says" in _check(family, "raw", others=[other], thorough=False)
+    assert "a used object agrees with a fresh one" in _check(family, "raw", others=[other], thorough=False)

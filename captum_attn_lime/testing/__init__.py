@@ -1,4 +1,4 @@
-"""What anyone can run on models and attributions of their own: is attention captured rightly, do the laws hold?"""
+"""Checks for any model or attribution: is attention captured correctly, and do the laws hold?"""
 
 from captum_attn_lime.testing._attributions import check_attribution
 from captum_attn_lime.testing._models import Check, ModelReport, check_model

@@ -1,4 +1,4 @@
-"""`check_attribution`: whether an attribution keeps the laws, for anyone to run on one of their own."""
+"""`check_attribution`: checks that an attribution satisfies the laws."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from captum_attn_lime.testing._left import (
 
 
 class _Given(NamedTuple):
-    """What an attribution is asked: its arguments, of which tensors, also in tuples, go by example."""
+    """Arguments of an attribution; tensors with the batch size, also in tuples, have a row per example."""
 
     inputs: tuple[Tensor, ...]
     forward_args: tuple[Any, ...]
@@ -40,7 +40,7 @@ class _Given(NamedTuple):
     more: dict[str, Any]
 
     def with_each(self, change: Callable[[Tensor], Tensor]) -> _Given:
-        """Return the arguments with each tensor that goes by example changed."""
+        """Return the arguments with ``change`` applied to each tensor that has a row per example."""
         n = len(self.inputs[0])
 
         def changed(x: Any) -> Any:
@@ -54,7 +54,7 @@ class _Given(NamedTuple):
 
 
 class _BrokenError(Exception):
-    """What a model raises on purpose."""
+    """Raised deliberately inside the model."""
 
 
 def check_attribution(
@@ -70,25 +70,25 @@ def check_attribution(
     thorough: bool = True,
     **arguments: Any,
 ) -> tuple[str, ...]:
-    """Check that an attribution keeps the laws, and raise for the first that it breaks.
+    """Check that an attribution satisfies the laws; raise for the first violation.
 
-    A used object says what a fresh one says: after the weights were changed in place, with autograd's knowledge and
-    without, in the other mode, for other lengths, batches, values and further arguments, with other options. Its copies
-    and pickles say the same. A batch is its rows. A tuple gives a tuple, and all forms of one target mean one thing.
-    Inputs, weights, buffers, flags, hooks, configuration, gradients and random generators stay as they are, also where
-    the model raises an error on the way; only a method whose scores are random may draw. The model is changed for
-    this, and put back bit by bit.
+    A used object must agree with a fresh one: after the weights change in place (with and without autograd noticing),
+    in the other mode, for other lengths, batches, values and further arguments, and with other options. So must its
+    copies and pickles. A batch must agree with its rows. A tuple gives a tuple, and all forms of a target give the same
+    scores. Inputs, weights, buffers, flags, hooks, configuration, gradients and random states stay unchanged, even if
+    the model raises; only a method with random scores may draw random numbers. The check changes the model temporarily
+    and restores it bit for bit.
 
     Args:
-        attribution: The attribution, any of Captum's, not used yet unless ``fresh`` is given.
+        attribution: Any Captum attribution, unused unless ``fresh`` is given.
         inputs: A batch of at least two examples.
-        target: What is explained, as in ``attribute``.
+        target: The target, as in ``attribute``.
         additional_forward_args: As in ``attribute``.
-        fresh: Makes an unused attribution over the same model; by default a copy of this one that shares the model.
-        others: Other arguments of ``attribute`` for which used and fresh objects are to agree, such as
-            ``[{"inputs": longer, "additional_forward_args": other_mask}]``; some are made of the inputs anyway.
-        options: Other options to set on the object, each as a dictionary: ``[{"method": "raw"}]``.
-        tolerance: Greatest difference of two scores that are the same, relative to the largest.
+        fresh: Returns an unused attribution over the same model; by default a copy of this one that shares the model.
+        others: Further arguments of ``attribute`` for which used and fresh objects must agree, such as
+            ``[{"inputs": longer, "additional_forward_args": other_mask}]``; some are derived from the inputs anyway.
+        options: Options to set on the object, each as a dictionary: ``[{"method": "raw"}]``.
+        tolerance: Largest accepted difference between equal scores, relative to the largest score.
         thorough: Whether to try all changes; otherwise one of each kind, in a third of the time.
         arguments: Further arguments of ``attribute``, such as ``query=`` or ``n_samples=``.
 
@@ -96,14 +96,14 @@ def check_attribution(
         The names of the laws that were checked.
 
     Raises:
-        LawError: A law is broken; the message names it and says what differs.
-        InputError: There is but one example.
+        LawError: A law is violated; the message names it and says what differs.
+        InputError: There are fewer than two examples.
 
     Example:
         >>> from captum.attr import Saliency
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
         >>> laws = check_attribution(Saliency(model), torch.randn(3, 4), target=1)
-        >>> "a batch is its rows" in laws
+        >>> "a batch agrees with its rows" in laws
         True
     """
     tensors, forward_args = as_tuple(inputs), format_forward_args(additional_forward_args)
@@ -112,7 +112,7 @@ def check_attribution(
     given = _Given(tensors, forward_args, target, dict(arguments))
     check = _Check(attribution, given, isinstance(inputs, tuple), fresh, tolerance, thorough)
     with warnings.catch_warnings(), without_drawing():
-        warnings.simplefilter("ignore")  # dropout, small samples: not what is asked here
+        warnings.simplefilter("ignore")  # about dropout or small samples
         try:
             return check.run(others, options)
         finally:
@@ -120,7 +120,7 @@ def check_attribution(
 
 
 class _Check:
-    """One check: the used object, how to make a fresh one, and what both are asked."""
+    """One check: the used object, a factory of fresh ones, and the arguments of both."""
 
     def __init__(
         self,
@@ -137,23 +137,23 @@ class _Check:
         self._tolerance, self._thorough = tolerance, thorough
         self._fresh = _copies(attribution, self._modules) if fresh is None else fresh
         self._start = RandomState()
-        self._wanted_gradients = self._wanting_gradients()  # from before the first call
+        self._required_grad = self._requiring_grad()  # before the first call
         self._laws: list[str] = []
 
     def run(self, others: Sequence[Mapping[str, Any]], options: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         """Check all laws, and return their names."""
         model_draws = self._warm_up()
-        plain = self._left("the model and the inputs are left as found", self._used)
+        plain = self._left("the model and the inputs are left unchanged", self._used)
         is_random = model_draws or self._check_random(plain)
         self._check_forms(plain, is_random)
         self._check_used(others, options)
         self._check_copies(plain)
         self._check_errors(plain)
-        self._compare("a second call says what the first said", self._scores(self._used, self._given), plain)
+        self._compare("a second call agrees with the first", self._scores(self._used, self._given), plain)
         return tuple(dict.fromkeys(self._laws))
 
     def _warm_up(self) -> bool:
-        """Run the model by hand, for some libraries leave hooks in a first run, and return whether it is random."""
+        """Run the model once, since some libraries register hooks in the first run; return whether it is random."""
         before = RandomState()
         inputs, forward_args = copied(self._given.inputs), copied(self._given.forward_args)
         with contextlib.suppress(Exception), ModelState(self._used.forward_func).left_as_found():
@@ -163,18 +163,20 @@ class _Check:
     def _scores(
         self, attribution: Any, given: _Given, is_tuple: bool | None = None, start: RandomState | None = None
     ) -> tuple[Tensor, ...]:
-        """Return the scores; the random generators are put where they were at the start, or another time."""
+        """Return the scores, computed from the random state at the start of the check or from another one."""
         is_tuple = self._is_tuple if is_tuple is None else is_tuple
-        asked = {"inputs": given.inputs if is_tuple else given.inputs[0], **given.more}
+        arguments = {"inputs": given.inputs if is_tuple else given.inputs[0], **given.more}
         if given.forward_args:
-            asked["additional_forward_args"] = given.forward_args
+            arguments["additional_forward_args"] = given.forward_args
         if given.target is not None:
-            asked["target"] = given.target
+            arguments["target"] = given.target
         (self._start if start is None else start).restore()
-        found = attribution.attribute(**asked)
-        follows_layer = isinstance(attribution, LayerAttribution)  # what it returns has the form of the layer's output
+        found = attribution.attribute(**arguments)
+        follows_layer = isinstance(attribution, LayerAttribution)  # its result has the structure of the layer's output
         if isinstance(found, tuple) != is_tuple and not follows_layer:
-            raise LawError(f"a tuple gives a tuple: {type(asked['inputs']).__name__} gave {type(found).__name__}.")
+            raise LawError(
+                f"a tuple gives a tuple: {type(arguments['inputs']).__name__} inputs gave {type(found).__name__}."
+            )
         scores = found if isinstance(found, tuple) else (found,)
         return tuple(score.detach().clone() for score in scores)
 
@@ -190,7 +192,7 @@ class _Check:
             if bool(missing.any()) or worst > self._tolerance * size:
                 raise LawError(f"{law}{where}: scores differ by {worst:.1e}, the largest is {size:.1e}.")
 
-    # --- what is left -------------------------------------------------------------------------------------------
+    # --- side effects -------------------------------------------------------------------------------------------
 
     def _caller_tensors(self) -> dict[str, Tensor]:
         given = self._given
@@ -199,17 +201,17 @@ class _Check:
         named |= {"the target": given.target, **{f"{name}=": value for name, value in given.more.items()}}
         return {name: x for name, x in named.items() if isinstance(x, Tensor)}
 
-    def _wanting_gradients(self) -> list[str]:
+    def _requiring_grad(self) -> list[str]:
         return [name for name, x in self._caller_tensors().items() if x.requires_grad]
 
     def put_gradients_back(self) -> None:
-        """Let the caller's tensors want gradients as before."""
+        """Restore ``requires_grad`` of the caller's tensors."""
         for name, x in self._caller_tensors().items():
             if x.is_leaf and x.is_floating_point():
-                x.requires_grad_(name in self._wanted_gradients)
+                x.requires_grad_(name in self._required_grad)
 
     def _left(self, law: str, attribution: Any, *, allow_errors: bool = False) -> tuple[Tensor, ...]:
-        """Return the scores, and raise unless everything is as before."""
+        """Return the scores; raise if anything else changed."""
         self._laws.append(law)
         before = found_at(self._modules, self._caller_tensors())
         public = {name: value for name, value in vars(self._used).items() if not name.startswith("_")}
@@ -217,8 +219,8 @@ class _Check:
         changed = difference(before, found_at(self._modules, self._caller_tensors()))
         if changed is not None:
             raise LawError(f"{law}: {changed} was changed.")
-        # After an error Captum's own methods leave it set.
-        if not allow_errors and self._wanting_gradients() != self._wanted_gradients:
+        # Captum's own methods leave it set after an error.
+        if not allow_errors and self._requiring_grad() != self._required_grad:
             raise LawError(f"{law}: requires_grad of the caller's tensors was changed.")
         for name, value in public.items():
             if vars(self._used).get(name) is not value:
@@ -226,7 +228,7 @@ class _Check:
         return () if isinstance(found, type) else found
 
     def _check_random(self, plain: tuple[Tensor, ...]) -> bool:
-        """Return whether scores are random; raise where they are not, and yet random numbers were drawn."""
+        """Return whether the scores are random; raise if they are not, although random numbers were drawn."""
         law = "only random scores draw random numbers"
         self._laws.append(law)
         self._start.restore()
@@ -235,10 +237,10 @@ class _Check:
         found = self._scores(self._used, self._given, start=other)
         is_random = any(not torch.allclose(a, b, atol=1e-6, equal_nan=True) for a, b in zip(found, plain, strict=True))
         if drew(other) and not is_random:
-            raise LawError(f"{law}: a used object draws, and its scores do not depend on that.")
+            raise LawError(f"{law}: a used object draws random numbers, but its scores do not depend on them.")
         self._scores(self._fresh(), self._given)
         if drew(self._start) and not is_random:
-            raise LawError(f"{law}: a fresh object draws, and its scores do not depend on that.")
+            raise LawError(f"{law}: a fresh object draws random numbers, but its scores do not depend on them.")
         return is_random
 
     # --- forms ----------------------------------------------------------------------------------------------------
@@ -252,12 +254,12 @@ class _Check:
             n = len(inputs[0])
             for form in ([target] * n, torch.tensor([target] * n), (target,)):
                 found = self._scores(self._used, self._given._replace(target=form))
-                self._compare("all forms of a target mean one thing", found, plain, f"target={form!r}")
+                self._compare("all forms of a target give the same scores", found, plain, f"target={form!r}")
         if is_random:
-            return  # each row would draw other numbers
+            return  # separate rows would draw other random numbers
         rows = [self._scores(self._used, _row(self._given, i)) for i in range(len(inputs[0]))]
         together = tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
-        self._compare("a batch is its rows", together, plain)
+        self._compare("a batch agrees with its rows", together, plain)
 
     # --- used and fresh -------------------------------------------------------------------------------------------
 
@@ -270,13 +272,13 @@ class _Check:
             return type(error)
 
     def _agree(self, about: str, given: _Given | None = None, fresh: Any = None) -> None:
-        law, given = "a used object says what a fresh one says", self._given if given is None else given
+        law, given = "a used object agrees with a fresh one", self._given if given is None else given
         found = self._outcome(self._used, given)
         expected = self._outcome(self._fresh() if fresh is None else fresh, given)
         if isinstance(found, type) or isinstance(expected, type):
             if found is not expected:
-                said = [x.__name__ if isinstance(x, type) else "scores" for x in (found, expected)]
-                raise LawError(f"{law} ({about}): the used one gave {said[0]}, the fresh one {said[1]}.")
+                results = [x.__name__ if isinstance(x, type) else "scores" for x in (found, expected)]
+                raise LawError(f"{law} ({about}): the used one gave {results[0]}, the fresh one {results[1]}.")
             return
         self._compare(law, found, expected, about)
 
@@ -287,31 +289,31 @@ class _Check:
         with other_mode(self._modules):
             self._agree("the other mode")
         if self._thorough:
-            self._agree("weights and mode put back")
+            self._agree("weights and mode restored")
         tried: set[str] = set()
         for kind, about, given in _others(self._given):
             if self._thorough or kind not in {*tried, "values"}:
                 tried.add(kind)
                 self._agree(about, given)
         for each in others:
-            self._agree(f"other {', '.join(each)}", _asked(self._given, each))
+            self._agree(f"other {', '.join(each)}", _replaced(self._given, each))
         for each in options:
             with other_options(self._used, dict(each), self._fresh) as fresh:
                 self._agree(f"{', '.join(f'{name}={value!r}' for name, value in each.items())}", fresh=fresh)
         if self._thorough:
-            self._agree("all as at first")
+            self._agree("the first arguments again")
 
     def _check_copies(self, plain: tuple[Tensor, ...]) -> None:
-        law = "copies of a used object say the same"
+        law = "copies of a used object agree with it"
         self._compare(law, self._scores(copy.deepcopy(self._used), self._given), plain, "deepcopy")
         try:
             pickle.dumps(self._used.forward_func)
         except (pickle.PicklingError, AttributeError, TypeError):
-            return  # a function that nothing can pickle
+            return  # the forward function cannot be pickled
         try:
             reopened = pickle.loads(pickle.dumps(self._used))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise LawError(f"{law} (pickle): {error}, though its forward_func can be pickled.") from error
+            raise LawError(f"{law} (pickle): {error}, although its forward_func can be pickled.") from error
         self._compare(law, self._scores(reopened, self._given), plain, "pickle")
 
     def _check_errors(self, plain: tuple[Tensor, ...]) -> None:
@@ -320,12 +322,12 @@ class _Check:
         for module in list(chosen)[: None if self._thorough else 1]:
             for attribution in (self._used, self._fresh()):
                 with failing(module, at=1, error=_BrokenError):
-                    self._left("the model is left as found after an error", attribution, allow_errors=True)
-        self._compare("an error leaves nothing behind", self._scores(self._used, self._given), plain)
+                    self._left("the model is left unchanged after an error", attribution, allow_errors=True)
+        self._compare("an error has no lasting effect", self._scores(self._used, self._given), plain)
 
 
 def _copies(attribution: Any, modules: list[nn.Module]) -> Callable[[], Any]:
-    """Return what makes unused copies of an attribution, which share its model."""
+    """Return a factory of unused copies of an attribution that share its model."""
     shared = [*modules, attribution.forward_func, *(p for m in modules for p in m._parameters.values())]
 
     def copied(original: Any) -> Any:
@@ -340,8 +342,8 @@ def _row(given: _Given, i: int) -> _Given:
     return row._replace(target=target[i : i + 1]) if isinstance(target, list) and len(target) > 1 else row
 
 
-def _asked(given: _Given, other: Mapping[str, Any]) -> _Given:
-    """Return the arguments with others in the place of some."""
+def _replaced(given: _Given, other: Mapping[str, Any]) -> _Given:
+    """Return the arguments with some replaced."""
     rest = dict(other)
     return _Given(
         as_tuple(rest.pop("inputs", given.inputs)),
@@ -352,7 +354,7 @@ def _asked(given: _Given, other: Mapping[str, Any]) -> _Given:
 
 
 def _others(given: _Given) -> Iterator[tuple[str, str, _Given]]:
-    """Return other inputs of the same kind: what is other about them, in one word and in some, and the inputs."""
+    """Return other arguments of the same kind: the kind of change, its description, and the arguments."""
     inputs, forward_args = given.inputs, given.forward_args
     length = inputs[0].shape[1] if inputs[0].dim() > 1 else 0
     one = given.target[0] if isinstance(given.target, list) else given.target
@@ -377,12 +379,12 @@ def _others(given: _Given) -> Iterator[tuple[str, str, _Given]]:
 
 def _other_arguments(x: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(x, bool):
-        yield "turned round", not x
+        yield "negated", not x
     elif isinstance(x, (int, float)):
         yield "one more", x + 1
     elif isinstance(x, Tensor) and x.numel():
         yield "all one", torch.ones_like(x)
         if x.dim() >= 2:
-            yield "turned round", x.flip(1)
+            yield "reversed", x.flip(1)
         if x.is_floating_point():
             yield "twice as large", 2 * x

@@ -1,4 +1,4 @@
-"""What an attribution must leave as it found it, and the changes that a check makes and takes back bit for bit."""
+"""The state that an attribution must leave unchanged, and temporary changes that a check makes to the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
 def found_at(modules: list[nn.Module], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Return what is to be left as it is, by what to call it.
+    """Return a snapshot of the state that must not change, by readable names.
 
     Args:
         modules: The model's modules.
@@ -50,7 +50,7 @@ def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> str | None:
-    """Return the name of the first thing that is not as it was; None where there is none."""
+    """Return the name of the first entry that changed; None if nothing did."""
     for name, value in before.items():
         now = after.get(name)
         if isinstance(value, Tensor):
@@ -63,12 +63,12 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> str | None:
 
 
 def _bits(x: Tensor) -> Tensor:
-    """Return a tensor's bytes, in which NaN equals NaN."""
+    """Return a tensor's bytes, so that NaN equals NaN."""
     return x.contiguous().flatten().view(torch.uint8) if x.numel() and x.layout == torch.strided else x
 
 
 def drew(state: RandomState) -> bool:
-    """Return whether random numbers were drawn since a state."""
+    """Return whether random numbers were drawn since ``state``."""
     now = RandomState()
     numpy = zip(state.numpy, now.numpy, strict=True)
     same = state.python == now.python and all(np.array_equal(a, b) for a, b in numpy)
@@ -77,11 +77,11 @@ def drew(state: RandomState) -> bool:
 
 @contextmanager
 def other_weights(modules: list[nn.Module], *, past_autograd: bool) -> Iterator[None]:
-    """Run a block with other weights and statistics, changed in place, and put back every bit.
+    """Run a block with other parameters and buffers, changed in place and restored bit for bit.
 
     Args:
         modules: The model's modules.
-        past_autograd: Whether to change them through ``.data``, which autograd does not count.
+        past_autograd: Whether to change them through ``.data``, which autograd's version counters miss.
     """
     tensors = {id(t): t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None}
     chosen = [t for t in tensors.values() if t.is_floating_point() and bool(t.isfinite().all())]
@@ -108,11 +108,11 @@ def other_weights(modules: list[nn.Module], *, past_autograd: bool) -> Iterator[
 
 @contextmanager
 def other_mode(modules: list[nn.Module]) -> Iterator[None]:
-    """Run a block with all training flags turned round."""
+    """Run a block in the other mode: training mode if all modules are in eval mode, otherwise eval mode."""
     flags = [module.training for module in modules]
-    turned = not any(flags)
+    training = not any(flags)
     for module in modules:
-        module.training = turned
+        module.training = training
     try:
         yield
     finally:
@@ -122,7 +122,7 @@ def other_mode(modules: list[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def failing(module: nn.Module, *, at: int, error: type[Exception]) -> Iterator[None]:
-    """Run a block in which a module raises an error at its call of a number."""
+    """Run a block in which a module raises an error in its ``at``-th call."""
     calls = [0]
 
     def fail(*_: Any) -> None:
@@ -139,7 +139,7 @@ def failing(module: nn.Module, *, at: int, error: type[Exception]) -> Iterator[N
 
 @contextmanager
 def other_options(used: Any, options: dict[str, Any], make: Callable[[], Any]) -> Iterator[Any]:
-    """Run a block with other options set on a used object, and yield an unused one that has them from the start."""
+    """Run a block with other options set on a used object; yield a fresh object with the same options."""
     before = {name: getattr(used, name) for name in options}
     fresh = make()
     for name, value in options.items():

@@ -1,4 +1,4 @@
-"""`check_model`: whether a model's attention is captured rightly, for anyone to run on a model of their own."""
+"""`check_model`: checks that a model's attention is captured correctly."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attr._describe import Description, describe
 from captum_attn_lime.errors import ExplanationError
 
-# Rows of each map that are checked, evenly spaced.
+# Number of evenly spaced rows of each map to check.
 _ROWS = 32
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked.
+    """The result of one check.
 
     Attributes:
         name: What was checked.
-        passed: Whether it holds; None where it could not be checked.
-        detail: What was found, with numbers.
+        passed: Whether it passed; None if it could not be checked.
+        detail: The findings, with numbers.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Check:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What `check_model` found; ``print`` it to read it.
+    """The report of `check_model`; ``print`` shows it as text.
 
     Attributes:
         checks: All checks, in order.
-        description: The model's layers, readout and tokens; None where no attention could be captured.
+        description: The model's layers, readout and tokens; None if no attention could be captured.
     """
 
     checks: tuple[Check, ...]
@@ -55,18 +55,18 @@ class ModelReport:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """Whether no check failed."""
         return all(check.passed is not False for check in self.checks)
 
     def __str__(self) -> str:
-        """Return the report as lines to be read."""
+        """Return the report as text."""
         parts = [] if self.description is None else [str(self.description), ""]
         return "\n".join([*parts, *(str(check) for check in self.checks)])
 
 
 @dataclass
 class _CallCheck:
-    """Compares each call's weights with what the model's own call gave out, while the model runs."""
+    """Compares each call's weights with the output of the model's own call, while the model runs."""
 
     recorder: Recorder | None = None
     sums: list[tuple[float, float]] = field(default_factory=list)  # least and greatest row sum of each call
@@ -83,7 +83,7 @@ class _CallCheck:
             real = _real_rows(attention, chosen)
             self.sums.append((float(total[real].min()), float(total[real].max())))
             if attention.kind == "windowed":
-                real = real & (total > 1 - 1e-4)  # where a window is padded, values of the padding take part
+                real = real & (total > 1 - 1e-4)  # in a padded window, values of the padding contribute to the output
             if value is not None and value.shape[2] == attention.shape[3] and bool(real.any()):
                 self.errors.append((attention.name, _output_error(weights, value, rows(output), chosen, real)))
         return output
@@ -98,23 +98,22 @@ def check_model(
     tolerance: float = 1e-4,
     show: bool = True,
 ) -> ModelReport:
-    """Check on a model of your own that its attention is captured rightly, and print what was found.
+    """Check that a model's attention is captured correctly, and print a report.
 
-    Each captured call's weights, multiplied with its values, must give the output that the model's own kernel gave;
-    rows must sum to one (less where attention sinks take a share); HuggingFace models are run in eager mode too, and
-    must report the weights that were captured; the output must be the same with and without a capture, and nothing may
-    be left on the model.
+    The captured weights of each call, multiplied by its values, must give the output of the model's own kernel. Rows
+    must sum to one (less with attention sinks). HuggingFace models also run in eager mode, and must report the captured
+    weights. The output must be the same with and without a capture, and the model must be left unchanged.
 
     Args:
-        model: The model, or any function of tensors that runs one and returns a tensor: what Captum takes.
+        model: The model, or a function of tensors that runs it and returns a tensor, as Captum expects.
         inputs: Its input tensors, batch first.
         additional_forward_args: Its further arguments.
         target: For outputs with one row per token: (position, class).
-        tolerance: Greatest difference that passes; for models in half precision, hundred times as much.
+        tolerance: Largest accepted difference; multiplied by 100 for models in half precision.
         show: Whether to print the report.
 
     Returns:
-        The report; ``report.passed`` tells in one word.
+        The report; ``report.passed`` is its overall result.
 
     Example:
         >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -162,7 +161,7 @@ def _check_calls(
     rows = Check(
         "rows sum to one",
         greatest <= 1 + tolerance and least >= -tolerance,
-        f"{least:.6f} to {greatest:.6f}" + ("" if least > 1 - tolerance else ": part of the attention goes to nothing"),
+        f"{least:.6f} to {greatest:.6f}" + ("" if least > 1 - tolerance else ": part of the attention goes to no key"),
     )
     worst = max(check.errors, key=lambda found: found[1], default=("", 0.0))
     detail = f"largest relative difference {worst[1]:.1e} in {worst[0]!r}, {len(check.errors)} calls"
@@ -183,7 +182,7 @@ def _check_harmless(
     before = _state(modules)
     with torch.no_grad():
         plain = run_forward(model, tensors, forward_args or None)
-        between = _state(modules)  # some libraries leave hooks of their own in a first run
+        between = _state(modules)  # some libraries register hooks in the first run
         with record(model, batch=len(tensors[0])) as recorder:
             watched = run_forward(model, tensors, forward_args or None)
     difference = float((plain.double() - watched.double()).abs().max()) if plain.numel() else 0.0
@@ -206,12 +205,12 @@ def _check_reported(
     forward_args: tuple[Any, ...],
     tolerance: float,
 ) -> Check:
-    """Compare captured maps with the weights that a HuggingFace model itself reports in eager mode."""
+    """Compare the captured maps with the weights that a HuggingFace model reports in eager mode."""
     name = "weights the model itself reports"
     parts = (m for module in modules.values() for m in module.modules())
     root = next((m for m in parts if hasattr(m, "set_attn_implementation")), None)
     if root is None:
-        return Check(name, None, "not a HuggingFace model that reports any")
+        return Check(name, None, "not a HuggingFace model that reports weights")
     with torch.no_grad(), record(model, batch=len(tensors[0])) as recorder:
         run_forward(model, tensors, forward_args or None)
     check_complete(recorder, model)
@@ -224,14 +223,14 @@ def _check_reported(
     if not found:
         return Check(name, None, "it reports none")
     if not all(bool(((w >= 0) & (w <= 1 + tolerance)).all()) for _, w in found):
-        return Check(name, None, "what it reports are no weights: some lie below zero, above one, or are NaN")
+        return Check(name, None, "it reports values below zero, above one, or NaN, which are not weights")
     differences = []
     for attention, weights in found:
         chosen = _sampled(attention)
-        own = attention.rows(chosen)
+        captured = attention.rows(chosen)
         if weights.stride(1) == 0:
-            own = own.mean(dim=1, keepdim=True)  # it reports the mean over heads, repeated for each
-        difference = (own - weights[:, :, chosen].to(attention.dtype)).abs().amax(dim=(1, 3))
+            captured = captured.mean(dim=1, keepdim=True)  # the model reports the mean over heads, repeated
+        difference = (captured - weights[:, :, chosen].to(attention.dtype)).abs().amax(dim=(1, 3))
         differences.append(float(difference[_real_rows(attention, chosen)[:, 0]].max()))
     detail = f"largest difference {max(differences):.1e}, {len(found)} calls, in eager mode"
     return Check(name, max(differences) <= tolerance, detail)
@@ -239,13 +238,13 @@ def _check_reported(
 
 @contextmanager
 def _reporting(root: Any) -> Iterator[dict[str, list[Tensor]]]:
-    """Run a HuggingFace model in eager mode and collect the weights it reports, by the name of its output field."""
+    """Run a HuggingFace model in eager mode and collect the reported weights by output field."""
     reported: dict[str, list[Tensor]] = {}
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         for field_name in ("attentions", "encoder_attentions", "decoder_attentions", "cross_attentions"):
             given = getattr(output, field_name, None)
-            if given:  # a model that holds another one ends after it, and reports all
+            if given:  # an outer model finishes last and reports all weights
                 reported[field_name] = [w for w in given if isinstance(w, Tensor) and w.dim() == 4]
 
     parts = [m for m in root.modules() if hasattr(m, "set_attn_implementation")]
@@ -262,21 +261,21 @@ def _reporting(root: Any) -> Iterator[dict[str, list[Tensor]]]:
             handle.remove()
         for config, flag in flags.values():
             config.output_attentions = flag
-        # Outer modules first: each sets its parts too, and a part may have had another one.
+        # Outer modules first: setting one also sets its submodules, which may have had another implementation.
         for part, implementation in implementations:
             part.set_attn_implementation(implementation)
 
 
 def _paired(maps: list[AttentionMap], reported: dict[str, list[Tensor]]) -> list[tuple[AttentionMap, Tensor]]:
-    """Return captured maps with the reported weights of the same call, where their numbers and shapes agree."""
-    own = [m for m in maps if m.kind in ("self", "unknown")]
+    """Return pairs of a captured map and the reported weights of the same call, if their counts and shapes agree."""
+    self_attention = [m for m in maps if m.kind in ("self", "unknown")]
     crossing = [m for m in maps if m.kind == "cross"]
     at_self = reported.get("attentions") or [
         *reported.get("encoder_attentions", []),
         *reported.get("decoder_attentions", []),
     ]
     pairs: list[tuple[AttentionMap, Tensor]] = []
-    for captured, weights in ((own, at_self), (crossing, reported.get("cross_attentions", []))):
+    for captured, weights in ((self_attention, at_self), (crossing, reported.get("cross_attentions", []))):
         if len(captured) == len(weights):
             pairs += [(m, w) for m, w in zip(captured, weights, strict=True) if tuple(w.shape) == m.shape]
     return pairs
@@ -288,17 +287,17 @@ def _sampled(attention: AttentionMap) -> Tensor:
 
 
 def _real_rows(attention: AttentionMap, chosen: Tensor) -> Tensor:
-    """Return which sampled rows are of real tokens, (B, H, q) of bool; rows of padding may hold anything."""
+    """Return which sampled rows belong to real tokens, (B, H, q) of bool; rows of padding may hold anything."""
     batch, heads, queries, keys = attention.shape
     real = torch.ones(batch, len(chosen), dtype=torch.bool, device=attention.device)
     if attention.kind in ("self", "windowed") and queries == keys:
-        own = attention.reads_itself()[:, chosen]
-        real = own if bool(own.any()) else real
+        reading = attention.reads_itself()[:, chosen]
+        real = reading if bool(reading.any()) else real
     return real[:, None].expand(batch, heads, len(chosen))
 
 
 def _output_error(weights: Tensor, value: Tensor, output: Tensor, chosen: Tensor, real: Tensor) -> float:
-    """Return the largest difference of weights times values and the call's output, relative to the output's size."""
+    """Return the largest difference between weights times values and the call's output, relative to the output."""
     value = value.to(weights.dtype)
     if value.shape[1] != weights.shape[1] and weights.shape[1] % value.shape[1] == 0:
         value = value.repeat_interleave(weights.shape[1] // value.shape[1], dim=1)  # grouped queries
@@ -311,7 +310,7 @@ def _output_error(weights: Tensor, value: Tensor, output: Tensor, chosen: Tensor
 
 
 def _state(modules: dict[str, nn.Module]) -> list[Any]:
-    """Return what a capture must leave as it was."""
+    """Return the state that a capture must not change."""
     return [
         (name, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), m.training)
         for root in modules.values()
