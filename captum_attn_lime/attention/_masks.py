@@ -1,4 +1,4 @@
-"""What masks amount to: one bias per key, causality, and which keys some rows may attend to at all."""
+"""Attention masks in simpler forms: a bias per key, causality, and the range of keys that rows may attend to."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# What is added to a score to mask it: -10,000 in old models, the least number of the type in new ones.
+# A mask adds at most this to a masked score: -10,000 in old models, the dtype's minimum in new ones.
 MASKED = -9_000.0
-# No score is as low as this, so what is masked by less gets a weight of exactly zero beside any key that is not.
+# All scores are larger, so that a key masked with less has a weight of exactly zero next to any unmasked key.
 NEVER = -1e30
-# Masks are looked through in parts of this many cells.
+# Masks are compared in parts of this many elements.
 _CELLS = 2**19
 
 
 class KeyBias(NamedTuple):
-    """Masks that amount to a number added per key, and causality.
+    """Masks that reduce to a bias per key and causality.
 
     Attributes:
-        bias: (B or 1, H or 1, 1, K), -inf where a key is masked; None where there is no mask.
-        is_causal: Query i sees keys 0 to i only.
+        bias: (B or 1, H or 1, 1, K), -inf where a key is masked; None if there is no mask.
+        is_causal: Whether query i attends to keys 0 to i only.
     """
 
     bias: Tensor | None
@@ -29,10 +29,10 @@ class KeyBias(NamedTuple):
 
 
 def as_key_bias(masks: Sequence[Tensor], is_causal: bool, n_queries: int, dtype: torch.dtype) -> KeyBias | None:
-    """Return the masks as one bias per key with a causal flag, None where queries differ by more than that.
+    """Return the masks as one bias per key and a causal flag; None if queries differ in any other way.
 
-    Models hand the same thing over in many forms: a padding mask repeated for all queries, or a causal mask and padding
-    merged to (B, 1, N, N).
+    Models pass the same mask in many forms: a padding mask repeated for all queries, or a causal mask merged with
+    padding to (B, 1, N, N).
 
     Example:
         >>> causal = torch.ones(3, 3, dtype=torch.bool).tril()
@@ -54,12 +54,12 @@ def as_key_bias(masks: Sequence[Tensor], is_causal: bool, n_queries: int, dtype:
             added = torch.zeros_like(added).masked_fill(~part, -torch.inf)
         bias = added if bias is None else bias + added
     if is_finite and bias is not None and bool((bias[..., 0] == -torch.inf).any()):
-        return None  # the first query sees no key up to its own, so it sees those that only a number masks
+        return None  # a finite mask still lets the first query attend to later keys, since its own key has -inf
     return KeyBias(bias, is_causal)
 
 
 def _same_for_all_queries(mask: Tensor) -> Tensor | None:
-    """Return the mask's one row (..., 1, K) where all queries have the same; None where they differ."""
+    """Return the mask's row (..., 1, K) if it is the same for all queries; otherwise None."""
     first = mask[..., :1, :]
     if mask.shape[-2] == 1 or mask.stride(-2) == 0:
         return first
@@ -69,11 +69,11 @@ def _same_for_all_queries(mask: Tensor) -> Tensor | None:
 
 
 def _causal_with_keys(mask: Tensor, n_queries: int) -> Tensor | None:
-    """Return the row of a mask that is causal and the same for all queries otherwise, (..., 1, K); else None."""
+    """Return the row (..., 1, K) of a mask that is causal and otherwise equal for all queries; otherwise None."""
     n = mask.shape[-1]
     if mask.shape[-2] != n or n != n_queries:
         return None
-    last = mask[..., -1:, :]  # the last query sees all that any may see
+    last = mask[..., -1:, :]  # the last query attends to every key that any query may attend to
     keys = torch.arange(n, device=mask.device)
     start = 0
     for part in _parts(mask):
@@ -87,15 +87,15 @@ def _causal_with_keys(mask: Tensor, n_queries: int) -> Tensor | None:
 
 
 def _parts(mask: Tensor) -> Sequence[Tensor]:
-    """Return the mask in groups of rows, so that a comparison takes little memory and may end early."""
+    """Return the mask in groups of rows, so that comparisons need little memory and can stop early."""
     per_row = max(1, mask.numel() // max(1, mask.shape[-2]))
     return torch.split(mask, max(1, _CELLS // per_row), dim=-2)
 
 
 def key_range(masks: Sequence[Tensor], is_causal: bool, n_keys: int, rows: Tensor) -> tuple[int, int]:
-    """Return the first key that one of the rows may attend to, and the one behind the last.
+    """Return the range of keys that any of the rows may attend to, as (start, stop).
 
-    Sliding windows and causal masks leave most keys out for most rows.
+    Sliding windows and causal masks exclude most keys for most rows.
 
     Example:
         >>> band = torch.ones(6, 6).tril().triu(-1).bool()
@@ -111,7 +111,7 @@ def key_range(masks: Sequence[Tensor], is_causal: bool, n_keys: int, rows: Tenso
         part = mask[..., rows, :]
         allowed = part if part.dtype == torch.bool else part > NEVER
         if part.dtype != torch.bool and not bool(allowed.any(dim=-1).all()):
-            continue  # a row masked by equal numbers everywhere is spread over all keys
+            continue  # a row whose keys are all masked by the same number attends to all of them
         keys = allowed.expand(*allowed.shape[:-1], n_keys).reshape(-1, n_keys).any(dim=0).nonzero()
         if len(keys) == 0:
             return 0, 0
@@ -120,7 +120,7 @@ def key_range(masks: Sequence[Tensor], is_causal: bool, n_keys: int, rows: Tenso
 
 
 def part_of(mask: Tensor, examples: slice, heads: Tensor | None, queries: slice | Tensor, keys: slice) -> Tensor:
-    """Return a part of a mask; what it shares over examples, heads, rows or keys stays shared.
+    """Return a part of a mask; broadcast dimensions (examples, heads, rows or keys) stay of size 1.
 
     Args:
         mask: Broadcastable to (B, H, Q, K).
@@ -147,6 +147,6 @@ def own_keys(masks: Sequence[Tensor], batch: int, n: int, device: torch.device) 
         part = mask if mask.dtype == torch.bool else mask > MASKED
         full = part.expand(*part.shape[:-2], n, n) if part.dim() >= 2 else part.expand(n, n)
         own = full.diagonal(dim1=-2, dim2=-1)  # (..., N)
-        # (H, N) of a mask (H, Q, K) that all examples share, or (B, H, N): some head.
+        # (H, N) for a mask (H, Q, K) shared by all examples, or (B, H, N): any head counts.
         allowed = allowed & (own.any(dim=-2) if own.dim() >= 2 else own)
     return allowed

@@ -1,4 +1,4 @@
-"""`OffloadedMap`: an attention map whose tensors lie elsewhere, and come back for the time of one product."""
+"""`OffloadedMap`: an attention map whose tensors are stored on the CPU or in files, and loaded for each product."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _AGAIN = "Capture again, with a folder that nothing else cleans up."
 
 
 class OnCpu:
-    """A tensor moved to the machine's memory.
+    """A tensor moved to CPU memory.
 
     Args:
         tensor: The tensor.
-        device: Where it comes back to; by default where it was.
+        device: The device to load it to; by default the tensor's.
     """
 
     def __init__(self, tensor: Tensor, device: torch.device | None = None) -> None:
@@ -38,38 +38,38 @@ class OnCpu:
         self._held = tensor.to("cpu", copy=tensor.device.type == "cpu")
 
     def load(self) -> Tensor:
-        """Return the tensor where it was."""
+        """Return the tensor on its original device."""
         return self._held.to(self._device)
 
 
 class Folder:
-    """A new folder inside another one, the user's alone; removed when nothing refers to it, or when Python ends.
+    """A new private folder inside another one; removed when nothing refers to it, or when Python exits.
 
-    Copies of a map share the folder: it goes with the last of them.
+    Copies of a map share the folder; it is removed with the last of them.
 
     Raises:
-        FileError: The folder cannot be made.
+        FileError: The folder cannot be created.
     """
 
     def __init__(self, parent: str | PathLike[str]) -> None:
         _remove_unused()
-        atexit.unregister(_remove_all)  # once, however often it is registered
+        atexit.unregister(_remove_all)  # registers it only once
         atexit.register(_remove_all)
         self.path = Path(parent).absolute() / f"attention-{secrets.token_hex(16)}"
-        # Before there is anything to remove, so that an interrupt leaves nothing behind.
+        # Registered before it exists, so that an interrupt cannot leave it behind.
         _folders[self.path] = os.getpid(), weakref.ref(self, _remove_unused)
         try:
             self.path.mkdir(mode=0o700)
         except OSError as error:
-            raise FileError(f"no folder for attention maps can be made in {str(parent)!r}: {error}") from error
+            raise FileError(f"no folder for attention maps can be created in {str(parent)!r}: {error}") from error
 
 
-# Each folder, with the process that made it: a forked one only looks at the files.
+# Each folder with the process that created it: a forked process must not remove it.
 _folders: dict[Path, tuple[int, weakref.ref[Folder]]] = {}
 
 
 def _remove_unused(_: object = None) -> None:
-    """Remove the folders that nothing refers to, those too whose removal an interrupt has cut short."""
+    """Remove the folders that nothing refers to, including those whose removal was interrupted."""
     for path, (process, folder) in list(_folders.items()):
         if process == os.getpid() and folder() is None:
             shutil.rmtree(path, ignore_errors=True)
@@ -88,15 +88,15 @@ class InFile:
 
     Args:
         tensor: The tensor.
-        folder: Where to.
+        folder: The folder to write to.
         name: The file's name.
 
     Raises:
-        FileError: The file cannot be written, as on a full disk.
+        FileError: The file cannot be written, for example because the disk is full.
     """
 
     def __init__(self, tensor: Tensor, folder: Folder, name: str) -> None:
-        self._folder = folder  # held, for it goes with the last file
+        self._folder = folder  # keeps the folder alive
         self._path = folder.path / name
         self._shape, self._dtype, self._device = tensor.shape, tensor.dtype, tensor.device
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
@@ -109,16 +109,16 @@ class InFile:
             ) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InFile:
-        return self  # files are not changed, and go with the last map that refers to them
+        return self  # files are never changed, and are removed with the last map that refers to them
 
     def __reduce__(self) -> tuple[type[OnCpu], tuple[Tensor, torch.device]]:
-        return OnCpu, (self._read(), self._device)  # the file may be gone when a pickle is opened
+        return OnCpu, (self._read(), self._device)  # the file may be gone when the pickle is loaded
 
     def load(self) -> Tensor:
-        """Return the tensor where it was.
+        """Return the tensor on its original device.
 
         Raises:
-            FileError: The file is gone or is not what was written.
+            FileError: The file is missing or damaged.
         """
         return self._read().to(self._device)
 
@@ -134,12 +134,12 @@ class InFile:
 
 
 class OffloadedMap(AttentionMap):
-    """An attention map whose query, key and log-sums (or weights) lie elsewhere.
+    """An attention map whose query, key and log-sums (or weights) are stored on the CPU or in files.
 
-    Each product brings them back, and forgets them when it is done: in memory is one layer at a time.
+    Each product loads them and releases them afterwards, so that only one layer is in memory at a time.
 
     Args:
-        attention: The map; what it holds is moved.
+        attention: The map whose tensors are moved.
         place: ``"cpu"`` or a folder.
 
     Example:
@@ -170,7 +170,7 @@ class OffloadedMap(AttentionMap):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are computed."""
+        """The device on which the weights are computed."""
         return self._device
 
     @property
@@ -192,7 +192,7 @@ class OffloadedMap(AttentionMap):
         self._empty._check_unwritten()
 
     def reads_itself(self) -> Tensor:
-        """Return which tokens may attend to themselves, (B, N) of bool."""
+        """Return whether each token may attend to itself, (B, N) of bool."""
         return self.here().reads_itself()
 
     def _first(self, examples: int) -> OffloadedMap:
@@ -208,5 +208,5 @@ class OffloadedMap(AttentionMap):
 
 
 def offloaded(attention: AttentionMap, place: str | PathLike[str]) -> AttentionMap:
-    """Return the map with its tensors moved to a place; maps of other kinds (windows) as they are."""
+    """Return the map with its tensors moved to a place; maps of other kinds (windows) are returned unchanged."""
     return OffloadedMap(attention, place) if isinstance(attention, (ScoreMap, DenseMap)) else attention

@@ -1,10 +1,10 @@
-"""The optional compiled kernel for products with an attention map: building it, loading it, and its one function.
+"""The optional compiled kernel for products with an attention map: how it is built, loaded and called.
 
-PyTorch's fused kernels compute a product with values beside the log-sum-exp that `fused.py` asks them for, and look for
-each row's greatest score, which is not needed where the row's log-sum is known. `column_sums.cpp` does neither.
+Besides the log-sum-exp that `_fused.py` needs, PyTorch's fused kernels compute a product with values and each row's
+maximum score, which is unnecessary when the row's log-sum is known. `column_sums.cpp` computes neither.
 
-It is plain C++ behind a C function, called through ctypes: that compiles in about a second, without PyTorch's headers,
-and what was compiled serves every version of PyTorch and Python.
+It is plain C++ with a C interface, called through ctypes: it compiles in about a second, without PyTorch's headers, and
+the binary works with every version of PyTorch and Python.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from captum_attn_lime.errors import CompilerError, InputError
 
 _SOURCE = Path(__file__).with_name("column_sums.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
-# By what PyTorch found this processor able to do. Not -march=native: the folder may be shared by several machines.
+# By the CPU capability that PyTorch detects. Not -march=native, since several machines may share the folder.
 _CAPABILITY_FLAGS = {
     "AVX2": ("-mavx2", "-mfma"),
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
 }
-_FAR = 2**30  # further apart than any two tokens
+_FAR = 2**30  # larger than any distance between tokens
 
 _kernel: Callable[..., int] | None = None
 
 
 def enable() -> None:
-    """Compile the kernel, or load it where it has been compiled before, and use it from now on in this process.
+    """Compile the kernel, or load it from the cache, and use it in this process from now on.
 
-    It needs GCC or Clang, which is looked for in ``CXX`` and as ``c++``, ``g++`` and ``clang++``. The compiled file is
-    kept where PyTorch keeps its extensions: in ``TORCH_EXTENSIONS_DIR``, by default ``~/.cache/torch_extensions``. It
-    is compiled anew where it is not what was written. Nothing is kept there, and nothing loaded from there, where
-    other users could change the folder or the file: each process then compiles it for itself, in about a second. To
-    keep it, let ``TORCH_EXTENSIONS_DIR`` be a folder that is yours alone.
+    It needs GCC or Clang: the command in ``CXX``, otherwise ``c++``, ``g++`` or ``clang++``. The binary is cached in
+    PyTorch's folder for extensions, ``TORCH_EXTENSIONS_DIR``, by default ``~/.cache/torch_extensions``. A damaged
+    binary is compiled again. If other users could change the folder or the file, nothing is cached or loaded there, and
+    each process compiles the kernel, which takes about a second. To cache it, set ``TORCH_EXTENSIONS_DIR`` to a private
+    folder.
 
     Raises:
-        CompilerError: There is no compiler, it fails, or what it made cannot be loaded.
+        CompilerError: There is no compiler, it fails, or its binary cannot be loaded.
     """
     global _kernel
     if _kernel is None:
@@ -59,7 +59,7 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Go back to PyTorch's own kernels; `enable` costs nothing after that."""
+    """Return to PyTorch's kernels; a later call of `enable` is free."""
     global _kernel
     _kernel = None
 
@@ -81,29 +81,29 @@ def column_sums(
 ) -> Tensor:
     """Return the mean over heads of Σ_i exp(scale · q_i·k_j + bias_j + logs_i), (B, K), in memory linear in the tokens.
 
-    With logs_i = log r_i - lse_i, lse_i being the log-sum-exp of row i's scores, it is rᵀA. Exponents are taken as they
-    are, so a sum that float32 does not hold is infinite; with such logs none is. The result does not depend on the
-    number of threads, which is PyTorch's.
+    With logs_i = log r_i - lse_i, where lse_i is the log-sum-exp of row i's scores, this is rᵀA. Exponentials are not
+    rescaled, so that sums beyond the range of float32 become infinite; with such logs this cannot happen. The result
+    does not depend on the number of threads, which is PyTorch's.
 
     Args:
-        query: (B, H, Q, d), float32 on the CPU; of any strides, but copied where the last dimension is not contiguous.
-        key: (B, Hk, K, d) where Hk divides H; as the query.
-        logs: (B, H, Q), float32; -1e29 or less for a row that counts nothing, which is not computed.
+        query: (B, H, Q, d), float32 on the CPU, with any strides; copied if the last dimension is not contiguous.
+        key: (B, Hk, K, d), where Hk divides H; otherwise like the query.
+        logs: (B, H, Q), float32; rows with -1e29 or less have weight zero and are skipped.
         bias: Added to the scores per key, (B or 1, H or 1, K), float32, -inf where a key is masked; or None.
         scale: Factor on the scores.
-        is_causal: Query i sees keys 0 to i only; needs Q = K.
-        window: Query i sees keys after i - window only; what lies outside of it is not computed.
+        is_causal: Whether query i attends to keys 0 to i only; needs Q = K.
+        window: If given, query i attends only to keys after i - window; all others are skipped.
 
     Raises:
         CompilerError: The kernel is not enabled.
-        InputError: Tensors of other shapes, types or devices.
+        InputError: The tensors have other shapes, dtypes or devices.
     """
     if _kernel is None:
         raise CompilerError("the compiled kernel is not in use; call captum_attn_lime.attention.native.enable() first.")
     _check(query, key, logs, bias, is_causal, window)
     batch, heads, queries, size = query.shape
     key_heads, keys = key.shape[1:3]
-    # The tensors stay bound to these names, and so alive, while the kernel reads their memory.
+    # These names keep the tensors alive while the kernel reads their memory.
     query, key, logs = _rows_contiguous(query), _rows_contiguous(key), logs.contiguous()
     bias = None if bias is None else _rows_contiguous(bias)
     sums = torch.zeros(batch, heads, keys, dtype=torch.float64, device="cpu")
@@ -132,7 +132,7 @@ def _rows_contiguous(x: Tensor) -> Tensor:
 
 
 def _check(query: Tensor, key: Tensor, logs: Tensor, bias: Tensor | None, is_causal: bool, window: int | None) -> None:
-    """Refuse what the kernel, which reads memory by addresses, would read wrongly or beyond its end."""
+    """Raise for tensors that the kernel, which reads raw memory, would read incorrectly or out of bounds."""
     given = {"query": query, "key": key, "logs": logs, **({} if bias is None else {"bias": bias})}
     for name, x in given.items():
         if x.dtype != torch.float32 or x.device.type != "cpu":
@@ -155,8 +155,8 @@ def _check(query: Tensor, key: Tensor, logs: Tensor, bias: Tensor | None, is_cau
 
 
 def _load() -> Callable[..., int]:
-    """Return the kernel's function, from the file compiled before where there is one that is whole and loads."""
-    # An override of PyTorch's own by ATEN_CPU_CAPABILITY holds here as well.
+    """Return the kernel's function, from an intact cached binary or newly compiled."""
+    # ATEN_CPU_CAPABILITY overrides the capability here, as in PyTorch.
     capability = torch.backends.cpu.get_cpu_capability()
     flags = (*_FLAGS, *_CAPABILITY_FLAGS.get(capability, ()))
     try:
@@ -164,7 +164,7 @@ def _load() -> Callable[..., int]:
         name = f"column_sums_{hashlib.sha256(made_of.encode()).hexdigest()[:16]}_"
         folder = _cache_folder()
         for code in () if folder is None else _kept(folder, name):
-            # Where it was made by a compiler whose runtime is not here, it is compiled again.
+            # Compiled again if the runtime library of its compiler is missing.
             with contextlib.suppress(OSError, AttributeError):
                 return _function(code, folder)
         code = _compile(flags, folder)
@@ -174,20 +174,20 @@ def _load() -> Callable[..., int]:
             raise CompilerError(f"the kernel was compiled, but cannot be loaded: {error}") from error
     except OSError as error:
         raise CompilerError(
-            f"the kernel cannot be built: {error}. It needs room in a folder for temporary files (TMPDIR) from which "
-            "programs may be loaded. Everything works without the kernel, slower."
+            f"the kernel cannot be built: {error}. It needs a folder for temporary files (TMPDIR) with free space, on a "
+            "file system that allows execution. Everything works without the kernel, only slower."
         ) from error
     if folder is not None:
-        with contextlib.suppress(OSError):  # compiled anew in the next process
+        with contextlib.suppress(OSError):  # otherwise the next process compiles it again
             write_whole(folder / f"{name}{hashlib.sha256(code).hexdigest()}.so", code, mode=0o600)
     return function
 
 
 def _kept(folder: Path, name: str) -> Iterator[bytes]:
-    """Yield what was compiled before, where it is what was written; delete what is not.
+    """Yield the cached binaries that are intact; delete the others.
 
-    The name ends with the hash of the content, so that a file cut off or changed shows it. The hash is no protection
-    from other users, who could compute it too; the owner and the permissions are.
+    The file name ends with a hash of the content, which reveals truncated or changed files. The hash does not protect
+    from other users, who could compute it too; the owner and the permissions do.
     """
     for path in sorted(folder.glob(f"{name}*.so")):
         code = _read_private(path)
@@ -199,13 +199,13 @@ def _kept(folder: Path, name: str) -> Iterator[bytes]:
 
 
 def _read_private(path: Path) -> bytes | None:
-    """Return the bytes of a file that only the user can write; None where it is another kind of file."""
+    """Return the bytes of a regular file that only the user can write; otherwise None."""
     try:
         opened = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError:
         return None
     try:
-        # Asked of what was opened, not of the path, under which another file may lie by now.
+        # Check the open file, not the path, which may refer to another file by now.
         status = os.fstat(opened)
         if not stat.S_ISREG(status.st_mode) or not _is_private(status):
             return None
@@ -218,7 +218,7 @@ def _read_private(path: Path) -> bytes | None:
 
 
 def _function(code: bytes, folder: Path | None) -> Callable[..., int]:
-    """Load the kernel from a copy that nobody can change or cut off while it is in use."""
+    """Load the kernel from a private copy that nobody can change while it is in use."""
     with _workplace(folder) as place:
         copy = Path(place) / "column_sums.so"
         copy.write_bytes(code)
@@ -230,9 +230,9 @@ def _function(code: bytes, folder: Path | None) -> Callable[..., int]:
 
 
 def _workplace(folder: Path | None) -> tempfile.TemporaryDirectory[str]:
-    """Return a new folder of the user's alone: in the cache, or with temporary files if nothing can be written there.
+    """Return a new private folder: in the cache, or among the temporary files if the cache is not writable.
 
-    The cache comes first because temporary folders are often mounted such that nothing can be loaded from them.
+    The cache comes first, because temporary folders are often mounted without permission to execute.
     """
     if folder is not None:
         with contextlib.suppress(OSError):
@@ -241,7 +241,7 @@ def _workplace(folder: Path | None) -> tempfile.TemporaryDirectory[str]:
 
 
 def _cache_folder() -> Path | None:
-    """Return the folder that keeps the compiled kernel; None where there is none that only the user can change."""
+    """Return the cache folder of the compiled kernel; None if others than the user could change it."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR")
     root = root or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch_extensions")
     try:
@@ -252,29 +252,29 @@ def _cache_folder() -> Path | None:
             return None
         folder = folder.resolve()
         return folder if all(_is_safe_above(above) for above in folder.parents) else None
-    except (OSError, ValueError, RuntimeError):  # RuntimeError where there is no home
+    except (OSError, ValueError, RuntimeError):  # RuntimeError if there is no home folder
         return None
 
 
 def _is_private(status: os.stat_result) -> bool:
-    """Return whether a file or folder is the user's, and nobody else may write it."""
+    """Return whether a file or folder belongs to the user, and nobody else may write to it."""
     if not hasattr(os, "geteuid"):
-        return True  # Windows keeps the rights of a user's folders elsewhere
+        return True  # Windows stores permissions elsewhere
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _is_safe_above(folder: Path) -> bool:
-    """Return whether nobody but the user and root can put another folder in the place of one in this folder."""
+    """Return whether only the user and root can replace a subfolder of this folder."""
     if not hasattr(os, "geteuid"):
         return True
     status = folder.stat()
-    is_sticky = bool(status.st_mode & stat.S_ISVTX)  # as of /tmp: what is there can be renamed by its owner only
+    is_sticky = bool(status.st_mode & stat.S_ISVTX)  # like /tmp: only the owner of an entry can rename it
     others = stat.S_IWOTH if _is_own_group(status.st_gid) else stat.S_IWGRP | stat.S_IWOTH
     return status.st_uid in (0, os.geteuid()) and (is_sticky or not status.st_mode & others)
 
 
 def _is_own_group(group: int) -> bool:
-    """Return whether a group is the user's alone, as each user has one on many systems."""
+    """Return whether a group has the user as its only member, like the per-user groups of many systems."""
     import grp
     import pwd
 
@@ -290,14 +290,14 @@ def _compile(flags: tuple[str, ...], folder: Path | None) -> bytes:
     try:
         named = shlex.split(os.environ.get("CXX", ""))
     except ValueError as error:
-        raise CompilerError(f"CXX={os.environ['CXX']!r} is no command: {error}.") from error
+        raise CompilerError(f"CXX={os.environ['CXX']!r} is not a valid command: {error}.") from error
     found = [named] if named else [[c] for c in ("c++", "g++", "clang++")]
     compiler = next((c for c in found if shutil.which(c[0])), None)
     if compiler is None:
         raise CompilerError(
             f"the kernel needs a C++ compiler, but none of {[c[0] for c in found]} is on the PATH. Install GCC or "
             "Clang (apt install g++, dnf install gcc-c++, conda install cxx-compiler, xcode-select --install), or name "
-            "one in CXX. Everything works without the kernel, slower."
+            "one in CXX. Everything works without the kernel, only slower."
         )
     with _workplace(folder) as place:
         target = Path(place) / "column_sums.so"

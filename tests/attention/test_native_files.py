@@ -188,7 +188,7 @@ def test_a_library_without_the_function_and_other_commands(extensions, monkeypat
     script.write_text("import math, shutil, sys; shutil.copy(math.__file__, sys.argv[sys.argv.index('-o') + 1])")
     for command, said in (
         (f"{sys.executable} {script}", "cannot be loaded"),
-        ('c++ "-O', "is no command"),
+        ('c++ "-O', "is not a valid command"),
         (str(script), "none of"),
     ):
         monkeypatch.setenv("CXX", command)
