@@ -1,4 +1,4 @@
-"""Seeing the attention of any model while it runs, and leaving the model exactly as it was."""
+"""Capture of the attention of any running model, without changing the model."""
 
 from captum_attn_lime._capture.keeping import Keep
 from captum_attn_lime._capture.recorder import Recorder

@@ -1,4 +1,4 @@
-"""Running compiled code uncompiled for the time of a capture: what torch.compile wraps cannot be watched."""
+"""Runs compiled code uncompiled during a capture, since code compiled by torch.compile cannot be observed."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Any
 
 from captum_attn_lime.errors import UnreadableAttentionError
 
-# The compiler's stance is one for the whole process, so captures in several threads share one change of it.
+# The compiler's stance is global to the process, so captures in several threads share one change of it.
 _lock = threading.RLock()
 _users: set[RunningEagerly] = set()
 _before: list[Any] = []  # the stance that the first user found
 
 
 class RunningEagerly:
-    """From :meth:`begin` to :meth:`end` torch.compile's wrappers call the functions they were given.
+    """From :meth:`begin` to :meth:`end`, torch.compile's wrappers call the original functions.
 
-    Nothing is recompiled or forgotten: behind it the compiled code runs as before. flex_attention, which compiles
-    itself, runs uncompiled too, and can then be seen. The stance is that of the process: compiled code in other threads
-    runs uncompiled meanwhile, slower, with the results of the code it was compiled from.
+    Nothing is recompiled or discarded: afterwards the compiled code runs as before. flex_attention, which compiles
+    itself, also runs uncompiled, and can then be observed. The stance applies to the whole process: meanwhile, compiled
+    code in other threads also runs uncompiled, more slowly, with the results of its original functions.
     """
 
     def begin(self) -> None:
-        """Change the stance, unless another capture has.
+        """Change the stance, unless another capture already has.
 
         Raises:
             UnreadableAttentionError: This is compiled code.
         """
-        if "torch._dynamo" in sys.modules:  # or nothing has been compiled, and importing the compiler takes seconds
+        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled; importing the compiler would take seconds
             _locked(self._join)
 
     def end(self) -> None:
-        """Put the stance back where this is the last user; doing it again changes nothing."""
+        """Restore the stance if this is the last user; further calls do nothing."""
         if _before or self in _users:
             _locked(self._leave)
 
@@ -42,8 +42,8 @@ class RunningEagerly:
         from torch._dynamo import eval_frame
 
         if not _before:
-            # Before the change, and not what the change returns: an interrupt may come between the two. Where one has
-            # kept a capture from putting it back, it is still here, and this capture does.
+            # Stored before the change, since an interrupt may come in between. If an interrupt prevented an earlier
+            # capture from restoring it, the stance is still stored here, and this capture restores it.
             _before.append(eval_frame._stance)
         try:
             eval_frame._set_stance(eval_frame.DynamoStance("force_eager"))
@@ -65,7 +65,7 @@ class RunningEagerly:
 
 
 def _locked(work: Callable[[], None]) -> None:
-    """Do a work under the lock, and let go of it at whatever line an interrupt comes."""
+    """Call a function under the lock, and release the lock at whichever line an interrupt comes."""
     try:
         try:
             _lock.acquire()
@@ -77,5 +77,5 @@ def _locked(work: Callable[[], None]) -> None:
 
 
 def _release() -> None:
-    with contextlib.suppress(RuntimeError):  # it is not this thread's, or not any more
+    with contextlib.suppress(RuntimeError):  # this thread does not hold it (any more)
         _lock.release()

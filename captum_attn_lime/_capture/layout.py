@@ -1,4 +1,4 @@
-"""Bringing softmax weights, in whatever layout the model uses, to (B, H, Q, K), and its output to (B, H, Q, d)."""
+"""Converts softmax weights from the model's layout to (B, H, Q, K), and its output to (B, H, Q, d)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from captum_attn_lime.errors import UnreadableAttentionError
 
 
 class Placed(NamedTuple):
-    """Weights in (B, H, Q, K), the value in (B, H, K, d), and the way from the call's output to (B, H, Q, d).
+    """Weights (B, H, Q, K), the value (B, H, K, d), and a function from the call's output to (B, H, Q, d).
 
-    ``summed`` is the dimension of the value, as the model has it, that the product sums over.
+    ``summed`` is the dimension of the value, in the model's layout, that the product sums over.
     """
 
     weights: Tensor
@@ -27,11 +27,11 @@ class Placed(NamedTuple):
 
 
 def from_matmul(weights: Tensor, value: Tensor, recorder: Recorder) -> Placed:
-    """Place ``weights @ value`` with keys last: (B, H, Q, K), (B, Q, K) or (B * H, Q, K)."""
+    """Convert ``weights @ value`` with keys last: (B, H, Q, K), (B, Q, K) or (B * H, Q, K)."""
     if weights.dim() == 4:
         swap = weights.shape[0] != recorder.batch and weights.shape[1] == recorder.batch
         if swap and (fold := recorder.places.fold(value, recorder.batch)) is not None:
-            swap = fold.heads > 1  # else windows come first, of as many heads as there are examples
+            swap = fold.heads > 1  # otherwise windows come first, and the number of heads equals the batch size
 
         def rows(x: Tensor) -> Tensor:
             return x.transpose(0, 1) if swap else x
@@ -42,12 +42,12 @@ def from_matmul(weights: Tensor, value: Tensor, recorder: Recorder) -> Placed:
         return Placed(unfold(weights), unfold(value), unfold)
     raise UnreadableAttentionError(
         f"the softmax attention in {recorder.module_name!r} has weights of shape {tuple(weights.shape)}; "
-        "(B, H, Q, K), (B, Q, K) or (B*H, Q, K) is needed to tell examples, heads, queries and keys apart."
+        "(B, H, Q, K), (B, Q, K) or (B*H, Q, K) is needed to distinguish examples, heads, queries and keys."
     )
 
 
 def _unfold(weights: Tensor, value: Tensor, recorder: Recorder) -> Callable[[Tensor], Tensor]:
-    """Return the function from (X, ...) to (B, H, ...), where X is the batch, or batch and heads in one."""
+    """Return the function from (X, ...) to (B, H, ...), where X is the batch, or batch and heads combined."""
     size, batch = weights.shape[0], recorder.batch
     fold = recorder.places.fold(value, batch) or recorder.provenance.fold(weights) or recorder.provenance.fold(value)
     if fold is None and size == batch:
@@ -57,7 +57,7 @@ def _unfold(weights: Tensor, value: Tensor, recorder: Recorder) -> Callable[[Ten
     if fold is None:
         raise UnreadableAttentionError(
             f"the softmax attention in {recorder.module_name!r} has weights of shape {tuple(weights.shape)} for a "
-            f"batch of {batch}, and how heads and examples share dimension 0 was not seen. Explain one example at a "
+            f"batch of {batch}, and it is unknown how heads and examples share dimension 0. Explain one example at a "
             "time, or reshape from (B, H, N, d) inside the model."
         )
 
@@ -76,20 +76,20 @@ def unfolding(fold: Fold) -> Callable[[Tensor], Tensor]:
 
 
 def transposed(placed: Placed) -> Placed:
-    """Return the same for ``valueᵀ @ weightsᵀ``, whose output is (..., d, Q)."""
+    """Return the conversion for ``valueᵀ @ weightsᵀ``, whose output is (..., d, Q)."""
     return placed._replace(rows=lambda x: placed.rows(x.transpose(-1, -2)), summed=-1)
 
 
 def from_broadcast(weights: Tensor, value: Tensor, axis: int, recorder: Recorder) -> Placed:
-    """Place additive attention, ``(weights * value).sum(axis)``: one row of attention per head.
+    """Convert additive attention, ``(weights * value).sum(axis)``: one row of attention per head.
 
-    ``weights`` is (B, N, 1) against values (B, N, D), or (B, N, H, 1) against (B, N, H, d), in any order of N and H.
+    ``weights`` is (B, N, 1) for values (B, N, D), or (B, N, H, 1) for (B, N, H, d), with N and H in any order.
     """
     others = [d for d in range(1, weights.dim()) if d != axis and weights.shape[d] != 1]
     if axis == 0 or len(others) > 1:
         raise UnreadableAttentionError(
             f"the additive attention in {recorder.module_name!r} has weights of shape {tuple(weights.shape)} summed "
-            f"over dimension {axis}; (B, N, 1) or (B, N, H, 1) is needed to tell heads from keys."
+            f"over dimension {axis}; (B, N, 1) or (B, N, H, 1) is needed to distinguish heads from keys."
         )
     order = [0, *others, axis]
     rest = [d for d in range(weights.dim()) if d not in order]
@@ -103,7 +103,7 @@ def from_broadcast(weights: Tensor, value: Tensor, axis: int, recorder: Recorder
     full = torch.broadcast_tensors(weights, value)[1]  # type: ignore[no-untyped-call]
 
     def rows(x: Tensor) -> Tensor:
-        """Return the sum (B, ...) with the heads in front of what is left of the features, (B, H, 1, d)."""
+        """Return the sum (B, ...) with the heads before the remaining features, (B, H, 1, d)."""
         kept = x if x.dim() == weights.dim() else x.unsqueeze(axis)
         return place(kept, 1)
 
@@ -113,7 +113,7 @@ def from_broadcast(weights: Tensor, value: Tensor, axis: int, recorder: Recorder
 def from_einsum(
     equation: str, index: int, weights: Tensor, axis: int, value: Tensor, recorder: Recorder
 ) -> Placed | None:
-    """Place an einsum of weights and values by its letters; None where it does not contract the softmax dimension."""
+    """Convert an einsum of weights and values by its letters; None if it does not contract the softmax dimension."""
     inputs, _, out = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     if len(terms) != 2 or not out:
@@ -131,21 +131,21 @@ def from_einsum(
     queries = [c for c in own if c in out and c not in other]
     heads: list[str] = []
     if len(batch) == 2:
-        # The letter of the batch's size is the batch; where both have it or none is known, the first.
+        # The letter with the batch size is the batch; if both have it, or the batch size is unknown, the first.
         second = sizes[batch[1]] == recorder.batch and sizes[batch[0]] != recorder.batch
         example = batch[1] if second else batch[0]
         heads = [c for c in batch if c != example]
         batch = [example]
     elif len(queries) == 2:
-        # Keys shared by all heads: the query letter is the one of the keys' length, or the one beside the keys.
+        # Keys shared by all heads: the query letter has the keys' length, or is next to the keys.
         same = [c for c in queries if sizes[c] == sizes[key]]
         query = same[0] if len(same) == 1 else min(queries, key=lambda c: abs(own.index(c) - axis))
         heads = [c for c in queries if c != query]
         queries = [query]
     if len(batch) != 1 or len(queries) > 1 or len(heads) > 1:
         raise UnreadableAttentionError(
-            f"the einsum attention {equation!r} in {recorder.module_name!r} cannot be read as examples, heads, "
-            "queries and keys."
+            f"the einsum attention {equation!r} in {recorder.module_name!r} cannot be interpreted as examples, heads, "
+            "queries and keys; register the weights with register_attention."
         )
     if recorder.batch is not None and _differs_by_query(own, axis, batch[0], queries + heads, sizes, recorder.batch):
         return None
@@ -153,9 +153,9 @@ def from_einsum(
 
 
 def _differs_by_query(own: str, axis: int, shared: str, others: list[str], sizes: dict[str, int], batch: int) -> bool:
-    """Return whether what the weights are contracted with has a row for each query and key, for all examples the same.
+    """Return whether the second operand has a row for each query and key, shared by all examples.
 
-    Such are relative positions: "bhij,ijd->bhid" has the letter of the queries where values have that of the examples.
+    Relative positions do: "bhij,ijd->bhid" has the query letter where values have the letter of the examples.
     """
     beside_keys = abs(own.index(shared) - axis) == 1
     is_query = beside_keys and any(sizes[c] == batch and own.index(c) < own.index(shared) for c in others)
@@ -163,7 +163,7 @@ def _differs_by_query(own: str, axis: int, shared: str, others: list[str], sizes
 
 
 def _spelled_out(terms: list[str], out: str, index: int, weights: Tensor, value: Tensor) -> tuple[list[str], str]:
-    """Return an einsum's terms with letters in place of ``...``; shapes broadcast from the right."""
+    """Return an einsum's terms with ``...`` replaced by letters; shapes broadcast from the right."""
     dims = (weights.dim(), value.dim()) if index == 0 else (value.dim(), weights.dim())
     free = [c for c in "ABCDEFGHIJKLMNOP" if c not in "".join(terms)]
     hidden = [n - len(t) + 3 if "..." in t else 0 for t, n in zip(terms, dims, strict=True)]
@@ -198,7 +198,7 @@ def _by_letters(
 
 
 def moved_axis(func: Callable[..., Any], args: tuple[Any, ...], before: Tensor, after: Tensor, axis: int) -> int | None:
-    """Return where the softmax dimension is after an operation that moves dimensions; None if it is lost."""
+    """Return the position of the softmax dimension after an operation that moves dimensions; None if it is lost."""
     if func in (Tensor.transpose, torch.transpose, Tensor.swapaxes):
         a, b = (d % before.dim() for d in args[1:3])
         return int({a: b, b: a}.get(axis, axis))
@@ -212,7 +212,7 @@ def moved_axis(func: Callable[..., Any], args: tuple[Any, ...], before: Tensor, 
     if after.shape == before.shape:
         return axis
     if func is Tensor.__getitem__ and after.dim() == before.dim():
-        return axis  # a slice, along the keys too: sinks are cut off so
+        return axis  # a slice, possibly along the keys, as when attention sinks are cut off
     same_size = [d for d in range(after.dim()) if after.shape[d] == before.shape[axis]]
     if axis == before.dim() - 1 and after.dim() - 1 in same_size:
         return after.dim() - 1

@@ -1,4 +1,4 @@
-"""Which module is running: a stack of module paths, kept by hooks that are gone when the capture ends."""
+"""The module that is running: a stack of module paths, maintained by hooks that are removed after the capture."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# What wraps a module to run it elsewhere or otherwise, by the attribute that holds it; paths leave these out.
+# Attributes in which wrappers hold the wrapped module; module paths omit them.
 _WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
-# What is told of each module that has run: the module, its arguments, its output (None after an exception), and whether
-# others ran inside it.
+# Called for each module that has run with the module, its arguments, its output (None after an exception), and whether
+# other modules ran inside it.
 Left = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any, bool], Any]
 Start = Callable[[tuple[Any, ...], dict[str, Any]], None]
 _CALL = nn.Module._call_impl.__code__
 
 
 class ModuleStack:
-    """The paths of the modules being run, outermost first, in the thread that made the stack.
+    """The paths of the running modules, outermost first, in the thread that created the stack.
 
     Args:
-        batch: Number of examples; by default dimension 0 of the first tensor that enters a module.
+        batch: Number of examples; by default the size of dimension 0 of the first tensor passed to a module.
     """
 
     def __init__(self, batch: int | None = None) -> None:
@@ -39,15 +39,15 @@ class ModuleStack:
         self._hooks: list[Callable[..., Any]] = []
         self._by_frames: dict[int, str] | None = None
         self.batch = batch
-        self.has_run = False  # a module was entered in this thread
-        self.has_run_elsewhere = False  # and in another
+        self.has_run = False  # whether a module ran in this thread
+        self.has_run_elsewhere = False  # whether a module ran in another thread
         self.on_start: Start | None = None
         self.on_enter: Callable[[nn.Module], None] | None = None
         self.on_leave: Left | None = None
 
     @property
     def is_watching(self) -> bool:
-        """Whether there are modules that would be seen to run."""
+        """Whether any modules are hooked."""
         return bool(self._modules)
 
     @property
@@ -61,9 +61,9 @@ class ModuleStack:
         """Hook the modules until :meth:`end`.
 
         Args:
-            modules: The modules, with the prefixes of their paths. Their submodules are hooked too, at once, or when
-                :meth:`watch_all` is called.
-            on_start: Called with the arguments of the first module that is entered; it may call :meth:`watch_all`.
+            modules: The modules, by the prefixes of their paths. Their submodules are hooked too: immediately, or, with
+                ``on_start``, when :meth:`watch_all` is called.
+            on_start: Called with the arguments of the first module that runs; it may call :meth:`watch_all`.
         """
         self._modules = modules
         if on_start is None:
@@ -74,7 +74,7 @@ class ModuleStack:
                 self._hook(name, root)
 
     def end(self) -> None:
-        """Remove the hooks, and let go of who was called; doing it again changes nothing."""
+        """Remove the hooks and release the callbacks; further calls do nothing."""
         for handle in self._handles:
             handle.remove()
         if len(self._handles) < 2 * len(self._hooked):
@@ -84,7 +84,7 @@ class ModuleStack:
             known.clear()
 
     def _remove_unknown(self) -> None:
-        """Remove the hooks whose handles an interrupt has kept from us."""
+        """Remove the hooks whose handles were lost to an interrupt."""
         for module in self._hooked.values():
             before = (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
             behind = (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called)
@@ -100,7 +100,7 @@ class ModuleStack:
                 self._hook(".".join(part for part in (root_name, path) if part), module)
 
     def watch_from_here(self) -> None:
-        """Hook every submodule while some are running already, whose hooks come too late: frames tell their names."""
+        """Hook every submodule while some are already running; the names of these come from the call frames."""
         self._by_frames = {
             id(module): ".".join(part for part in (root_name, path) if part)
             for root_name, root in reversed(self._modules.items())
@@ -111,16 +111,16 @@ class ModuleStack:
 
     def _hook(self, path: str, module: nn.Module) -> None:
         if id(module) in self._hooked or isinstance(module, torch.jit.ScriptModule):
-            return  # scripted code takes no hooks
+            return  # scripted modules do not support hooks
         enter, leave = self._enter(path), self._leave
         self._hooks += [enter, leave]
         self._hooked[id(module)] = module
         self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-        # always_call: the stack must shrink also when a forward raises.
+        # always_call: the stack must also shrink if a forward raises.
         self._handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
 
     def _enter(self, path: str) -> Callable[..., None]:
-        # torch leaves the keyword arguments out where another thread has just removed its own hooks from the module.
+        # torch omits the keyword arguments if another thread has just removed its hooks from the module.
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             if threading.get_ident() != self._thread:
                 self.has_run_elsewhere = True
@@ -128,7 +128,7 @@ class ModuleStack:
             self.has_run = True
             kwargs = kwargs or {}
             if self.batch is None:
-                with torch._C.DisableTorchFunction():  # what is looked at here is no step of the model
+                with torch._C.DisableTorchFunction():  # this is not an operation of the model
                     self.batch = next((len(x) for x in (*args, *kwargs.values()) if _has_batch(x)), None)
             if self._entered_others:
                 self._entered_others[-1] = True
@@ -156,7 +156,7 @@ class ModuleStack:
 
 
 def _running(paths: dict[int, str]) -> str | None:
-    """Return the path of the innermost module that is running, by the frames of the calls; None if there is none."""
+    """Return the path of the innermost running module according to the call frames; None if there is none."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code is _CALL and (path := paths.get(id(frame.f_locals["self"]))) is not None:
@@ -166,7 +166,7 @@ def _running(paths: dict[int, str]) -> str | None:
 
 
 def _named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Return a module's submodules by path, without the path's parts that only wrap (DataParallel, compiled, ...)."""
+    """Yield a module's submodules with their paths, which omit wrappers (DataParallel, compiled, ...)."""
     wrappers = {path for path, module in root.named_modules() if unwrapped(module) is not module}
     for path, module in root.named_modules():
         parts = path.split(".")
@@ -175,7 +175,7 @@ def _named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def path_of(module: nn.Module, roots: dict[str, nn.Module]) -> str | None:
-    """Return the path under which a capture names a module; None where none of the roots holds it.
+    """Return the path of a module in a capture; None if it is in none of the roots.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -190,7 +190,7 @@ def path_of(module: nn.Module, roots: dict[str, nn.Module]) -> str | None:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return what a wrapper (DataParallel, DistributedDataParallel, a compiled or checkpointed module) holds.
+    """Return the module inside a wrapper (DataParallel, DistributedDataParallel, compiled, checkpointed).
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -210,9 +210,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def find_modules(forward_func: Any) -> dict[str, nn.Module]:
-    """Return the modules a forward function runs, as far as it shows them: itself, its owner, or what it closes over.
+    """Return the modules that can be found in a forward function: itself, its owner, or its closure.
 
-    A module's key is the prefix of its submodules' paths: empty where there is one module only.
+    A module's key is the prefix of its submodules' paths, which is empty if there is only one module.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -226,7 +226,7 @@ def find_modules(forward_func: Any) -> dict[str, nn.Module]:
 
 
 def _reach(thing: Any, name: str, found: dict[str, nn.Module], *, depth: int) -> None:
-    """Collect the modules that a callable holds, or that functions it calls hold."""
+    """Collect the modules held by a callable, or by functions that it calls."""
     if isinstance(thing, nn.Module):
         found.setdefault(name, thing)
         return

@@ -1,4 +1,4 @@
-"""Which torch operations do what to tokens: project, multiply, move, merge, or leave them where they stand."""
+"""Torch operations by their effect on tokens: they project, multiply, move or merge tokens, or keep their positions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 Func = Callable[..., Any]
 
-# How x.mT and x.T reach a function mode.
+# The functions that a function mode receives for x.mT and x.T.
 MATRIX_TRANSPOSE: Func = Tensor.mT.__get__  # type: ignore[attr-defined]
 _TRANSPOSE: Func = Tensor.T.__get__  # type: ignore[attr-defined]
 
@@ -21,7 +21,7 @@ def _named(*names: str) -> set[Func]:
     return {getattr(owner, name) for owner in (torch, F, Tensor) for name in names if hasattr(owner, name)}
 
 
-# Shifts and paddings: behind them the places of a grid are not its tokens in order.
+# Shifts and padding: after these, the cells of a grid are no longer its tokens in order.
 DISORDERS: frozenset[Func] = frozenset({*_named("roll", "flip"), F.pad})
 
 MOVES: frozenset[Func] = DISORDERS | _named(
@@ -29,7 +29,7 @@ MOVES: frozenset[Func] = DISORDERS | _named(
     "swapdims", "movedim", "moveaxis", "split", "chunk", "unbind", "select", "narrow", "__getitem__", "t",
 ) | {MATRIX_TRANSPOSE}  # fmt: skip
 
-# Operations whose result has its tokens where the operand of the same shape has them.
+# Operations that keep the token positions of the operand with the same shape.
 POINTWISE: frozenset[Func] = frozenset(_named(
     "add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__rsub__", "__isub__",
     "mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply", "div", "div_", "__truediv__", "__itruediv__",
@@ -41,7 +41,7 @@ POINTWISE: frozenset[Func] = frozenset(_named(
 
 MATMULS: frozenset[Func] = frozenset(_named("matmul", "__matmul__"))
 
-# Operations that make new tokens of neighbouring ones, in the same order; joins do so along the channels only.
+# Operations that merge neighbouring tokens into new ones, in the same order; joins do so along the channels only.
 MERGES: frozenset[Func] = frozenset(_named(
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "max_pool1d", "max_pool2d", "avg_pool1d",
     "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "upsample",
@@ -50,9 +50,9 @@ MERGES: frozenset[Func] = frozenset(_named(
 JOINS: frozenset[Func] = frozenset(_named("cat", "concat", "concatenate"))
 
 PROJECTIONS: frozenset[Func] = frozenset({F.linear, torch.conv1d, torch.conv2d, torch.addmm})
-# Token ids are chosen, not computed from token to token: what is looked up by them begins a way of its own.
+# Token ids select rows and are not computed from other tokens, so that lookups start a new lineage.
 LOOKUPS: frozenset[Func] = frozenset({F.embedding, torch.embedding})
-# How keys are put together after their projection: side by side, or into a buffer that already holds others.
+# Operations that assemble keys after their projection: concatenation, or writing into a buffer with other keys.
 WRITES: frozenset[Func] = frozenset(
     {
         Tensor.__setitem__,
@@ -100,7 +100,7 @@ SAME_TOKENS: frozenset[Func] = RESHAPES | {
     Tensor.to,
     Tensor.float,
 }
-# What may return a part of a tensor in the same memory.
+# Operations that may return a view of a part of a tensor.
 VIEWS: frozenset[Func] = SAME_TOKENS | {
     Tensor.__getitem__,
     Tensor.narrow,

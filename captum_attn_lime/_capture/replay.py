@@ -1,4 +1,4 @@
-"""Moves of tokens, replayed on the tokens' numbers: which token stands in which place of which window."""
+"""Replays the moves of tokens on their indices, to determine the token at each position of each window."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Func = Callable[..., Any]
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A tensor in which tokens begin: (B, tokens, ..., channels), or with channels in dimension 1.
+    """A tensor with new tokens: (B, tokens, ..., channels), or with channels in dimension 1.
 
     Attributes:
         shape: Its shape.
         came: Places that it was computed from; its tokens are in order only if theirs are.
-        is_lost: Whether it was not seen where its tokens came from; what is a token, and what a feature, is known.
+        is_lost: Whether the origin of its tokens is unknown; the dimensions of tokens and features are still known.
     """
 
     shape: tuple[int, ...]
@@ -37,21 +37,21 @@ class Start:
 
     @property
     def ground(self) -> Place:
-        """Itself: where the tokens have not moved since."""
+        """Itself: its tokens have not moved."""
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A tensor whose tokens were moved, or projected where they stood.
+    """A tensor whose tokens were moved, or projected in place.
 
     Attributes:
-        before: What it was made of.
+        before: The place of the operation's input.
         shape: Its shape.
         func: The operation; None for a projection along ``axis``.
         args: Its arguments after the tensor.
-        kwargs: Its arguments by name.
-        part: Which of several results.
+        kwargs: Its keyword arguments.
+        part: The index of the result, if there are several.
         axis: The dimension of a projection.
     """
 
@@ -74,15 +74,15 @@ Place = Start | Step
 
 
 def replay(shape: tuple[int, ...], axis: int, steps: Sequence[Step]) -> Tensor | None:
-    """Return the number of the token in each cell behind the last of some steps, from 1, and 0 for padding.
+    """Return the token in each element after a sequence of steps, numbered from 1, and 0 for padding.
 
     Args:
         shape: Shape of the start, with the batch in dimension 0.
-        axis: Its dimension of channels; all others tell tokens apart.
-        steps: What happened to the tensor, in order.
+        axis: Its channel dimension; all others index tokens.
+        steps: The steps, in order.
 
     Returns:
-        The numbers, which count up over examples and tokens; None if the steps do not keep each token together.
+        The numbers, which continue over examples; None if a step splits tokens or merges them out of order.
 
     Example:
         >>> replay((1, 3, 1), 2, [Step(Start((1, 3, 1)), (1, 3, 1), torch.roll, (1, 1))]).flatten()
@@ -99,7 +99,7 @@ def replay(shape: tuple[int, ...], axis: int, steps: Sequence[Step]) -> Tensor |
             labels = one.expand(step.shape)
             continue
         try:
-            # A view of the model's tensor need not be one of ours.
+            # Where the model's tensor can be viewed, the labels may have to be copied.
             func = Tensor.reshape if step.func is Tensor.view else step.func
             args = step.args[:1] if func is F.pad else step.args
             labels = func(labels, *args, **{k: v for k, v in step.kwargs.items() if func is not F.pad or k == "pad"})
@@ -110,21 +110,21 @@ def replay(shape: tuple[int, ...], axis: int, steps: Sequence[Step]) -> Tensor |
 
 
 def _numbered(shape: tuple[int, ...], axis: int) -> Tensor:
-    """Return the numbers of tokens, from 1, in each cell of a tensor with channels in one dimension."""
+    """Return the token numbers, from 1, in each element of a tensor with channels in one dimension."""
     lead = [1 if d == axis % len(shape) else n for d, n in enumerate(shape)]
     return torch.arange(1, math.prod(lead) + 1, dtype=torch.int32).reshape(lead).expand(shape)
 
 
 def _merges(labels: Tensor, step: Step) -> bool:
-    """Return whether a projection makes one token of several, in the order in which they stood."""
+    """Return whether a projection merges several tokens into one, and keeps their order."""
     first, last = labels.amin(dim=step.axis).flatten(), labels.amax(dim=step.axis).flatten()
-    # Where padding was merged in, the least number is 0.
+    # If padding was merged in, the smallest number is 0.
     order = last if bool((first == 0).any()) else first
     return labels.shape[0] == step.start.shape[0] and bool((order[1:] > order[:-1]).all())
 
 
 def varying(labels: Tensor | None) -> Tensor | None:
-    """Return the labels without the dimensions along which they do not change: channels, and heads."""
+    """Return the labels without the dimensions along which they are constant: channels and heads."""
     if labels is None:
         return None
     for axis in range(labels.dim() - 1, -1, -1):
@@ -135,7 +135,7 @@ def varying(labels: Tensor | None) -> Tensor | None:
 
 
 def arranged(standing: Tensor | None, sizes: tuple[int, int, int], dims: int) -> Tensor | None:
-    """Return labels as (windows, w); None where windows and places cannot be told apart."""
+    """Return labels as (windows, w); None if windows and positions cannot be distinguished."""
     windows, heads, width = sizes
     if standing is None:
         return None
@@ -156,7 +156,7 @@ def arranged(standing: Tensor | None, sizes: tuple[int, int, int], dims: int) ->
 
 
 def without_heads(standing: Tensor, fold: Fold) -> Tensor | None:
-    """Return labels (windows * heads, w) as (windows, w), if all heads of a window hold the same tokens."""
+    """Return labels (windows * heads, w) as (windows, w); None unless all heads of a window hold the same tokens."""
     sizes = (fold.batch, fold.heads) if fold.batch_first else (fold.heads, fold.batch)
     by_head = standing.reshape(*sizes, -1)
     by_head = by_head if fold.batch_first else by_head.transpose(0, 1)
@@ -164,7 +164,10 @@ def without_heads(standing: Tensor, fold: Fold) -> Tensor | None:
 
 
 def tokens_of(windows: Tensor, batch: int) -> Tensor | None:
-    """Return example * N + token in each place, -1 for none, if each token stands in one place, beside its own."""
+    """Return example * N + token at each position, -1 for padding.
+
+    None unless each token occurs exactly once, in a window of its own example.
+    """
     real = windows > 0
     total = int(real.sum())
     if total == 0 or total % batch or not torch.equal(windows[real].sort().values, _numbers(total)):
@@ -180,5 +183,5 @@ def _numbers(total: int) -> Tensor:
 
 
 def channel_axes(start: Start) -> tuple[int, ...]:
-    """Return where channels may be: last, as in (B, N, C), or in dimension 1, as in (B, C, rows, columns)."""
+    """Return the possible channel dimensions: the last, as in (B, N, C), or 1, as in (B, C, rows, columns)."""
     return (len(start.shape) - 1, 1)

@@ -13,10 +13,10 @@ D = TypeVar("D")
 
 
 class TensorTable(Generic[V]):
-    """What is known of tensors, by the tensor object, not by its value.
+    """A mapping from tensor objects, compared by identity, to values.
 
-    Every operation of a watched model asks several such tables, so looking up is one look into a dict. An entry goes
-    when its tensor does, before another tensor can come to lie at the same address.
+    Every operation of a captured model queries several such tables, so a lookup is a single dict access. An entry is
+    removed with its tensor, before another tensor can get the same address.
 
     Example:
         >>> import torch
@@ -47,8 +47,8 @@ class TensorTable(Generic[V]):
     def __setitem__(self, tensor: Tensor, value: V) -> None:
         key = id(tensor)
         if key not in self._values:
-            # values.pop(key, ref), without a line of Python in which an interrupt could come, be swallowed, and leave
-            # the entry to the next tensor at this address.
+            # values.pop(key, ref) runs without a line of Python. An interrupt in one would be swallowed, and leave the
+            # entry to the next tensor at this address.
             self._refs[key] = weakref.ref(tensor, partial(self._values.pop, key))
         self._values[key] = value
 
@@ -59,10 +59,10 @@ class TensorTable(Generic[V]):
     def get(self, tensor: Tensor, default: D) -> V | D: ...
 
     def get(self, tensor: Tensor, default: D | None = None) -> V | D | None:
-        """Return what is known of a tensor, or the default."""
+        """Return the value for a tensor, or the default."""
         return self._values.get(id(tensor), default)
 
     def pop(self, tensor: Tensor, default: D | None = None) -> V | D | None:
-        """Forget a tensor; return what was known of it, or the default."""
+        """Remove a tensor; return its value, or the default."""
         self._refs.pop(id(tensor), None)
         return self._values.pop(id(tensor), default)

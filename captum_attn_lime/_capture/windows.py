@@ -1,9 +1,9 @@
-"""Where tokens are: following them through views, shifts and paddings, to lay windowed attention on the grid again.
+"""Tracks tokens through views, shifts and padding, to map windowed attention back to the grid of tokens.
 
-A model with windows cuts its grid of tokens into windows, runs attention over (batch * windows, w) and puts the tokens
-back. Each tensor therefore remembers which tensor its tokens began in (its *start*, with the batch in dimension 0) and
-the operations that have moved them since. Nothing is computed until an attention call runs over more groups than there
-are examples. Then the moves are replayed on the tokens' numbers, and tell which token stands in which place.
+A model with windows splits its grid of tokens into windows, runs attention over (batch * windows, w), and moves the
+tokens back. For each tensor, this module records the tensor in which its tokens originated (its *start*, with the batch
+in dimension 0) and the operations that moved them since. Nothing is computed until an attention call runs over more
+groups than there are examples. Then the moves are replayed on token indices, to determine the token at each position.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ RowView = Callable[[Tensor], Tensor]
 
 
 class TokenPlaces:
-    """Follows tokens from tensor to tensor; holds tensors weakly, and replays moves only when asked."""
+    """Tracks tokens from tensor to tensor; refers to tensors weakly, and replays moves only on demand."""
 
     def __init__(self) -> None:
-        # None is a tensor whose tokens are not known to be anywhere, such as what attention gives out: the residual
-        # stream that it is added to tells.
+        # None marks a tensor whose token positions are unknown, such as an attention output: they become known when it
+        # is added to the residual stream.
         self._places: TensorTable[Place | None] = TensorTable()
         self._in_order: dict[Start, bool] = {}
         self._replayed: dict[Any, Tensor | None] = {}
-        self._of_features: dict[tuple[int, int], bool] = {}  # by the labels' id, which are kept, and dimension
+        self._of_features: dict[tuple[int, int], bool] = {}  # by the id of labels, which stay alive, and dimension
 
     def entry(self, tensor: Tensor) -> tuple[Place | None] | None:
-        """Return where a tensor's tokens are, to be put back by `restore`; None if nothing was said of it."""
+        """Return the place of a tensor's tokens for `restore`; None if the tensor has no entry."""
         return (self._places[tensor],) if tensor in self._places else None
 
     def restore(self, tensor: Tensor, entry: tuple[Place | None] | None) -> None:
-        """Put back where a tensor's tokens are."""
+        """Restore the place of a tensor's tokens."""
         if entry is not None:
             self._places[tensor] = entry[0]
 
     def lose(self, tensor: Tensor) -> None:
-        """Forget where a tensor's tokens are."""
+        """Mark the place of a tensor's tokens as unknown."""
         self._places[tensor] = None
 
     def follow(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, batch: int | None) -> None:
-        """Carry the places of the arguments' tokens over to the results."""
+        """Propagate the places of the arguments' tokens to the results."""
         results = [r for r in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(r, Tensor)]
         given = [x for x in _flat(args, kwargs) if isinstance(x, Tensor)]
         sources = list({id(x): x for x in given if not isinstance(x, nn.Parameter)}.values())
@@ -100,7 +100,7 @@ class TokenPlaces:
             self._places[result] = step
 
     def _compute(self, func: Func, sources: list[Tensor], result: Tensor, batch: int, *, merges: bool) -> None:
-        """Place the result of an operation that keeps its tokens where they stand, or makes new ones in their order."""
+        """Set the place of the result of an operation that keeps the tokens' positions, or merges tokens in order."""
         if func in POINTWISE:
             sources = [s for s in sources if s.shape == result.shape]
         places = [self._place(s, batch) for s in sources]
@@ -109,7 +109,7 @@ class TokenPlaces:
             s in self._places and (p is None or p.start.is_lost) for s, p in zip(sources, places, strict=True)
         )
         if func in POINTWISE and len({id(p.ground) for p in known}) == 1:
-            # Of the tokens that attention gives out is not known where they are; what they are added to tells.
+            # The positions of an attention output's tokens are unknown; take them from the tensor it is added to.
             self._places[result] = next((p for p in known if p is p.ground), known[0])
         elif known and result.dim() >= 3 and len(result) == batch and (func in POINTWISE or (merges and not is_lost)):
             came = {id(p): p for p in known if not (isinstance(p.ground, Start) and not p.ground.came)}
@@ -125,17 +125,17 @@ class TokenPlaces:
     def on_grid(
         self, attention: AttentionMap, rows: RowView, value: Tensor, carriers: Sequence[Tensor], batch: int | None
     ) -> tuple[AttentionMap, RowView, Tensor]:
-        """Return a call over all tokens of each example, where it was seen that it runs over windows of them.
+        """Convert a call over windows to a call over all tokens of each example.
 
         Args:
-            attention: The map, (windows, H, w, w) if it is over windows; any other comes back as it is.
-            rows: Brings the call's output to (windows, H, w, d).
+            attention: The map, (windows, H, w, w) if it is over windows; any other is returned unchanged.
+            rows: Converts the call's output to (windows, H, w, d).
             value: The call's values, (windows, H, w, d).
-            carriers: The call's keys, values and queries in the model's own layout.
+            carriers: The call's keys, values and queries in the model's layout.
             batch: Number of examples.
 
         Returns:
-            A `WindowedMap` (B, H, N, N), the way from the call's output to (B, H, N, d), and the values (B, H, N, d).
+            A `WindowedMap` (B, H, N, N), a function from the call's output to (B, H, N, d), and values (B, H, N, d).
         """
         groups, heads, queries, keys = attention.shape
         if not batch or queries != keys or attention.kind not in ("self", "unknown") or groups % batch:
@@ -150,7 +150,7 @@ class TokenPlaces:
         if not tokens:
             return attention, rows, value
         if any(not torch.equal(tokens[0], other) for other in tokens[1:]):
-            attention.kind = "unknown"  # queries stand in another order than keys
+            attention.kind = "unknown"  # queries and keys are in different orders
             return attention, rows, value
         if groups == batch and torch.equal(tokens[0].flatten(), torch.arange(tokens[0].numel())):
             return attention, rows, value
@@ -158,10 +158,10 @@ class TokenPlaces:
         return windowed, lambda x: windowed.of_places(rows(x)), windowed.of_places(value.detach())
 
     def mixes_channels(self, value: Tensor, summed: int) -> bool:
-        """Return whether a sum over a dimension of an attention call's values is over features, not over tokens.
+        """Return whether a sum over a dimension of an attention call's values certainly runs over features, not tokens.
 
-        That is certain where all along the dimension lie features of one token, and tokens along another but the first.
-        Where it was not seen what is a token and what a feature, it is not certain.
+        It does if the dimension holds features of a single token, and another dimension except the first holds tokens.
+        If the dimensions of tokens and features are unknown, the answer is False.
         """
         place, summed = self._places.get(value), summed % value.dim()
         if place is None or value.shape[summed] == 1:
@@ -173,9 +173,9 @@ class TokenPlaces:
         return bool(found) and all(self._of_features[id(labels), summed] for labels in found)
 
     def fold(self, value: Tensor, batch: int | None) -> Fold | None:
-        """Return how examples or windows share dimension 0 of values with heads, (X * H, w, d); None if it is unsure.
+        """Return how dimension 0 of values (X * H, w, d) combines examples or windows with heads; None if uncertain.
 
-        Of values (X, H, w, d) it is told that examples or windows come first, with no heads in that dimension.
+        For values (X, H, w, d), the result is that dimension 0 holds examples or windows, and no heads.
         """
         place = self._places.get(value)
         if batch is None or place is None or place.start.is_lost or value.shape[0] == batch:
@@ -197,7 +197,7 @@ class TokenPlaces:
         return None
 
     def _tokens(self, place: Place, sizes: tuple[int, int, int], batch: int) -> Tensor | None:
-        """Return the token that each place of each window holds, (windows, w), -1 for none; None if that is unsure."""
+        """Return the token at each position of each window, (windows, w), -1 for padding; None if uncertain."""
         if not self._is_in_order(place.start):
             return None
         for axis in channel_axes(place.start):
@@ -208,7 +208,7 @@ class TokenPlaces:
         return None
 
     def _is_in_order(self, start: Start) -> bool:
-        """Return whether the tokens of a start stand in the order of what it was computed from, back to the input."""
+        """Return whether the tokens of a start are in the order of the input, through all it was computed from."""
         waiting = [start]
         while waiting:
             now = waiting[-1]
@@ -232,7 +232,7 @@ class TokenPlaces:
         return False
 
     def _labels(self, place: Place, axis: int) -> Tensor | None:
-        """Return the number of the token in each cell of a place, 0 for padding, by replaying its moves."""
+        """Return the token number in each element of a place, 0 for padding, by replaying its moves."""
         steps: list[Step] = []
         while isinstance(place, Step):
             steps.append(place)
@@ -244,7 +244,7 @@ class TokenPlaces:
 
 
 def _along_features(labels: Tensor, axis: int) -> bool:
-    """Return whether numbers of tokens are the same along a dimension, but not along another behind the first."""
+    """Return whether token numbers are constant along a dimension, and vary along another except the first."""
     others = [d for d in range(1, labels.dim()) if d != axis]
     return not _varies(labels, axis) and any(_varies(labels, d) for d in others)
 
@@ -254,7 +254,7 @@ def _varies(labels: Tensor, axis: int) -> bool:
 
 
 def _disorders(place: Place) -> bool:
-    """Return whether tokens of a grid were shifted or padded on the way to a place."""
+    """Return whether the tokens of a grid were shifted or padded."""
     while isinstance(place, Step):
         if place.func in DISORDERS and len(place.shape) >= 4:
             return True
@@ -263,7 +263,7 @@ def _disorders(place: Place) -> bool:
 
 
 def _projected_axis(func: Func, args: tuple[Any, ...], given: Sequence[Tensor], result: Tensor) -> int | None:
-    """Return the dimension along which an operation projects each token by itself; None if it does not."""
+    """Return the dimension along which an operation projects each token independently; None if it does not."""
     if func is F.linear:
         return -1
     if len(given) < 2 or not args or given[0] is not args[0]:
@@ -277,7 +277,7 @@ def _projected_axis(func: Func, args: tuple[Any, ...], given: Sequence[Tensor], 
 
 
 def _is_last(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
-    """Return whether tensors are joined along the last dimension."""
+    """Return whether tensors are concatenated along the last dimension."""
     dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
     return bool(dim in (-1, result.dim() - 1))
 
@@ -288,7 +288,7 @@ def _is_constant(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _is_plain(values: Sequence[Any]) -> bool:
-    """Return whether arguments are numbers and slices only: no indices by tensor, no other types."""
+    """Return whether arguments are plain numbers, strings and slices: no index tensors, no other types."""
     return all(
         _is_plain(v)
         if isinstance(v, (tuple, list))
