@@ -174,8 +174,8 @@ def _load() -> Callable[..., int]:
             raise CompilerError(f"the kernel was compiled, but cannot be loaded: {error}") from error
     except OSError as error:
         raise CompilerError(
-            f"the kernel cannot be built: {error}. It needs a folder for temporary files (TMPDIR) with free space, on a "
-            "file system that allows execution. Everything works without the kernel, only slower."
+            f"the kernel cannot be built: {error}. It needs a folder for temporary files (TMPDIR) with free space, on "
+            "a file system that allows execution. Everything works without the kernel, only slower."
         ) from error
     if folder is not None:
         with contextlib.suppress(OSError):  # otherwise the next process compiles it again
