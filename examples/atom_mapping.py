@@ -1,14 +1,14 @@
 # %% [markdown]
 # # Attention that can be checked: which atom went where
 #
-# RXNMapper is an ALBERT that was trained on chemical reactions written as text (SMILES), with no atom marked. Schwaller
-# et al. (Science Advances 2021) found that one of its attention heads nevertheless follows each atom of the product
-# back to the reactants. That makes it a rare thing: attention that can be checked against a right answer.
+# RXNMapper is an ALBERT trained on chemical reactions written as text (SMILES), without atom labels. Schwaller et al.
+# (Science Advances 2021) found that one of its attention heads nevertheless traces each atom of the product back to the
+# reactants. This is a rare case of attention that can be compared with a known answer.
 #
-# The reaction is Fischer's esterification: acetic acid and ethanol give ethyl acetate and water. Textbooks know where
-# each atom goes: the ester keeps the alcohol's oxygen, and the water leaves with the acid's.
+# The reaction is Fischer esterification: acetic acid and ethanol give ethyl acetate and water. The mechanism is
+# textbook knowledge: the ester keeps the oxygen of the alcohol, and the water gets that of the acid.
 #
-# Run as ``python examples/atom_mapping.py``; it takes a few seconds.
+# Run ``python examples/atom_mapping.py``; it takes a few seconds.
 
 # %%
 from __future__ import annotations
@@ -26,17 +26,17 @@ from matplotlib.axes import Axes
 
 from captum_attn_lime import capture, plot
 
-# In canonical SMILES, molecules in alphabetical order, as the model was trained on it.
+# In canonical SMILES with the molecules in alphabetical order, like the model's training data.
 REACTION = "CC(=O)O.CCO>>CCOC(C)=O.O"
-# For each atom of the products the atom of the reactants that it comes from, by the accepted mechanism, from 0.
+# The reactant atom of each product atom by the accepted mechanism, counted from 0.
 RIGHT = [4, 5, 6, 1, 0, 2, 3]
-# The layer and head that the paper found, from 0.
+# The layer and head that the paper identified, counted from 0.
 LAYER, HEAD = 10, 5
-# The tokens of SMILES, as the model's authors cut them.
+# The SMILES tokenisation of the model's authors.
 TOKEN = re.compile(r"\[[^\]]+\]|Br?|Cl?|[NOSPFIbcnosp]|>>?|%\d\d|[()=#\-+\\/:~@?*$.\d]")
 
 # %% [markdown]
-# The package `rxnmapper` carries the trained model; its folder is all that is needed.
+# The package `rxnmapper` contains the trained model; nothing else of it is needed.
 
 
 # %%
@@ -44,7 +44,7 @@ def load() -> tuple[Any, dict[str, int]]:
     """Return the model and its vocabulary."""
     from transformers import AlbertModel, logging
 
-    logging.set_verbosity_error()  # it would list the head for masked tokens, which is not needed
+    logging.set_verbosity_error()  # hides the warning about the unused masked-token head
     spec = importlib.util.find_spec("rxnmapper")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("this example needs the trained model: pip install --no-deps rxnmapper")
@@ -62,21 +62,21 @@ def tokenize(reaction: str) -> list[str]:
 
 
 def element(token: str) -> str | None:
-    """Return the element of an atom's token, None for a bond, a bracket or a dot."""
+    """Return the element of an atom's token; None for a bond, a bracket or a dot."""
     found = re.match(r"\[?\d*([A-Z][a-z]?|[a-z])", token)
     return found[1].capitalize() if found else None
 
 
 # %% [markdown]
-# One forward pass under a capture, and the rows of one head. The model runs its own fused attention; only the rows that
-# are asked for are ever computed.
+# One forward pass under a capture, and the rows of one head. The model runs its fused attention; only the requested
+# rows are computed.
 
 
 # %%
 def atom_attention(
     model: Any, vocabulary: dict[str, int], reaction: str, *, head: int = HEAD
 ) -> tuple[list[str], list[int], list[int], torch.Tensor]:
-    """Return the tokens, the places of the reactants' and the products' atoms, and the attention between them."""
+    """Return the tokens, the positions of the reactants' and products' atoms, and the attention between them."""
     tokens = tokenize(reaction)
     with torch.no_grad(), capture(model) as maps:
         model(torch.tensor([[vocabulary[token] for token in tokens]]))
@@ -88,21 +88,21 @@ def atom_attention(
 
 
 def origins(tokens: list[str], reactants: list[int], products: list[int], attention: torch.Tensor) -> list[int]:
-    """Return for each product atom the reactant atom of the same element that it attends to most."""
+    """Return, for each product atom, the reactant atom of the same element with the most attention."""
     same = torch.tensor([[element(tokens[i]) == element(tokens[j]) for j in reactants] for i in products])
     return attention.masked_fill(~same, -1.0).argmax(dim=1).tolist()
 
 
 # %% [markdown]
-# The picture: reactants above, products below. A line's strength is the attention, and the coloured lines are each
-# atom's strongest.
+# The figure: reactants above, products below. The strength of a line is the attention; each atom's strongest line is
+# coloured.
 
 
 # %%
 def draw(
     tokens: list[str], reactants: list[int], products: list[int], attention: torch.Tensor, *, ax: Axes | None = None
 ) -> Axes:
-    """Draw the reaction on two lines, with the attention from the products' atoms to the reactants'."""
+    """Draw the reaction on two lines, with the attention from the product atoms to the reactant atoms."""
     ax = ax or plt.subplots(figsize=(8.5, 3.2), layout="constrained")[1]
     arrow = tokens.index(">>")
     above, below = list(range(1, arrow)), list(range(arrow + 1, len(tokens) - 1))
@@ -131,17 +131,17 @@ def draw(
     ax.set_xlim(left - 2.2, -left)
     ax.set_ylim(-0.2, 1.2)
     ax.set_axis_off()
-    ax.set_title(f"Attention of layer {LAYER}, head {HEAD}: where each atom came from")
+    ax.set_title(f"Attention of layer {LAYER}, head {HEAD}: where each atom comes from")
     return ax
 
 
 # %% [markdown]
-# ## How far to trust it
+# ## How reliable it is
 #
-# The same reaction can be written in many ways: each molecule from another end, the molecules in another order, the
-# water left out. Chemically nothing changes, and a head that knew the chemistry would not care. Letters name the atoms
-# here: `a` and `b` are the acid's methyl and carbonyl carbon, `c` and `d` its oxygens; `x`, `y`, `z` are the ethanol.
-# That the ester has `z` and the water `d` is the mechanism.
+# The same reaction can be written in many ways: starting each molecule from another end, in another order of molecules,
+# or without the water. Chemically nothing changes, and the notation should not matter to a head that knew the
+# chemistry. Letters name the atoms here: `a` and `b` are the acid's methyl and carbonyl carbon, `c` and `d` its
+# oxygens; `x`, `y`, `z` are the ethanol. By the mechanism, the ester has `z` and the water `d`.
 
 # %%
 ACID = {"CC(=O)O": "abcd", "OC(C)=O": "dbac", "O=C(C)O": "cbad"}
@@ -151,7 +151,7 @@ WATER = ("O", "d")
 
 
 def ways_to_write() -> Iterator[tuple[str, str, str]]:
-    """Yield the reaction in every way of writing it, with the letters of its reactants and of its products."""
+    """Yield all ways to write the reaction, with the letters of its reactants and its products."""
     for acid, ethanol, ester in product(ACID.items(), ETHANOL.items(), ESTER.items()):
         for before in permutations((acid, ethanol)):
             for after in ((ester,), (ester, WATER), (WATER, ester)):
@@ -161,7 +161,7 @@ def ways_to_write() -> Iterator[tuple[str, str, str]]:
 
 
 def count_right(model: Any, vocabulary: dict[str, int]) -> dict[str, int]:
-    """Return how often the head is right over all ways of writing the reaction."""
+    """Return how often the head is right over all ways to write the reaction."""
     counts = {"ways": 0, "ways with every atom right": 0, "atoms": 0, "atoms right": 0, "bridging oxygens right": 0}
     for reaction, before, after in ways_to_write():
         found = origins(*atom_attention(model, vocabulary, reaction))
@@ -176,7 +176,7 @@ def count_right(model: Any, vocabulary: dict[str, int]) -> dict[str, int]:
 
 # %%
 def main() -> None:
-    """Print the mapping, save the picture, and count over all ways of writing the reaction."""
+    """Print the mapping, save the figure, and count over all ways to write the reaction."""
     model, vocabulary = load()
     tokens, reactants, products, attention = atom_attention(model, vocabulary, REACTION)
     found = origins(tokens, reactants, products, attention)
@@ -184,22 +184,22 @@ def main() -> None:
         source, share = reactants[found[row]], float(attention[row, found[row]])
         print(f"product {tokens[i]}{row} comes from reactant {tokens[source]}{found[row]} (attention {share:.2f})")
     right = sum(a == b for a, b in zip(found, RIGHT, strict=True))
-    print(f"{right} of {len(RIGHT)} atoms as the mechanism has it")
+    print(f"{right} of {len(RIGHT)} atoms agree with the mechanism")
     draw(tokens, reactants, products, attention)
     picture = Path("output") / "atom_mapping.png"
     picture.parent.mkdir(exist_ok=True)
     plot.save(plt.gcf(), picture, dpi=150)
-    print(f"picture: {picture}")
+    print(f"figure: {picture}")
     counts = count_right(model, vocabulary)
-    print("over all ways of writing the reaction:", ", ".join(f"{n} {name}" for name, n in counts.items()))
+    print("over all ways to write the reaction:", ", ".join(f"{n} {name}" for name, n in counts.items()))
 
 
 # %% [markdown]
-# In canonical spelling all atoms are right, with the water and without it. Over all spellings about three atoms in four
-# are, where guessing among atoms of the same element would give less than one in three. But which of the two hydroxyl
-# oxygens stays in the ester, the one question that needs the mechanism, is answered little better than by a coin. One
-# reaction in one spelling would not have shown that. RXNMapper itself brings reactions into canonical spelling first,
-# and lets atoms that are mapped already speak for their neighbours.
+# In canonical notation all atoms are right, with and without the water. Over all notations it is about three atoms in
+# four; guessing among atoms of the same element would give less than one in three. But for the one question that needs
+# the mechanism, which of the two hydroxyl oxygens stays in the ester, the head is hardly better than a coin flip. A
+# single reaction in a single notation would not have shown this. RXNMapper itself converts reactions to canonical
+# notation first, and uses atoms that are already mapped to map their neighbours.
 
 # %%
 if __name__ == "__main__":

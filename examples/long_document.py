@@ -4,17 +4,17 @@
 # # Attention without the N x N matrix
 #
 # Attention rollout multiplies the attention matrices of all layers. For 16,384 tokens, six layers and twelve heads
-# these matrices alone are 77 GB in single precision, which is why explanations of attention usually end at a few
-# thousand tokens. Rollout of *one* prediction needs no matrix, though, only a vector that goes down from layer to
-# layer, and that takes memory that grows with the tokens and not with their square.
+# these matrices alone are 77 GB in single precision, which is why attention is rarely explained beyond a few thousand
+# tokens. But rollout of *one* prediction needs no matrix, only a vector that is propagated from layer to layer, so that
+# the memory grows linearly with the tokens.
 #
-# Here a small real model reads several hundred film reviews as one long text, and rollout says how much of its
-# attention goes to each. About a minute on two cores:
+# Here a small real model reads several hundred film reviews as one long text, and rollout shows how much attention each
+# review gets. It takes about a minute on two cores:
 #
 #     python examples/long_document.py
 #     python examples/long_document.py --tokens 4096     # seconds
 #     python examples/long_document.py --native          # with the optional compiled kernel
-#     python examples/long_document.py --offload /tmp    # queries and keys wait in files
+#     python examples/long_document.py --offload /tmp    # stores queries and keys in files
 
 # %%
 from __future__ import annotations
@@ -50,7 +50,7 @@ if options.tokens < 100:
 
 
 def peak_memory() -> float:
-    """Return the most memory that this process has held so far, in bytes (Linux and macOS)."""
+    """Return the peak memory of this process so far, in bytes (Linux and macOS)."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -71,25 +71,25 @@ def in_words(n_bytes: float) -> str:
 
 # %% [markdown]
 # ## The document
-# Reviews of one film after another, in the order of the data, cut at the wanted number of tokens.
+# The reviews film by film, in the order of the data, truncated to the requested number of tokens.
 
 
 # %%
 def make_document(table: pd.DataFrame, tokenizer: Any, n_tokens: int) -> tuple[Tensor, pd.DataFrame]:
-    """Return token ids (1, n_tokens), [CLS] and [SEP] included, and the reviews with their spans.
+    """Return token ids (1, n_tokens) with [CLS] and [SEP], and a table of the reviews with their spans.
 
-    The table of reviews has the columns ``text``, ``film``, ``start`` and ``stop``, the last two in tokens.
+    The table has the columns ``text``, ``film``, ``start`` and ``stop``, the last two in tokens.
     """
     ids, spans = [tokenizer.cls_token_id], []
     for text in table["text"]:
-        room = n_tokens - 1 - len(ids)  # one is left for [SEP]
+        room = n_tokens - 1 - len(ids)  # leaves one for [SEP]
         if room <= 0:
             break
         review = tokenizer(text, add_special_tokens=False)["input_ids"][:room]
         spans.append((len(ids), len(ids) + len(review)))
         ids.extend(review)
     if len(ids) < n_tokens - 1:
-        raise SystemExit(f"all reviews together have {len(ids) + 1:,} tokens; --tokens {n_tokens} asks for more.")
+        raise SystemExit(f"all reviews together have {len(ids) + 1:,} tokens; lower --tokens, which is {n_tokens}.")
     reviews = table.head(len(spans))[["text", "film"]].assign(
         start=[start for start, _ in spans], stop=[stop for _, stop in spans]
     )
@@ -102,12 +102,12 @@ print(f"{len(reviews):,} reviews of {reviews['film'].nunique()} films: {ids.shap
 
 # %% [markdown]
 # ## Positions
-# MiniLM knows 512 positions. To read more, each review begins at position 1 again, and only [CLS] stands at 0. Nobody
-# has trained the model on such a text: **what follows shows what an explanation costs, and not how good this model is
-# at long documents.**
+# MiniLM has 512 positions. To read more, each review starts again at position 1, and only [CLS] has position 0. The
+# model was not trained on such texts: **the following shows the cost of an explanation, not the quality of this model
+# on long documents.**
 #
-# `--positions tiled` counts from 0 to 511 over and over instead. Rollout shows at once what that does: the tokens that
-# happen to stand at position 0, where the model has only ever seen [CLS], get far more attention than all others.
+# `--positions tiled` repeats the positions 0 to 511 instead. Rollout reveals the effect: tokens that happen to be at
+# position 0, where the model was trained on [CLS] only, get far more attention than all others.
 
 
 # %%
@@ -124,13 +124,13 @@ positions = positions_of(reviews, ids.shape[1], options.positions)
 
 # %% [markdown]
 # ## The model
-# MiniLM as it is meant to be used: the mean of its last layer's token vectors stands for the text. It carries a
-# stopwatch, so that what the model takes and what the explanation adds can be told apart.
+# MiniLM as it is meant to be used: the mean of its last layer's token vectors represents the text. It also measures its
+# run time, to separate the cost of the model from that of the explanation.
 
 
 # %%
 class Reader(nn.Module):
-    """MiniLM and the mean over its tokens, with a record of what each run took."""
+    """MiniLM and the mean over its tokens, with a record of the time and memory of each run."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ model = Reader(encoder).eval()
 
 # %% [markdown]
 # ## The explanation
-# One call, as for a sentence. With `offload=` the layers' queries and keys, all that is kept of them, wait in files.
+# One call, as for a sentence. With `offload=`, the layers' queries and keys, which are all that is kept, go to files.
 
 # %%
 if options.native:
@@ -181,17 +181,17 @@ print(
     f"\nIt took {seconds:.1f} s, {in_model['seconds']:.1f} s of it in the model, which ran {len(whole)} "
     f"time{'s' * (len(whole) != 1)} over the whole text. In CPU seconds: {cpu_seconds:.0f} and "
     f"{in_model['cpu_seconds']:.0f} (torch threads: {torch.get_num_threads()}).\n"
-    f"The process held {in_words(after)} at most, {in_words(before)} of it before the model ran.\n"
+    f"The peak memory of the process was {in_words(after)}, and {in_words(before)} before the model ran.\n"
     f"The weights of {config.num_hidden_layers} layers x {config.num_attention_heads} heads x {ids.shape[1]:,} x "
     f"{ids.shape[1]:,} would be {in_words(matrices)}."
 )
 
 # %% [markdown]
-# The vector that went down through the layers began as the tokens that the prediction reads, here all of them alike, as
-# the model takes their mean. All scores sum to 1.
+# The vector that is propagated through the layers starts as the weights of the tokens that the prediction depends on:
+# here all tokens equally, as the model averages them. All scores sum to 1.
 #
-# By review: how much attention its tokens get on average, where 1 is the average of the document. The first words of a
-# review get more than the rest, which favours short reviews. So this says where attention went, and not which review
+# For each review: how much attention its tokens get on average, where 1 is the document's average. The first words of a
+# review get more than the rest, which favours short reviews. So this shows where attention goes, not which review
 # matters.
 
 # %%
@@ -214,9 +214,9 @@ top = torch.topk(scores[1:-1], 10).indices + 1
 print(f"The ten tokens with the most: {' '.join(tokenizer.convert_ids_to_tokens(ids[0, top]))}")
 
 # %% [markdown]
-# ## What is refused
-# `attribution.matrix(...)` gives the scores of every token for every token. That *is* N x N, and no way around it
-# makes it smaller, so it says beforehand what it would take. One layer is enough to see that.
+# ## What is impossible
+# `attribution.matrix(...)` returns the scores of every token for every token. That *is* N x N, so it raises beforehand
+# and states the memory it would need. One layer is enough to see that.
 
 # %%
 one_layer = AttentionAttribution(Reader(load_encoder(1)[0]).eval())
@@ -229,7 +229,7 @@ except InputError as error:
     print(f"\nRefused: {refusal}")
 
 # %% [markdown]
-# ## The picture
+# ## The figure
 
 
 # %%
@@ -242,7 +242,7 @@ def draw_document(ax: Axes, reviews: pd.DataFrame, most: pd.DataFrame) -> None:
     colors = [MARK if i in most.index else BLUES[s] for i, s in shade.items()]
     width = reviews["stop"] - reviews["start"]
     ax.bar(reviews["start"], reviews["attention"], width, align="edge", color=colors, linewidth=0)
-    # The marked ones are few and narrow: a line makes them visible at any length of the document.
+    # The marked bars are few and narrow; a line makes them visible at any length of the document.
     for number, row in enumerate(most.itertuples(), start=1):
         middle = (row.start + row.stop) / 2
         ax.vlines(middle, 0, row.attention, color=MARK, linewidth=1.5)
@@ -270,7 +270,7 @@ def draw_reviews(ax: Axes, most: pd.DataFrame, limit: int = 52) -> None:
 
 
 def draw_bars(ax: Axes, bars: dict[str, tuple[float, str, str]], title: str, unit: str, *, log: bool) -> None:
-    """Draw horizontal bars from the top down: label -> (value, its text, colour)."""
+    """Draw horizontal bars from top to bottom: label -> (value, its text, colour)."""
     for y, (value, text, color) in enumerate(bars.values()):
         ax.barh(y, value, color=color, height=0.62)
         ax.annotate(text, (value, y), (4, 0), textcoords="offset points", va="center")
@@ -292,7 +292,7 @@ memory = {
     "explained": (after / 1e9, in_words(after), MARK),
     "the weights alone": (matrices / 1e9, f"{in_words(matrices)}, not made", "none"),
 }
-# Of the processor, which other programs on the machine disturb less than the clock on the wall.
+# Processor time, which other programs on the machine disturb less than wall-clock time.
 added = cpu_seconds - in_model["cpu_seconds"]
 clock = {
     "model": (in_model["cpu_seconds"], f"{in_model['cpu_seconds']:.0f} s", BLUES[0]),
@@ -318,17 +318,17 @@ with plt.rc_context({"font.size": 10.5, "axes.spines.top": False, "axes.spines.r
     plt.close(figure)
 
 # %% [markdown]
-# ## What the numbers mean, and what they do not
+# ## What the numbers mean, and what they do not mean
 
 # %%
 print(
     f"""
 How to read this
-* Rollout is a share of attention: never negative, without a sign, and the same for whatever the text is compared or
-  classified by. It says where the model looked, not what it concluded.
-* What was kept of a layer is its queries, its keys and one number per row and head. The weights were computed again in
-  small tiles, used, and forgotten.
-* The model runs its own fused attention, and its time grows with the square of the tokens. So does the explanation's:
+* Rollout is a share of attention: it has no sign, and is the same for any task that the text vector is used for. It
+  shows where the model attends, not what it concludes.
+* Only the queries, the keys and one number per row and head are kept of each layer. The weights are recomputed in small
+  tiles and discarded.
+* The model runs its fused attention, and its time grows with the square of the tokens. So does that of the explanation;
   only the memory does not.
 
 Written: {OUTPUT / "long_document.png"}."""

@@ -3,16 +3,16 @@
 # %% [markdown]
 # # Quickstart
 #
-# A classifier decides whether a critic liked a film. We take one sentence it has never seen, from a film it has never
-# seen, and ask four methods which words the decision rests on:
+# A classifier decides whether a critic liked a film. We take one sentence from a film that is not in the training data,
+# and ask four methods which words the prediction depends on:
 #
-# * **raw attention**: what the last layer looks at,
-# * **attention rollout**: what it looks at once all layers are followed back to the words,
-# * **integrated gradients**, one of Captum's own methods,
-# * **LIME**, the official package, driven through the same adapter.
+# * **raw attention**: what the last layer attends to,
+# * **attention rollout**: attention traced back through all layers to the words,
+# * **integrated gradients**, one of Captum's methods,
+# * **LIME**, the official package, used through the same adapter.
 #
 # Run it with `make quickstart`, or `python examples/quickstart.py`. The first run embeds 6,000 reviews (about a minute
-# on one CPU core) and caches the result; after that it takes seconds.
+# on one CPU core) and caches the result; later runs take seconds.
 
 # %%
 from __future__ import annotations
@@ -31,8 +31,8 @@ OUTPUT.mkdir(exist_ok=True)
 
 # %% [markdown]
 # ## The model
-# MiniLM with a linear head, fitted on real reviews. All reviews of a film are on one side of the split: what is
-# measured is whether the model reads reviews, not whether it knows the films.
+# MiniLM with a linear head, fitted on real reviews. The train and test sets share no films: the accuracy measures
+# whether the model understands reviews, not whether it knows the films.
 
 # %%
 reviews = load_or_fit()
@@ -45,7 +45,7 @@ print(
 
 # %% [markdown]
 # ## The input
-# One of the unseen reviews. It begins kindly and ends badly, so there is something to explain.
+# One of the unseen reviews. It begins with praise and ends with criticism, so there is something to explain.
 
 # %%
 chosen = reviews.test[reviews.test["text"].str.startswith("The film starts promisingly")].iloc[0]
@@ -55,8 +55,8 @@ text = chosen["text"]
 # An adapter makes the model an ordinary Captum `forward_func` (tensors in, logits out) and, at the same time, the
 # `predict_proba` that LIME needs (texts in, probabilities out). Both see the same words and the same class.
 #
-# Integrated gradients compare the text with a *baseline* that says nothing. Here that is a text of padding tokens, on
-# which this model is nearly undecided; a text of [MASK] tokens it takes for rotten, which would be a poor zero.
+# Integrated gradients compare the text with a neutral *baseline*. Here that is a text of padding tokens, on which this
+# model is nearly undecided. A text of [MASK] tokens would be a poor baseline: the model classifies it as rotten.
 
 # %%
 adapter = TextAdapter(reviews.model, reviews.tokenizer, class_names=CLASS_NAMES)
@@ -72,8 +72,8 @@ print(
 # %% [markdown]
 # ## Four explanations
 # Attention methods are Captum attributions like any other: `attribute(inputs, target, ...)`. `x.arguments(method)`
-# fills in what a method takes: inputs, baselines, attention mask, feature mask. `compare` runs methods itself, and sees
-# to it that all of them explain one number: here the logit, for a probability near 1 hardly moves.
+# returns the arguments that a method accepts: inputs, baselines, attention mask, feature mask. `compare` runs the
+# methods and makes all of them explain the same number: here the logit, since a probability near 1 hardly changes.
 
 # %%
 raw = AttentionAttribution(adapter, method="raw")
@@ -90,8 +90,8 @@ comparison = compare(
 )
 
 # %% [markdown]
-# Integrated gradients must add up to the difference between the logit of the text and that of the baseline. By how much
-# they miss it is the convergence delta; where it is not small, more steps are needed.
+# Integrated gradients must add up to the difference between the logit of the text and that of the baseline. The
+# remaining error is the convergence delta; if it is not small, use more steps.
 
 # %%
 with torch.no_grad():
@@ -103,8 +103,8 @@ print(
 )
 
 # %% [markdown]
-# LIME's weights are estimates from random samples. How well its linear model fits, and how sure the weights and their
-# order are, is told from the same samples.
+# LIME's weights are estimates from random samples. The diagnostics, computed from the same samples, show how well the
+# linear model fits, and how certain the weights and their order are.
 
 # %%
 print(f"\n{explanation.diagnostics}")
@@ -117,30 +117,30 @@ with pd.option_context("display.width", 120, "display.max_rows", None, "display.
     print(f"\nExplained: {comparison.explained}")
     print(f"\nWord by method (integrated gradients and LIME: + speaks for {CLASS_NAMES[target]}, - against it)\n")
     print(comparison.scores)
-    print("\nHow far the methods agree\n")
+    print("\nAgreement of the methods\n")
     print(comparison.agreement)
 
 # %% [markdown]
-# ## What the numbers mean, and what they do not
+# ## What the numbers mean, and what they do not mean
 
 # %%
 print(
     """
 How to read this
-* Raw attention and rollout are shares of attention: never negative, the same for every class. They say where the model
-  looked, not whether a word spoke for or against. Small words and punctuation often get much of it.
-* Integrated gradients and LIME have a sign: they are about the logit of this class. Integrated gradients follow its
-  gradient from a baseline without words to this text; LIME removes words at random and fits a linear model to it.
+* Raw attention and rollout are shares of attention: never negative, the same for every class. They show where the model
+  attends, not whether a word speaks for or against the class. Function words and punctuation often get a large share.
+* Integrated gradients and LIME have a sign and explain the logit of this class. Integrated gradients accumulate its
+  gradient from a baseline without words to this text; LIME removes words at random and fits a linear model.
 * Agreement is not quality. Two methods can agree and both be wrong; which one describes the model better is a question
-  of faithfulness, and takes another measurement.
-* All this explains the model, which is wrong on about one unseen review in five, and not the critic."""
+  of faithfulness, which needs other metrics.
+* All methods explain the model, which misclassifies about one unseen review in five; they do not explain the critic."""
 )
 
 # %% [markdown]
-# ## A picture and a page
+# ## A figure and a page
 
 # %%
-title = f"“{CLASS_NAMES[target]}”, with probability {probabilities[target]:.2f}: which words move its logit?"
+title = f"“{CLASS_NAMES[target]}”, with probability {probabilities[target]:.2f}: which words change its logit?"
 plot.save(comparison.plot(title=title), OUTPUT / "quickstart.png", dpi=110, bbox_inches="tight")
 comparison.save_html(
     OUTPUT / "quickstart.html",

@@ -3,9 +3,9 @@
 # %% [markdown]
 # # A table
 #
-# Transformers are not only for text. An FT-Transformer turns each column of a table into a token, lets the tokens
-# attend to one another, and reads the answer from a class token. So attention has something to say about *columns*:
-# the same unit that LIME and Captum use for tables.
+# Transformers are not only for text. An FT-Transformer turns each column of a table into a token, applies
+# self-attention, and predicts from a class token. Attention therefore attributes to *columns*, just like LIME and
+# Captum for tables.
 #
 # The data are 569 tumours, 30 measurements each, malignant or benign (scikit-learn's breast_cancer).
 
@@ -39,7 +39,7 @@ train, test, train_labels, test_labels = train_test_split(
 )
 
 # %% [markdown]
-# The rows are standardised: a column's 0 is the average tumour, its unit one standard deviation among tumours.
+# The rows are standardised: in each column, 0 is the average tumour, and the unit is one standard deviation.
 
 # %%
 scaler = StandardScaler().fit(train)
@@ -51,7 +51,7 @@ train, test = scaler.transform(train), scaler.transform(test)
 
 # %%
 def fit(rows: np.ndarray, labels: np.ndarray, *, epochs: int = 20, seed: int = 0) -> FTTransformer:
-    """Return a fitted classifier; some seconds on one CPU core."""
+    """Return a fitted classifier; takes a few seconds on one CPU core."""
     torch.manual_seed(seed)
     model = FTTransformer(
         n_cont_features=rows.shape[1],
@@ -80,8 +80,8 @@ def fit(rows: np.ndarray, labels: np.ndarray, *, epochs: int = 20, seed: int = 0
 model = fit(train, train_labels)
 
 # %% [markdown]
-# An adapter turns rows into tensors for Captum and into probabilities for LIME. That an FT-Transformer takes numeric
-# and categorical columns apart, and has none of the latter here, it sees for itself.
+# An adapter turns rows into tensors for Captum and into probabilities for LIME. It detects that an FT-Transformer
+# expects numeric and categorical columns separately, and that there are no categorical ones here.
 
 # %%
 adapter = TabularAdapter(model, training_data=train, feature_names=columns, class_names=classes)
@@ -97,8 +97,8 @@ print(
 
 # %% [markdown]
 # ## One tumour
-# The unseen tumour that is classified correctly as malignant with a probability closest to 0.8: sure, but not so sure
-# that every explanation is flat.
+# The unseen tumour, correctly classified as malignant, whose probability is closest to 0.8: confident, but not so
+# confident that every explanation is flat.
 
 # %%
 target = 0
@@ -109,9 +109,9 @@ print(f"\nOne tumour: {classes[target]}, with probability {adapter.predict_proba
 
 # %% [markdown]
 # ## Four explanations
-# Attention needs no setting for tables: which token belongs to which column, and that the answer is read from the
-# class token, is found by looking at the model. Integrated gradients go from the adapter's baseline, the mean
-# of the training rows, to this one. LIME is the official `LimeTabularExplainer`; it explains the logit, as they do.
+# Attention needs no settings for tables: the token of each column, and the class token that the prediction depends on,
+# are detected automatically. Integrated gradients go from the adapter's baseline, the mean of the training rows, to
+# this row. LIME is the official `LimeTabularExplainer`; like the others, it explains the logit.
 
 # %%
 raw = AttentionAttribution(adapter, method="raw")
@@ -132,11 +132,11 @@ comparison = compare(
 # %%
 order = comparison.scores["LIME"].abs().sort_values(ascending=False).index
 with pd.option_context("display.width", 120, "display.max_rows", None, "display.float_format", "{:+.3f}".format):
-    print(f"\nThe ten columns that LIME weighs most (+ speaks for {classes[target]}; attention has no sign)\n")
+    print(f"\nThe ten columns with the largest LIME weights (+ speaks for {classes[target]}; attention has no sign)\n")
     print(comparison.scores.loc[order[:10]])
-    print("\nHow far the methods agree (agreement is not quality)\n")
+    print("\nAgreement of the methods (agreement is not quality)\n")
     print(comparison.agreement)
-print("\nLIME's own words for its weights:")
+print("\nLIME's conditions and weights:")
 for condition, weight in explanation.as_list(label=target)[:5]:
     print(f"  {weight:+.3f}  {condition}")
 shares = comparison.scores["raw attention"]
@@ -144,16 +144,16 @@ ratio = float(shares.max() / shares.min())
 print(
     f"""
 How to read this
-* Many of the 30 columns say the same thing (radius, perimeter and area of one tumour): a model may rest on any of them,
-  and methods may each name another one and all be right about the model.
-* Raw attention says next to nothing here: without any preference a column's share would be 1/31 = 0.032, and the
-  largest of these is only {ratio:.2f} times the smallest. The work is done by the values that are handed over, not by
-  the shares. An attention map always looks like an explanation; check that it is not merely even.
+* Many of the 30 columns are redundant (radius, perimeter and area of one tumour): a model may use any of them, and
+  methods that name different ones can all be right about the model.
+* Raw attention says almost nothing here: a uniform share would be 1/31 = 0.032 per column, and the largest share is
+  only {ratio:.2f} times the smallest. The prediction depends on the values, not on the attention weights. An attention
+  map always looks like an explanation; check that it is not merely uniform.
 * Integrated gradients answer "why is this logit not that of the average tumour?"; LIME answers "which conditions on the
-  columns move the logit near this tumour?". These are different questions."""
+  columns change the logit near this tumour?". These are different questions."""
 )
 
 # %%
-title = f"{classes[target]}: which columns move its logit?"
+title = f"{classes[target]}: which columns change its logit?"
 plot.save(comparison.plot(title=title, max_features=8), OUTPUT / "table.png", dpi=110, bbox_inches="tight")
 print(f"\nWritten: {OUTPUT / 'table.png'}.")

@@ -114,6 +114,6 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     example.main()
     printed = capsys.readouterr().out
-    assert "7 of 7 atoms as the mechanism has it" in printed
+    assert "7 of 7 atoms agree with the mechanism" in printed
     assert "108 ways, " in printed
     assert (tmp_path / "output" / "atom_mapping.png").stat().st_size > 10_000

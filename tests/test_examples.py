@@ -322,7 +322,7 @@ def test_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     torch.testing.assert_close(result.full_attr.sum(dim=1), torch.ones(6))
     assert run["same"]
     assert _is_picture(tmp_path / "output" / "generation.png")
-    assert "6 of 6 words were looked at most" in capsys.readouterr().out
+    assert "6 of 6 words got the most attention" in capsys.readouterr().out
 
 
 @needs_reviews

@@ -158,7 +158,7 @@ def test_reported_scores_are_not_taken_for_weights():
     assert report.passed
     check = _check(report, "weights the model itself reports")
     assert check.passed is None
-    assert "no weights" in check.detail
+    assert "not weights" in check.detail
 
 
 def test_each_part_gets_its_own_implementation_back_and_an_adapter_is_looked_into():
