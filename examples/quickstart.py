@@ -140,7 +140,7 @@ How to read this
 # ## A figure and a page
 
 # %%
-title = f"“{CLASS_NAMES[target]}”, with probability {probabilities[target]:.2f}: which words change its logit?"
+title = f"“{CLASS_NAMES[target]}”, with probability {probabilities[target]:.2f}: which words move its logit?"
 plot.save(comparison.plot(title=title), OUTPUT / "quickstart.png", dpi=110, bbox_inches="tight")
 comparison.save_html(
     OUTPUT / "quickstart.html",

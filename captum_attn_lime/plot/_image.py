@@ -77,7 +77,7 @@ def image(
         )
     if not 0 <= opacity <= 1:
         raise InputError(f"opacity must be between 0 and 1, but is {opacity!r}.")
-    pixels = pixels / _most(picture)
+    pixels = pixels / _white_value(picture)
     grey = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
     height, width = values.shape
     ax = axes_or_new(ax, 4.2 + 0.8 * color_bar, 4.2 * min(max(height / width, 0.4), 2.5))
@@ -162,7 +162,7 @@ def images(
         inches = (left, bottom, side, height)
         ax = figure.add_axes(_fractions(inches, whole))
         if name is None:
-            ax.imshow(np.asarray(picture) / _most(picture), cmap="gray", vmin=0, vmax=1)
+            ax.imshow(np.asarray(picture) / _white_value(picture), cmap="gray", vmin=0, vmax=1)
             ax.set_axis_off()
             ax.set_title("picture", fontsize=11, parse_math=False)
             continue
@@ -201,7 +201,7 @@ def _fractions(inches: tuple[float, float, float, float], whole: tuple[float, fl
     return tuple(v / whole[i % 2] for i, v in enumerate(inches))
 
 
-def _most(picture: Any) -> int:
+def _white_value(picture: Any) -> int:
     """Return the value of white. It depends on the dtype alone, since a float image may be dark throughout."""
     return 255 if str(getattr(picture, "dtype", "")).removeprefix("torch.") == "uint8" else 1
 

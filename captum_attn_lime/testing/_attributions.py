@@ -20,18 +20,18 @@ from captum_attn_lime._util.random import RandomState, without_drawing
 from captum_attn_lime.attr._inputs import copied
 from captum_attn_lime.attr._model_state import ModelState
 from captum_attn_lime.errors import InputError, LawError
-from captum_attn_lime.testing._left import (
+from captum_attn_lime.testing._state import (
     difference,
-    drew,
     failing,
-    found_at,
+    has_drawn,
     other_mode,
     other_options,
     other_weights,
+    snapshot,
 )
 
 
-class _Given(NamedTuple):
+class _Arguments(NamedTuple):
     """Arguments of an attribution; tensors with the batch size, also in tuples, have a row per example."""
 
     inputs: tuple[Tensor, ...]
@@ -39,7 +39,7 @@ class _Given(NamedTuple):
     target: Target
     more: dict[str, Any]
 
-    def with_each(self, change: Callable[[Tensor], Tensor]) -> _Given:
+    def with_each(self, change: Callable[[Tensor], Tensor]) -> _Arguments:
         """Return the arguments with ``change`` applied to each tensor that has a row per example."""
         n = len(self.inputs[0])
 
@@ -50,7 +50,7 @@ class _Given(NamedTuple):
 
         target = self.target if isinstance(self.target, tuple) else changed(self.target)
         more = {name: changed(value) for name, value in self.more.items()}
-        return _Given(changed(self.inputs), changed(self.forward_args), target, more)
+        return _Arguments(changed(self.inputs), changed(self.forward_args), target, more)
 
 
 class _BrokenError(Exception):
@@ -109,14 +109,14 @@ def check_attribution(
     tensors, forward_args = as_tuple(inputs), format_forward_args(additional_forward_args)
     if len(tensors[0]) < 2:
         raise InputError("check_attribution needs a batch of at least two examples, to compare it with its rows.")
-    given = _Given(tensors, forward_args, target, dict(arguments))
+    given = _Arguments(tensors, forward_args, target, dict(arguments))
     check = _Check(attribution, given, isinstance(inputs, tuple), fresh, tolerance, thorough)
     with warnings.catch_warnings(), without_drawing():
         warnings.simplefilter("ignore")  # about dropout or small samples
         try:
             return check.run(others, options)
         finally:
-            check.put_gradients_back()
+            check.restore_requires_grad()
 
 
 class _Check:
@@ -125,7 +125,7 @@ class _Check:
     def __init__(
         self,
         attribution: Any,
-        given: _Given,
+        given: _Arguments,
         is_tuple: bool,
         fresh: Callable[[], Any] | None,
         tolerance: float,
@@ -143,8 +143,8 @@ class _Check:
     def run(self, others: Sequence[Mapping[str, Any]], options: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         """Check all laws, and return their names."""
         model_draws = self._warm_up()
-        plain = self._left("the model and the inputs are left unchanged", self._used)
-        is_random = model_draws or self._check_random(plain)
+        plain = self._unchanged("the model and the inputs are left unchanged", self._used)
+        is_random = model_draws or self._check_randomness(plain)
         self._check_forms(plain, is_random)
         self._check_used(others, options)
         self._check_copies(plain)
@@ -158,10 +158,10 @@ class _Check:
         inputs, forward_args = copied(self._given.inputs), copied(self._given.forward_args)
         with contextlib.suppress(Exception), ModelState(self._used.forward_func).left_as_found():
             self._used.forward_func(*inputs, *forward_args)
-        return drew(before)
+        return has_drawn(before)
 
     def _scores(
-        self, attribution: Any, given: _Given, is_tuple: bool | None = None, start: RandomState | None = None
+        self, attribution: Any, given: _Arguments, is_tuple: bool | None = None, start: RandomState | None = None
     ) -> tuple[Tensor, ...]:
         """Return the scores, computed from the random state at the start of the check or from another one."""
         is_tuple = self._is_tuple if is_tuple is None else is_tuple
@@ -204,19 +204,19 @@ class _Check:
     def _requiring_grad(self) -> list[str]:
         return [name for name, x in self._caller_tensors().items() if x.requires_grad]
 
-    def put_gradients_back(self) -> None:
+    def restore_requires_grad(self) -> None:
         """Restore ``requires_grad`` of the caller's tensors."""
         for name, x in self._caller_tensors().items():
             if x.is_leaf and x.is_floating_point():
                 x.requires_grad_(name in self._required_grad)
 
-    def _left(self, law: str, attribution: Any, *, allow_errors: bool = False) -> tuple[Tensor, ...]:
+    def _unchanged(self, law: str, attribution: Any, *, allow_errors: bool = False) -> tuple[Tensor, ...]:
         """Return the scores; raise if anything else changed."""
         self._laws.append(law)
-        before = found_at(self._modules, self._caller_tensors())
+        before = snapshot(self._modules, self._caller_tensors())
         public = {name: value for name, value in vars(self._used).items() if not name.startswith("_")}
         found = self._outcome(attribution, self._given) if allow_errors else self._scores(attribution, self._given)
-        changed = difference(before, found_at(self._modules, self._caller_tensors()))
+        changed = difference(before, snapshot(self._modules, self._caller_tensors()))
         if changed is not None:
             raise LawError(f"{law}: {changed} was changed.")
         # Captum's own methods leave it set after an error.
@@ -227,7 +227,7 @@ class _Check:
                 raise LawError(f"{law}: {name!r} of the attribution was changed.")
         return () if isinstance(found, type) else found
 
-    def _check_random(self, plain: tuple[Tensor, ...]) -> bool:
+    def _check_randomness(self, plain: tuple[Tensor, ...]) -> bool:
         """Return whether the scores are random; raise if they are not, although random numbers were drawn."""
         law = "only random scores draw random numbers"
         self._laws.append(law)
@@ -236,10 +236,10 @@ class _Check:
         other = RandomState()
         found = self._scores(self._used, self._given, start=other)
         is_random = any(not torch.allclose(a, b, atol=1e-6, equal_nan=True) for a, b in zip(found, plain, strict=True))
-        if drew(other) and not is_random:
+        if has_drawn(other) and not is_random:
             raise LawError(f"{law}: a used object draws random numbers, but its scores do not depend on them.")
         self._scores(self._fresh(), self._given)
-        if drew(self._start) and not is_random:
+        if has_drawn(self._start) and not is_random:
             raise LawError(f"{law}: a fresh object draws random numbers, but its scores do not depend on them.")
         return is_random
 
@@ -263,7 +263,7 @@ class _Check:
 
     # --- used and fresh -------------------------------------------------------------------------------------------
 
-    def _outcome(self, attribution: Any, given: _Given) -> tuple[Tensor, ...] | type:
+    def _outcome(self, attribution: Any, given: _Arguments) -> tuple[Tensor, ...] | type:
         try:
             return self._scores(attribution, given)
         except LawError:
@@ -271,7 +271,7 @@ class _Check:
         except Exception as error:
             return type(error)
 
-    def _agree(self, about: str, given: _Given | None = None, fresh: Any = None) -> None:
+    def _agree(self, about: str, given: _Arguments | None = None, fresh: Any = None) -> None:
         law, given = "a used object agrees with a fresh one", self._given if given is None else given
         found = self._outcome(self._used, given)
         expected = self._outcome(self._fresh() if fresh is None else fresh, given)
@@ -291,7 +291,7 @@ class _Check:
         if self._thorough:
             self._agree("weights and mode restored")
         tried: set[str] = set()
-        for kind, about, given in _others(self._given):
+        for kind, about, given in _variations(self._given):
             if self._thorough or kind not in {*tried, "values"}:
                 tried.add(kind)
                 self._agree(about, given)
@@ -322,7 +322,7 @@ class _Check:
         for module in list(chosen)[: None if self._thorough else 1]:
             for attribution in (self._used, self._fresh()):
                 with failing(module, at=1, error=_BrokenError):
-                    self._left("the model is left unchanged after an error", attribution, allow_errors=True)
+                    self._unchanged("the model is left unchanged after an error", attribution, allow_errors=True)
         self._compare("an error has no lasting effect", self._scores(self._used, self._given), plain)
 
 
@@ -337,15 +337,15 @@ def _copies(attribution: Any, modules: list[nn.Module]) -> Callable[[], Any]:
     return lambda: copied(pristine)
 
 
-def _row(given: _Given, i: int) -> _Given:
+def _row(given: _Arguments, i: int) -> _Arguments:
     row, target = given.with_each(lambda x: x[i : i + 1]), given.target
     return row._replace(target=target[i : i + 1]) if isinstance(target, list) and len(target) > 1 else row
 
 
-def _replaced(given: _Given, other: Mapping[str, Any]) -> _Given:
+def _replaced(given: _Arguments, other: Mapping[str, Any]) -> _Arguments:
     """Return the arguments with some replaced."""
     rest = dict(other)
-    return _Given(
+    return _Arguments(
         as_tuple(rest.pop("inputs", given.inputs)),
         format_forward_args(rest.pop("additional_forward_args", given.forward_args)),
         rest.pop("target", given.target),
@@ -353,7 +353,7 @@ def _replaced(given: _Given, other: Mapping[str, Any]) -> _Given:
     )
 
 
-def _others(given: _Given) -> Iterator[tuple[str, str, _Given]]:
+def _variations(given: _Arguments) -> Iterator[tuple[str, str, _Arguments]]:
     """Return other arguments of the same kind: the kind of change, its description, and the arguments."""
     inputs, forward_args = given.inputs, given.forward_args
     length = inputs[0].shape[1] if inputs[0].dim() > 1 else 0

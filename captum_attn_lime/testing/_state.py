@@ -15,7 +15,7 @@ from captum_attn_lime._util.random import RandomState
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
-def found_at(modules: list[nn.Module], tensors: dict[str, Tensor]) -> dict[str, Any]:
+def snapshot(modules: list[nn.Module], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Return a snapshot of the state that must not change, by readable names.
 
     Args:
@@ -67,7 +67,7 @@ def _bits(x: Tensor) -> Tensor:
     return x.contiguous().flatten().view(torch.uint8) if x.numel() and x.layout == torch.strided else x
 
 
-def drew(state: RandomState) -> bool:
+def has_drawn(state: RandomState) -> bool:
     """Return whether random numbers were drawn since ``state``."""
     now = RandomState()
     numpy = zip(state.numpy, now.numpy, strict=True)
