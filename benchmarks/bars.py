@@ -1,4 +1,4 @@
-"""What the package is to reach, and what was measured."""
+"""The performance targets of the package, and the measured values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Results = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Bar:
-    """One figure to reach.
+    """One target.
 
     Attributes:
         what: What is measured.
@@ -30,7 +30,7 @@ class Bar:
     form: str = ".2f"
 
     def line(self, results: Results) -> list[str]:
-        """Return the cells of its row."""
+        """Return the cells of its table row."""
         value, sign = self.measured(results), "≥" if self.at_least else "≤"
         cells = [self.what, f"{sign} {self._write(self.bar)}", "-" if self.aim is None else self._write(self.aim)]
         if value is None:
@@ -56,20 +56,20 @@ class Bar:
 
 
 def find(results: Results, part: str, **wanted: Any) -> dict[str, Any]:
-    """Return the row of a part with these values; empty where there is none."""
+    """Return the row of a part with these values; empty if there is none."""
     rows = results.get(part, {}).get("rows", [])
     return next((row for row in rows if all(row.get(key) == value for key, value in wanted.items())), {})
 
 
 def memory_ratio(row: Mapping[str, Any]) -> float | None:
-    """Return the dense way's memory by ours."""
+    """Return the memory of the dense products relative to ours."""
     if not row.get("eager bytes") or not row.get("rollout bytes"):
         return None
     return row["eager bytes"] / row["rollout bytes"]
 
 
 def worst_error(results: Results, dtype: str, key: str = "error", over: str | None = None) -> float | None:
-    """Return the greatest error of a precision, or the greatest ratio of two errors."""
+    """Return the largest error of a precision, or the largest ratio of two errors."""
     rows = [row for row in results.get("accuracy", {}).get("rows", []) if row["dtype"] == dtype]
     return max((row[key] / (row[over] if over else 1) for row in rows), default=None)
 
@@ -80,7 +80,7 @@ def gigabytes(row: Mapping[str, Any]) -> float | None:
 
 
 def lime_difference(results: Results) -> float | None:
-    """Return the greatest difference of a weight from the official explainer's, over all models with one."""
+    """Return the largest difference between our weights and the official explainer's, over all models."""
     rows = [row for part in ("lime_text", "lime_image") for row in results.get(part, {}).get("rows", [])]
     return max((row["difference"] for row in rows if "difference" in row), default=None)
 

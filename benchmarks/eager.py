@@ -1,4 +1,4 @@
-"""The way without this package, eager attention with all weights kept and dense float32 products, against ours."""
+"""Eager attention with all weights stored and dense float32 products, compared with this package."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def build(case: str, n: int, device: str = "cpu") -> Callable[[], Any]:
 
 
 def fits(n: int) -> bool:
-    """Return whether the weights of all layers, and half as much again for the products, fit the free memory."""
+    """Return whether the weights of all layers, plus half as much for the products, fit into the free memory."""
     return 1.5 * models.LAYERS * models.HEADS * n * n * 4 < measure.available_bytes()
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """Return one row per size that fits the machine."""
+    """Return one row per size that fits into memory."""
     rows = []
     for n in options.sizes or SIZES:
         if not fits(n):

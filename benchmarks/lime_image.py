@@ -1,4 +1,4 @@
-"""`LimeImage.explain` against the official explainer with an ordinary classifier function, patches as segments."""
+"""`LimeImage.explain` compared with the official explainer and a plain classifier function, over patches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MODELS: dict[str, tuple[int, int, int] | None] = {
 
 
 class NoModel(nn.Module):
-    """Reads one pixel, so that next to nothing is computed."""
+    """Reads a single pixel, so that the model costs almost nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def grid(image: Any) -> Any:
 
 
 def plain(model: nn.Module, image: Any, samples: int) -> Any:
-    """What lime's tutorials do, without their detours: normalise, run, softmax."""
+    """The classifier function of lime's tutorials, simplified: normalise, run, softmax."""
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (MEAN, STD))
 
     def classify(images: Any) -> Any:
@@ -89,7 +89,7 @@ def plain(model: nn.Module, image: Any, samples: int) -> Any:
 
 
 def forward(model: nn.Module, samples: int, batch: int) -> None:
-    """The forward passes alone, over pictures that are there already."""
+    """The forward passes alone, on ready-made images."""
     x = torch.randn(batch, 3, SIDE, SIDE)
     with torch.no_grad():
         for start in range(0, samples, batch):

@@ -1,4 +1,4 @@
-"""`LimeText.explain` against the official explainer with an ordinary classifier function.
+"""`LimeText.explain` compared with the official explainer and a plain classifier function.
 
 Ordinary means: the list of texts is tokenised and padded, and run in one forward pass without gradients. Texts are film
 reviews, cut or joined to a number of words; the BERTs are random, as nothing in the cost depends on their weights.
@@ -42,7 +42,7 @@ SIZES = {"BERT, 2 layers of 128": (128, 2), "BERT, 4 layers of 256": (256, 4)}
 
 
 class NoModel(nn.Module):
-    """Tells rows apart, and computes next to nothing."""
+    """Distinguishes rows, and costs almost nothing."""
 
     def forward(self, input_ids: Any, attention_mask: Any = None) -> Any:
         """Return logits (n, 2)."""
@@ -74,7 +74,7 @@ def bert(width: int, layers: int) -> nn.Module:
 
 
 def plain(model: nn.Module, tokenizer: Any, text: str, samples: int) -> Any:
-    """Return what the official explainer gives with one forward pass over all texts."""
+    """Return the official explainer's result with one forward pass over all texts."""
 
     def predict_proba(texts: list[str]) -> Any:
         batch = tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
@@ -87,7 +87,7 @@ def plain(model: nn.Module, tokenizer: Any, text: str, samples: int) -> Any:
 
 
 def lime_alone(text: str, samples: int) -> Any:
-    """Return what the official explainer gives where answers cost nothing: its own work, without tokenising."""
+    """Return the official explainer's result with constant answers: its cost alone, without tokenisation."""
     answers = np.random.default_rng(0).uniform(size=(samples, 2))
     explainer = LimeTextExplainer(random_state=0, feature_selection="none")
     return explainer.explain_instance(text, lambda texts: answers, labels=(1,), num_samples=samples)

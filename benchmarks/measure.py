@@ -1,4 +1,4 @@
-"""Times of things compared in turn within one process, and the peak memory of one thing in a process of its own."""
+"""Times of alternating cases within one process, and the peak memory of one case in a separate process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Function = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Options:
-    """What every part is told.
+    """The options of every part.
 
     Attributes:
         sizes: Numbers of tokens; by default each part's own.
@@ -91,12 +91,12 @@ def median(times: list[float]) -> float:
 
 
 def ratio(times: list[float], plain: list[float]) -> float:
-    """Return the median over rounds of the ratio within a round."""
+    """Return the median over rounds of the ratio per round."""
     return statistics.median(a / b for a, b in zip(times, plain, strict=True))
 
 
 def in_own_process(part: str, case: str, **arguments: Any) -> float | None:
-    """Return the bytes by which a case's peak exceeds what its process held before.
+    """Return the bytes by which a case's peak memory exceeds that of its process before.
 
     None where the process ended early, as it does when memory does not suffice.
 
@@ -114,7 +114,7 @@ def in_own_process(part: str, case: str, **arguments: Any) -> float | None:
 
 
 def peak_growth(function: Function, device: str = "cpu", *, calls: int = 1) -> int:
-    """Return the bytes by which the last of some calls, at its peak, exceeds what was held before the first."""
+    """Return the bytes by which the peak of the last call exceeds the memory before the first call."""
     start, peak = (_start_peak, _peak) if device == "cpu" else (_start_peak_on_cuda, torch.cuda.max_memory_allocated)
     _release()
     before = start()
@@ -133,14 +133,14 @@ def _start_peak_on_cuda() -> int:
 
 
 def _release() -> None:
-    """Give the system back what is no longer in use; a later call could use it unseen."""
+    """Return unused memory to the system, since a later call could reuse it unnoticed."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # not the C library of GNU
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _start_peak() -> int:
-    """Return the resident bytes now, from which on the peak is counted."""
+    """Return the current resident bytes, and reset the peak."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         return _status("VmRSS")
@@ -162,7 +162,7 @@ def _status(name: str) -> int:
 
 
 def available_bytes() -> float:
-    """Return the machine's free memory; infinite where it is not told."""
+    """Return the machine's free memory; infinite if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -171,7 +171,7 @@ def available_bytes() -> float:
 
 
 def machine(device: str) -> dict[str, str]:
-    """Return what the numbers depend on beside the code."""
+    """Return the machine and versions that the numbers depend on."""
     import transformers
 
     try:

@@ -1,4 +1,4 @@
-"""How much more memory rollout takes than the plain forward, beside the size of what has to be remembered."""
+"""The extra memory of rollout over the forward pass, compared with the size of the tensors that it stores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def scores_bytes(n: int) -> int:
 
 
 def has_offload() -> bool:
-    """Return whether queries and keys can be moved away."""
+    """Return whether queries and keys can be offloaded."""
     return "offload" in inspect.signature(AttentionAttribution.__init__).parameters
 
 
@@ -39,7 +39,7 @@ def build(case: str, n: int, device: str = "cpu", folder: str | None = None) -> 
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """Return one row per size and way of keeping."""
+    """Return one row per size and storage."""
     rows = []
     for n in options.sizes or SIZES:
         plain = measure.in_own_process("memory", "plain", n=n, device=options.device)

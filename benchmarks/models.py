@@ -1,4 +1,4 @@
-"""The model that is measured, and the way without this package: all weights kept, and dense products."""
+"""The benchmark model, and the baseline without this package: stored weights and dense products."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def text(tokens: int, *, device: str = "cpu", batch: int = 1) -> Tensor:
 
 
 def warmed(function: Callable[[Tensor], Any], ids: Tensor, *, to: int) -> Callable[[], Any]:
-    """Return the function on the ids, once it has run on their beginning.
+    """Return the function on the ids, after one run on their beginning.
 
     What is found out about a model on its first call holds for every length of input.
     """
@@ -53,7 +53,7 @@ def warmed(function: Callable[[Tensor], Any], ids: Tensor, *, to: int) -> Callab
 
 
 def logits_of(model: Any) -> Callable[[Tensor], Tensor]:
-    """Return the model as a function of ids that gives logits."""
+    """Return the model as a function from ids to logits."""
 
     def forward(ids: Tensor) -> Tensor:
         return model(input_ids=ids).logits
@@ -72,7 +72,7 @@ def plain(model: Any) -> Callable[[Tensor], Tensor]:
 
 
 def dense_rollout(attentions: Sequence[Tensor]) -> Tensor:
-    """Return the first token's row of the rollout, (N,), by products of whole matrices in float32 or wider."""
+    """Return the first token's row of rollout, (N,), by dense matrix products in float32 or wider."""
     kind = torch.promote_types(attentions[0].dtype, torch.float32)
     eye = torch.eye(attentions[0].shape[-1], dtype=kind, device=attentions[0].device)
     product = eye
@@ -103,7 +103,7 @@ def gradient(model: Any, target: int = 1) -> Callable[[Tensor], Tensor]:
 
 
 def eager_relevance(model: Any, target: int = 1) -> Callable[[Tensor], Tensor]:
-    """Return relevance, (N,), by autograd with respect to the kept probabilities, and dense products."""
+    """Return relevance, (N,), by autograd through the stored probabilities, and dense products."""
 
     def run(ids: Tensor) -> Tensor:
         embeddings = model.get_input_embeddings()(ids).requires_grad_()

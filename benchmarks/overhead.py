@@ -1,4 +1,4 @@
-"""What watching a model costs: a forward pass inside `capture`, nothing computed from the maps."""
+"""The cost of a capture: a forward pass inside `capture`, without computing anything from the maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page docs/performance.md and its plot, from results.json: each table stands between its markers."""
+"""Generates docs/performance.md and its plot from results.json; each table is between two markers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _COLOURS = {"eager + dense": "#b5482a", "rollout": "#1f5fa8", "plain forward": "
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what was measured before; empty where nothing was."""
+    """Return the stored results; empty if there are none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write(results: Results, path: Path) -> None:
-    """Keep what was measured."""
+    """Store the results."""
     write_whole(path, json.dumps(results, indent=1) + "\n")
 
 
@@ -47,7 +47,7 @@ def fill(path: Path, results: Results) -> None:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Draw time and memory against the number of tokens; nothing where neither was measured."""
+    """Draw time and memory against the number of tokens; nothing if neither was measured."""
     sizes = sorted({row["n"] for part in ("rollout", "eager") for row in tables.rows_of(results, part)})
     if not sizes:
         return
@@ -86,7 +86,7 @@ def plot(results: Results, path: Path) -> None:
 
 
 def _label(ax: Any, ends: list[tuple[float, float, str]]) -> None:
-    """Write each line's name at its end: right of it, or left of the end of a line that others run past."""
+    """Label each line at its end: to the right, or to the left if other lines continue beyond it."""
     ax.figure.canvas.draw()
     furthest = max(x for x, _, _ in ends)
     height, pixels_per_point = float("-inf"), ax.figure.dpi / 72

@@ -1,4 +1,4 @@
-"""What other packages compute of the same quantities, on the same models: time, memory and difference of results.
+"""Other packages that compute the same quantities on the same models: time, memory and difference of results.
 
 It needs an environment of its own: `make bench-peers` makes it, in benchmarks/.peers.
 """
@@ -28,7 +28,7 @@ _KEPT: list[object] = []
 
 @dataclass
 class Pair:
-    """A peer and ours on the same model and input; each call gives its scores in the same form.
+    """A peer and ours on the same model and input; both calls return scores in the same form.
 
     Attributes:
         peer: The peer's call.
@@ -44,7 +44,7 @@ class Pair:
 
 
 def vision(n: int) -> tuple[torch.nn.Module, torch.nn.Module, Tensor]:
-    """Return a random ViT with fused attention, a copy of it without, and an image of n patches at least."""
+    """Return a random ViT with fused attention, a copy without it, and an image of at least n patches."""
     import timm
 
     side = PATCH * round(n**0.5)
@@ -123,7 +123,7 @@ def inseq(n: int) -> Pair:
 
 
 def words(size: int) -> Any:
-    """Return a tokenizer of the words w1, w2, ..., made here, for nothing is downloaded."""
+    """Return a tokenizer of the words w1, w2, ..., built here to avoid a download."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -152,7 +152,7 @@ def build(case: str, n: int, device: str = "cpu") -> Callable[[], Any]:
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """Return one row per peer and size; where a peer does not run, its error."""
+    """Return one row per peer and size; for a peer that does not run, its error."""
     _let_torchvision_be_imported()
     rows = []
     for name, (make, what, sizes) in PEERS.items():
@@ -171,7 +171,7 @@ def run(options: Options) -> list[dict[str, Any]]:
 
 
 def compared(pair: Pair, options: Options) -> dict[str, Any]:
-    """Return the times of both and the greatest difference of their results."""
+    """Return the times of both and the largest difference of their results."""
     theirs, own = pair.same(pair.peer(), pair.ours())
     times = measure.interleaved({"peer": pair.peer, "ours": pair.ours}, seconds=options.seconds / 3)
     return {
@@ -186,7 +186,7 @@ def compared(pair: Pair, options: Options) -> dict[str, Any]:
 
 
 def _let_torchvision_be_imported() -> None:
-    """Declare two operators where torchvision's compiled part does not fit the torch that is installed.
+    """Declare two operators if torchvision's compiled part does not match the installed torch.
 
     There is no CPU build of torchvision for every torch; timm, fast-vit-rollout and transformers, where they find it,
     need its Python part alone.

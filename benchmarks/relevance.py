@@ -1,4 +1,4 @@
-"""Gradient-gated attention against one forward and backward pass, and against autograd over kept probabilities."""
+"""Relevance compared with one forward and backward pass, and with autograd through stored probabilities."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TARGET = 1
 
 
 def functions(n: int, device: str) -> dict[str, Callable[..., Any]]:
-    """Return the cases as functions of ids, dense ones where they are small enough."""
+    """Return the cases as functions of ids; dense ones only for small sizes."""
     model = models.bert(n, device=device)
     attribution = AttentionAttribution(models.logits_of(model), method="relevance")
     found: dict[str, Callable[..., Any]] = {

@@ -1,4 +1,4 @@
-"""Rollout over real film reviews with a trained encoder, against the plain forward over the same batches."""
+"""Rollout over real film reviews with a trained encoder, compared with the forward pass over the same batches."""
 
 from __future__ import annotations
 

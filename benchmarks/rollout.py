@@ -1,4 +1,4 @@
-"""Rollout of the predicting token, its readout included, against the plain forward pass of the same fused model."""
+"""Rollout of the predicting token with its readout, compared with the forward pass of the same fused model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def functions(n: int, device: str) -> dict[str, Callable[..., Any]]:
 
 
 def has_compiler() -> bool:
-    """Return whether the optional kernel can be compiled, or has been."""
+    """Return whether the optional kernel can be enabled."""
     try:
         native.enable()
     except CompilerError:
@@ -57,7 +57,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def build(case: str, n: int, device: str = "cpu", *, first: bool = False) -> Callable[[], Any]:
-    """Return one of the cases on n tokens: the first call, or one of those after it."""
+    """Return one of the cases on n tokens: the first call, or a later one."""
     function, ids = functions(n, device)[case], models.text(n, device=device)
     return (lambda: function(ids)) if first else models.warmed(function, ids, to=WARM)
 

@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: ``python benchmarks/run.py [PART ...]``; by default all parts but the peers.
+"""The command line of the benchmarks: ``python benchmarks/run.py [PART ...]``; by default all except the peers.
 
 What is measured is kept in results.json, from which docs/performance.md and its plot are filled; a part that is run
 again alone replaces its own numbers.
@@ -31,7 +31,7 @@ APART = ("peers",)  # needs packages that this one does not
 
 
 def main(arguments: list[str]) -> None:
-    """Measure the parts that were asked for, keep their numbers, and fill the page."""
+    """Measure the selected parts, store their numbers, and generate the page."""
     options = parse(arguments)
     torch.set_num_threads(1)
     if options.own_process:
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
 
 
 def own_process(part: str, case: str, device: str = "cpu", calls: int = 1, **arguments: Any) -> int:
-    """Return the growth of this process's memory while a case runs, in the last of some calls."""
+    """Return the growth of this process's memory during the last of several calls of a case."""
     function = importlib.import_module(part).build(case, device=device, **arguments)
     return measure.peak_growth(function, device, calls=calls)
 

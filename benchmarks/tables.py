@@ -12,7 +12,7 @@ NOT_MEASURED = "Not measured yet."
 
 
 def rows_of(results: Results, part: str) -> list[dict[str, Any]]:
-    """Return the rows of a part; none where it was not measured."""
+    """Return the rows of a part; none if it was not measured."""
     return results.get(part, {}).get("rows", [])
 
 
@@ -42,7 +42,7 @@ def times(value: float | None) -> str:
 
 
 def growth(rows: Sequence[dict[str, Any]], at: int, key: str) -> str:
-    """Return by which factor a quantity grew since the row before, of half as many tokens."""
+    """Return the growth factor of a quantity since the previous row, which has half as many tokens."""
     now, before = rows[at], rows[at - 1] if at else {}
     if before.get("n") != now["n"] / 2 or not before.get(key) or not now.get(key):
         return "-"
@@ -62,7 +62,7 @@ def machine(results: Results) -> str:
 
 
 def rollout(results: Results, part: str = "rollout") -> str:
-    """Return rollout beside the plain forward."""
+    """Return rollout and the forward pass."""
     rows = rows_of(results, part)
     head = ["tokens", "forward", "rollout", "ratio", "ratio, compiled", "forward, N / (N/2)", "rollout, N / (N/2)"]
     head += ["forward, MB", "rollout, MB", "MB, N / (N/2)", "first call, MB", "rounds"]
@@ -89,7 +89,7 @@ def rollout(results: Results, part: str = "rollout") -> str:
 
 
 def eager(results: Results) -> str:
-    """Return the dense way beside ours."""
+    """Return the dense products and ours."""
     rows = rows_of(results, "eager")
     head = ["tokens", "eager + dense", "rollout", "times as long", "eager, N / (N/2)", "eager + dense, MB"]
     head += ["rollout, MB", "times as much", "MB, N / (N/2)", "rounds"]
@@ -114,7 +114,7 @@ def eager(results: Results) -> str:
 
 
 def relevance(results: Results) -> str:
-    """Return relevance beside a backward pass and beside autograd over probabilities."""
+    """Return relevance, a backward pass, and autograd through probabilities."""
     rows = rows_of(results, "relevance")
     head = ["tokens", "forward + backward", "relevance", "ratio", "eager + autograd", "eager/relevance"]
     head += ["forward + backward, MB", "relevance, MB", "eager + autograd, MB", "difference", "rounds"]
@@ -159,7 +159,7 @@ def reviews(results: Results) -> str:
 
 
 def overhead(results: Results) -> str:
-    """Return what capturing alone costs."""
+    """Return the cost of a capture alone."""
     return markdown(
         ["batch", "tokens", "forward", "captured", "ratio", "rounds"],
         [
@@ -177,7 +177,7 @@ def overhead(results: Results) -> str:
 
 
 def memory(results: Results) -> str:
-    """Return the extra memory beside the size of what is remembered."""
+    """Return the extra memory and the size of the stored tensors."""
     return markdown(
         [
             "tokens",
@@ -222,12 +222,12 @@ def accuracy(results: Results) -> str:
 
 
 def lime_text(results: Results) -> str:
-    """Return LIME of texts beside the official explainer run in the ordinary way."""
+    """Return LIME of texts and the official explainer."""
     return _lime(results, "lime_text", ("words", "tokens", "samples"))
 
 
 def lime_image(results: Results) -> str:
-    """Return LIME of pictures beside the official explainer run in the ordinary way."""
+    """Return LIME of images and the official explainer."""
     return _lime(results, "lime_image", ("segments", "samples"))
 
 
@@ -258,7 +258,7 @@ def _lime(results: Results, part: str, numbers: Sequence[str]) -> str:
 
 
 def peers(results: Results) -> str:
-    """Return the other packages, and a line for each that did not run or was helped."""
+    """Return the other packages, and a note for each that did not run or needed changes."""
     rows = rows_of(results, "peers")
     ran = [row for row in rows if "error" not in row]
     head = ["package", "what", "tokens", "its time", "ours", "times as long", "its MB", "ours", "greatest difference"]
@@ -287,7 +287,7 @@ def peers(results: Results) -> str:
 
 
 def cuda(results: Results) -> str:
-    """Return rollout on CUDA, where it was measured."""
+    """Return rollout on CUDA, if it was measured."""
     if not rows_of(results, "rollout cuda"):
         return "Not run yet."
     return rollout(results, "rollout cuda")
