@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from captum_attn_lime._capture.keeping import Keep
 from captum_attn_lime._capture.names import ModuleStack
 from captum_attn_lime._capture.provenance import Compared, Provenance
-from captum_attn_lime._capture.registered import Registration, registration, told_map
+from captum_attn_lime._capture.registered import Registration, registered_map, registration_of
 from captum_attn_lime._capture.walk import Asked, Trace, Walks
 from captum_attn_lime._capture.weak import TensorTable
 from captum_attn_lime._capture.windows import TokenPlaces
@@ -231,7 +231,7 @@ class Recorder:
             return output.clone()
 
     def _entered(self, module: nn.Module) -> None:
-        if registration(module) is not None:
+        if registration_of(module) is not None:
             self.trace.unfit()  # registered weights may change from run to run
             self._registered.append(module)
 
@@ -246,10 +246,10 @@ class Recorder:
         if module in self._registered:
             # A module inside it may have raised an exception that it caught.
             del self._registered[self._registered.index(module) :]
-            said = registration(module)
-            if said is None or self._registered or output is None:
+            registration = registration_of(module)
+            if registration is None or self._registered or output is None:
                 return None
-            return self._told(said, module, args, kwargs, output)
+            return self._add_registered(registration, module, args, kwargs, output)
         if not others_ran and not self.trace.is_replayed and isinstance(output, Tensor):
             came = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
             with torch._C.DisableTorchFunction():  # these are not operations of the model
@@ -257,18 +257,18 @@ class Recorder:
                     self.provenance.bridge(came, output)
         return None
 
-    def _told(
-        self, said: Registration, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    def _add_registered(
+        self, registration: Registration, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         tokens = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
         self._registered.append(module)  # so that the user's function is not taken for the model's attention
         try:
-            attention, first, rows = told_map(said, self.module_name, module, args, kwargs, output)
+            attention, first, rows = registered_map(registration, self.module_name, module, args, kwargs, output)
         finally:
             self._registered.pop()
         query = tokens[0] if tokens else first
         # In cross-attention the keys follow the queries, even if there are equally many.
-        others = tokens[1:] if said.kind == "cross" else tokens
+        others = tokens[1:] if registration.kind == "cross" else tokens
         source = next((x for x in others if x.shape[1] == attention.shape[3]), query)
         value = source.flatten(2).unsqueeze(1) if source.dim() > 2 else source[:, None, :, None]
         with torch.set_grad_enabled(self._has_graph or not self.wants_graph):
@@ -283,7 +283,7 @@ class Recorder:
         return type(output)._make(parts) if hasattr(output, "_make") else type(output)(parts)
 
     @property
-    def is_told(self) -> bool:
+    def runs_registered(self) -> bool:
         """Whether a module with registered attention is running, whose operations must be ignored."""
         return bool(self._registered)
 

@@ -1,4 +1,4 @@
-"""`register_attention`: attention that a capture cannot see, told by the user."""
+"""`register_attention`: registers the weights of attention that a capture cannot see."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WeightsOf = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Tensor]
 
 @dataclass(frozen=True)
 class Registration:
-    """What a user said of one module.
+    """The registered attention of one module.
 
     Attributes:
         weights: Function of the module, its arguments and its output that returns the attention weights (B, H, Q, K).
@@ -34,15 +34,15 @@ _registrations: WeakKeyDictionary[nn.Module, Registration] = WeakKeyDictionary()
 
 
 class RegisteredAttention:
-    """A registration that ends with :meth:`remove`, or with the ``with`` block it was made for."""
+    """Handle of a registration, which ends with :meth:`remove` or at the end of its ``with`` block."""
 
-    def __init__(self, module: nn.Module, said: Registration, before: Registration | None) -> None:
-        self._module, self._said, self._before = module, said, before
+    def __init__(self, module: nn.Module, registration: Registration, before: Registration | None) -> None:
+        self._module, self._registration, self._before = module, registration, before
 
     def remove(self) -> None:
-        """Forget what was said of the module; what had been said before holds again."""
-        if _registrations.get(self._module) is not self._said:
-            return  # something else was said since
+        """Remove the registration, and restore the previous one."""
+        if _registrations.get(self._module) is not self._registration:
+            return  # registered again since
         if self._before is None:
             del _registrations[self._module]
         else:
@@ -56,24 +56,24 @@ class RegisteredAttention:
 
 
 def register_attention(module: nn.Module, weights: WeightsOf, *, kind: AttentionKind = "self") -> RegisteredAttention:
-    """Tell where a module's attention weights are, for a module whose attention is not seen or cannot be read.
+    """Register the attention weights of a module whose attention cannot be captured.
 
-    Captures then take what ``weights`` returns each time the module has run, and look no further into the module. The
-    output of the module (the first tensor, if it returns several) must have one row per query: (B, Q, ...) or
-    (Q, B, ...). Nothing is changed on the module.
+    Captures then call ``weights`` each time the module has run, and ignore the operations inside the module. The output
+    of the module (the first tensor, if it returns several) must have one row per query: (B, Q, ...) or (Q, B, ...). The
+    module is not changed.
 
     Args:
         module: The module that computes the attention, as an object: ``model.get_submodule("encoder.attention")``.
-        weights: Function ``(module, args, kwargs, output) -> Tensor`` that returns the weights (B, H, Q, K), rows are
-            queries. It may recompute them from the arguments, or take what the module kept. An attribution runs the
-            model on batches of other sizes as well, so B must be that of the arguments.
-        kind: ``"self"`` where queries and keys are the same tokens, ``"cross"`` where they are not.
+        weights: Function ``(module, args, kwargs, output) -> Tensor`` that returns the weights (B, H, Q, K). It may
+            recompute them from the arguments, or return what the module stored. An attribution also runs the model with
+            other batch sizes, so B must be that of the arguments.
+        kind: ``"self"`` if queries and keys are the same tokens, otherwise ``"cross"``.
 
     Returns:
         A handle: call ``.remove()``, or use it in a ``with`` statement.
 
     Raises:
-        InputError: Not a module, no function, or a kind of attention that has none.
+        InputError: ``module`` is not a module, ``weights`` is not a function, or ``kind`` is invalid.
 
     Example:
         >>> from captum_attn_lime import capture
@@ -89,40 +89,40 @@ def register_attention(module: nn.Module, weights: WeightsOf, *, kind: Attention
     """
     if not isinstance(module, nn.Module) or not callable(weights):
         raise InputError(
-            f"register_attention takes a module and a function of (module, args, kwargs, output), but got "
+            f"register_attention needs a module and a function of (module, args, kwargs, output), but got "
             f"{type(module).__name__} and {type(weights).__name__}."
         )
     if kind not in ("self", "cross"):
         raise InputError(f"kind must be 'self' or 'cross', but is {kind!r}.")
-    said, before = Registration(weights, kind), _registrations.get(module)
-    _registrations[module] = said
-    return RegisteredAttention(module, said, before)
+    registration, before = Registration(weights, kind), _registrations.get(module)
+    _registrations[module] = registration
+    return RegisteredAttention(module, registration, before)
 
 
-def registration(module: nn.Module) -> Registration | None:
-    """Return what was said of a module."""
+def registration_of(module: nn.Module) -> Registration | None:
+    """Return the registration of a module; None if it has none."""
     return _registrations.get(module)
 
 
 def registered_modules() -> list[nn.Module]:
-    """Return all modules of which something was said."""
-    # Not by iteration, which another thread that registers would break.
+    """Return all registered modules."""
+    # keyrefs() is a copy; iteration would fail if another thread registers a module.
     return [module for ref in _registrations.keyrefs() if (module := ref()) is not None]
 
 
-def told_map(
-    said: Registration, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+def registered_map(
+    registration: Registration, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> tuple[DenseMap, Tensor, Callable[[Tensor], Tensor]]:
-    """Return the map a user's function gives, the module's output tensor, and its way to (B, 1, Q, ...).
+    """Return the map of the registered weights, the module's output, and a function from that to (B, 1, Q, ...).
 
     Raises:
-        UnreadableAttentionError: The function gave no weights, or the output has no row per query.
+        UnreadableAttentionError: The function returned no weights, or the output does not have one row per query.
     """
-    weights = said.weights(module, args, kwargs, output)
+    weights = registration.weights(module, args, kwargs, output)
     if not isinstance(weights, Tensor) or weights.dim() != 4 or not weights.is_floating_point():
-        came = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else type(weights).__name__
+        returned = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else type(weights).__name__
         raise UnreadableAttentionError(
-            f"the function registered for {name!r} returned {came}; weights (B, H, Q, K) are needed."
+            f"the function registered for {name!r} returned {returned}, but weights (B, H, Q, K) are needed."
         )
     if not bool(torch.isfinite(weights).all()):
         raise UnreadableAttentionError(f"the function registered for {name!r} returned weights that are not finite.")
@@ -130,10 +130,10 @@ def told_map(
     batch, queries = weights.shape[0], weights.shape[2]
     lead = tuple(first.shape[:2]) if isinstance(first, Tensor) else ()
     if not isinstance(first, Tensor) or lead not in ((batch, queries), (queries, batch)):
-        came = f"a tensor of shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
+        returned = f"a tensor of shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
         raise UnreadableAttentionError(
-            f"the module {name!r}, whose attention was registered with B = {batch} and Q = {queries}, returned {came}; "
-            "one row per query, (B, Q, ...) or (Q, B, ...), is needed."
+            f"the module {name!r}, whose attention was registered with B = {batch} and Q = {queries}, returned "
+            f"{returned}, but one row per query, (B, Q, ...) or (Q, B, ...), is needed."
         )
     swap = lead != (batch, queries)
 
@@ -141,4 +141,4 @@ def told_map(
         x = x.transpose(0, 1) if swap else x
         return x.flatten(2).unsqueeze(1)  # (B, 1, Q, ...)
 
-    return DenseMap(torch.as_tensor(weights), name=name, kind=said.kind), first, rows
+    return DenseMap(torch.as_tensor(weights), name=name, kind=registration.kind), first, rows

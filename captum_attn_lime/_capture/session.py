@@ -281,7 +281,7 @@ class _Watch(TorchFunctionMode):
         recorder = self._recorder
         if not self._is_on:
             return func(*args, **kwargs)
-        if recorder.is_told:
+        if recorder.runs_registered:
             return recorder.run(func, args, kwargs)
         seam = SEAMS.get(func)
         if seam is not None:

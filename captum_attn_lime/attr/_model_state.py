@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime._capture.registered import registered_modules, registration
+from captum_attn_lime._capture.registered import registered_modules, registration_of
 
 _SIMPLE = frozenset(
     {bool, int, float, complex, str, bytes, NoneType, torch.dtype, torch.device, torch.Size, slice, range}
@@ -179,7 +179,7 @@ class _Found:
         add = self.facts.append
         add(type(module))
         if self._has_registered:
-            add(registration(module))
+            add(registration_of(module))
         if isinstance(module, torch.jit.ScriptModule):
             for tensor in (*module.parameters(), *module.buffers()):
                 self._tensor(tensor)
