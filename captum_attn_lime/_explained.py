@@ -105,9 +105,9 @@ def choose(
         raise TargetError(f"target {target!r} was given, but a regression has one output; leave target out.")
     kind = "outputs" if unit == "prediction" else "classes"
     index = int(values.argmax()) if is_predicted else class_index(0 if target is None else target, n, names, kind=kind)
-    own = None if names is None or (unit == "prediction" and n == 1) else str(names[index])
+    name = None if names is None or (unit == "prediction" and n == 1) else str(names[index])
     opposite = (str(1 - index) if names is None else str(names[1 - index])) if two_sided and n == 2 else None
-    return Explained(index, unit, own, float(values[index]), is_predicted, opposite)
+    return Explained(index, unit, name, float(values[index]), is_predicted, opposite)
 
 
 def class_index(target: Any, n: int, names: Sequence[str] | None = None, *, kind: str = "classes") -> int:

@@ -120,15 +120,15 @@ def from_einsum(
         return None
     if "..." in inputs:
         terms, out = _spelled_out(terms, out, index, weights, value)
-    own, other = terms[index], terms[1 - index]
-    if len(set(own)) != len(own) or len(own) != weights.dim():
+    term, other = terms[index], terms[1 - index]
+    if len(set(term)) != len(term) or len(term) != weights.dim():
         return None
-    key = own[axis]
+    key = term[axis]
     if key in out or key not in other:
         return None
-    sizes = dict(zip(own, weights.shape, strict=True))
-    batch = [c for c in own if c in out and c in other]
-    queries = [c for c in own if c in out and c not in other]
+    sizes = dict(zip(term, weights.shape, strict=True))
+    batch = [c for c in term if c in out and c in other]
+    queries = [c for c in term if c in out and c not in other]
     heads: list[str] = []
     if len(batch) == 2:
         # The letter with the batch size is the batch; if both have it, or the batch size is unknown, the first.
@@ -139,7 +139,7 @@ def from_einsum(
     elif len(queries) == 2:
         # Keys shared by all heads: the query letter has the keys' length, or is next to the keys.
         same = [c for c in queries if sizes[c] == sizes[key]]
-        query = same[0] if len(same) == 1 else min(queries, key=lambda c: abs(own.index(c) - axis))
+        query = same[0] if len(same) == 1 else min(queries, key=lambda c: abs(term.index(c) - axis))
         heads = [c for c in queries if c != query]
         queries = [query]
     if len(batch) != 1 or len(queries) > 1 or len(heads) > 1:
@@ -147,18 +147,18 @@ def from_einsum(
             f"the einsum attention {equation!r} in {recorder.module_name!r} cannot be interpreted as examples, heads, "
             "queries and keys; register the weights with register_attention."
         )
-    if recorder.batch is not None and _differs_by_query(own, axis, batch[0], queries + heads, sizes, recorder.batch):
+    if recorder.batch is not None and _differs_by_query(term, axis, batch[0], queries + heads, sizes, recorder.batch):
         return None
-    return _by_letters(own, other, out, batch + heads, queries, key, weights, value)
+    return _by_letters(term, other, out, batch + heads, queries, key, weights, value)
 
 
-def _differs_by_query(own: str, axis: int, shared: str, others: list[str], sizes: dict[str, int], batch: int) -> bool:
+def _differs_by_query(term: str, axis: int, shared: str, others: list[str], sizes: dict[str, int], batch: int) -> bool:
     """Return whether the second operand has a row for each query and key, shared by all examples.
 
     Relative positions do: "bhij,ijd->bhid" has the query letter where values have the letter of the examples.
     """
-    beside_keys = abs(own.index(shared) - axis) == 1
-    is_query = beside_keys and any(sizes[c] == batch and own.index(c) < own.index(shared) for c in others)
+    beside_keys = abs(term.index(shared) - axis) == 1
+    is_query = beside_keys and any(sizes[c] == batch and term.index(c) < term.index(shared) for c in others)
     return bool(sizes[shared] % batch) or is_query
 
 
@@ -173,7 +173,7 @@ def _spelled_out(terms: list[str], out: str, index: int, weights: Tensor, value:
 
 
 def _by_letters(
-    own: str,
+    term: str,
     other: str,
     out: str,
     lead: list[str],
@@ -192,7 +192,7 @@ def _by_letters(
             x = x.unsqueeze(1)
         return x if last else x.unsqueeze(2)
 
-    placed = arrange(weights, own, queries)  # (B, H, Q, K)
+    placed = arrange(weights, term, queries)  # (B, H, Q, K)
     rows: RowView = lambda x: arrange(x, out, queries)  # noqa: E731
     return Placed(placed, arrange(value, other, [key]), rows, other.index(key))
 
