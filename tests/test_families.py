@@ -12,43 +12,38 @@ from captum_attn_lime import AttentionAttribution, capture
 from captum_attn_lime.attr._token_map import place
 from captum_attn_lime.errors import AttentionKindError, ExplanationError, ReadoutError, TokenMapError
 from captum_attn_lime.methods import Rollout
-from tests.families import ENCODER_DECODERS, FAMILIES, build
+from tests.families import ENCODER_DECODERS, FAMILIES, build, facts
 from tests.families.checks import (
     assert_same_weights,
     assert_scores_on_cells,
     attribute,
-    build_with_scores,
     captured,
     causality_of,
     expected_scores,
-    has_scores,
     in_mode,
     kinds_of,
     real_rows,
     token_of_cell,
     tolerance_of,
 )
+from tests.families.facts import over, over_modes
 from tests.families.text_decoders import gemma2, gemma3, gpt_oss, llama_packed, mistral
 from tests.families.text_encoders import modernbert
 from tests.reference.attention import fuse, rollout_matrix
 
-families = pytest.mark.parametrize("make", FAMILIES, ids=lambda f: f.__name__)
+families = over(FAMILIES)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-both_modes = pytest.mark.parametrize("mode", ["fused", "eager"])
+both_modes = over_modes(facts.MODES)
 
 
-@families
-@both_modes
+@over_modes([pair for pair in facts.MODES if pair not in facts.NOT_A_NUMBER])
 def test_captured_weights_equal_the_softmax_recomputed_in_float64(make, mode):
     family = build(make, torch.float64)
     with in_mode(family, mode):
-        if not bool(family.run().isfinite().all()):
-            pytest.skip("the model's own eager code gives NaN in float64: rows without a key, cast to float32")
         maps, tolerance = captured(family), tolerance_of(family)
     assert_same_weights(family, maps, family.recompute(), tolerance)
 
 
-@families
 @both_modes
 def test_captured_weights_equal_those_the_library_reports_in_float32(make, mode):
     family = build(make)
@@ -60,7 +55,6 @@ def test_captured_weights_equal_those_the_library_reports_in_float32(make, mode)
     assert_same_weights(family, maps, expected, 1e-6)
 
 
-@families
 @both_modes
 def test_calls_are_told_by_kind_name_and_causality(make, mode):
     family = build(make)
@@ -87,11 +81,9 @@ def test_the_comparisons_could_fail(make):
         assert float((real.max(-1) - even).max()) > 0.1
 
 
-@families
+@over(facts.EXPLAINED)
 def test_every_token_behind_the_prefix_has_an_input_cell(make):
     family = build(make, torch.float64)
-    if not has_scores(family):
-        pytest.skip("not one stack of square self-attention")
     tokens = torch.cat([t.flatten() for t in token_of_cell(family)])
     layers = family.recompute()
     n_tokens = ([w for w in layers if w.shape[2] == w.shape[3]] or layers)[-1].shape[3]
@@ -113,18 +105,16 @@ def test_raw_and_rollout_equal_the_dense_product_or_are_refused(make, dtype):
     if not family.tells_tokens:
         with pytest.raises(TokenMapError, match="token_map="):
             attribution.attribute(family.inputs, **(told | {"token_map": None}))
-    if not has_scores(family):
+    if make not in facts.EXPLAINED:
         return
     for method, scores in expected_scores(family, family.recompute()).items():
         assert_scores_on_cells(family, attribute(family, method=method), scores, tolerance_of(family))
 
 
-@families
+@over(facts.ROWS)
 @pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
 def test_rollout_options_equal_the_dense_product(make, head_fusion):
     family = build(make, torch.float64)
-    if not family.products or family.scores is not None:
-        pytest.skip("no single row of one stack of square self-attention")
     method = Rollout(heads=[0, 2], head_fusion=head_fusion, residual=0.3)
     layers = family.recompute()[1:]
     scores = rollout_matrix(layers, head_fusion, 0.3, [0, 2])[np.arange(2), family.reads or [0, 0]]
@@ -132,9 +122,9 @@ def test_rollout_options_equal_the_dense_product(make, head_fusion):
     assert_scores_on_cells(family, cells, scores, tolerance_of(family))
 
 
-@families
+@over(facts.EXPLAINED)
 def test_a_batch_gives_each_example_what_it_gets_alone_and_padding_is_inert(make):
-    family = build_with_scores(make, torch.float64)
+    family = build(make, torch.float64)
     options = {"method": "rollout" if family.products else "raw"}
     together = attribute(family, **options)
     for i in range(2):
@@ -187,7 +177,7 @@ def test_nothing_is_left_on_the_model_and_outputs_are_bit_identical(make):
     state = _state(family.model)
     with torch.no_grad(), capture(family.model):
         during = family.run()
-    if has_scores(family):
+    if make in facts.EXPLAINED:
         attribute(family, method="rollout" if family.products else "raw")
     assert torch.equal(during, plain)
     assert torch.equal(family.run(), before)
@@ -220,7 +210,7 @@ def test_nothing_is_left_after_an_exception(make, error):
     assert len(captured(family)) == calls
 
 
-@pytest.mark.parametrize("make", ENCODER_DECODERS, ids=lambda f: f.__name__)
+@over(ENCODER_DECODERS)
 @pytest.mark.parametrize("method", ["raw", "rollout"])
 def test_one_stack_of_an_encoder_and_decoder_is_explained_by_its_layers(make, method):
     family = build(make, torch.float64)
@@ -286,6 +276,20 @@ def test_every_row_has_a_name_a_title_and_a_section_of_the_table():
     assert {row.group for row in rows} == {
         "text encoder", "text decoder", "encoder-decoder", "vision", "audio", "torch", "table", "hand-written",
     }  # fmt: skip
+
+
+@families
+def test_what_the_lists_say_of_a_family_is_true(make):
+    family = build(make, torch.float64)
+    assert (make in facts.EAGER) == (family.eager is not None)
+    assert (make in facts.SCORED) == (family.scores is not None)
+    assert (make in facts.STACKS) == family.products
+    assert (make in facts.READING) == (family.reads is not None)
+    if family.scores is not None:
+        assert family.products == ("rollout" in family.scores(family.recompute()))
+    for mode in ("fused", "eager") if family.eager else ("fused",):
+        with in_mode(family, mode):
+            assert ((make, mode) in facts.NOT_A_NUMBER) == (not family.run().isfinite().all())
 
 
 def test_place_repeats_a_tokens_score_on_its_cells():
