@@ -26,40 +26,24 @@ from tests.families.checks import (
     token_of_cell,
     tolerance_of,
 )
-from tests.families.facts import over, over_modes
+from tests.families.facts import each_with, over
 from tests.families.text_decoders import gemma2, gemma3, gpt_oss, llama_packed, mistral
 from tests.families.text_encoders import modernbert
 from tests.reference.attention import fuse, rollout_matrix
 
 families = over(FAMILIES)
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-both_modes = over_modes(facts.MODES)
 
 
-@over_modes([pair for pair in facts.MODES if pair not in facts.NOT_A_NUMBER])
+@over(facts.FINITE, beside="mode")
 def test_captured_weights_equal_the_softmax_recomputed_in_float64(make, mode):
     family = build(make, torch.float64)
     with in_mode(family, mode):
         maps, tolerance = captured(family), tolerance_of(family)
     assert_same_weights(family, maps, family.recompute(), tolerance)
+    assert_kinds_names_and_causality(family, maps)
 
 
-@both_modes
-def test_captured_weights_equal_those_the_library_reports_in_float32(make, mode):
-    family = build(make)
-    with in_mode(family, mode):
-        maps = captured(family)
-    expected = family.recompute()
-    if family.output_attentions is not None:
-        expected = [x.double().numpy() for x in family.output_attentions()]
-    assert_same_weights(family, maps, expected, 1e-6)
-
-
-@both_modes
-def test_calls_are_told_by_kind_name_and_causality(make, mode):
-    family = build(make)
-    with in_mode(family, mode):
-        maps = captured(family)
+def assert_kinds_names_and_causality(family, maps):
     assert [m.kind for m in maps] == kinds_of(family, len(maps))
     modules = dict(family.model.named_modules())
     for attention, causal in zip(maps, causality_of(family, len(maps)), strict=True):
@@ -69,6 +53,18 @@ def test_calls_are_told_by_kind_name_and_causality(make, mode):
         if attention.kind == "self" and weights.shape[2] == weights.shape[3]:
             above = float(np.triu(np.where(real_rows(family, weights), weights, 0.0), 1).max())
             assert (above == 0) == causal, attention
+
+
+@over(facts.MODES, beside="mode", sample=0)
+def test_captured_weights_equal_those_the_library_reports_in_float32(make, mode):
+    family = build(make)
+    with in_mode(family, mode):
+        maps = captured(family)
+    expected = family.recompute()
+    if family.output_attentions is not None:
+        expected = [x.double().numpy() for x in family.output_attentions()]
+    assert_same_weights(family, maps, expected, 1e-6)
+    assert_kinds_names_and_causality(family, maps)
 
 
 @families
@@ -91,9 +87,8 @@ def test_every_token_behind_the_prefix_has_an_input_cell(make):
 
 
 @families
-@dtypes
-def test_raw_and_rollout_equal_the_dense_product_or_are_refused(make, dtype):
-    family = build(make, dtype)
+def test_raw_and_rollout_equal_the_dense_product_or_are_refused(make):
+    family = build(make, torch.float64)
     attribution = AttentionAttribution(family.forward, method="rollout")
     told = {"additional_forward_args": family.args, "query": 0, "token_map": family.token_of_cell}
     if not family.products:
@@ -105,14 +100,21 @@ def test_raw_and_rollout_equal_the_dense_product_or_are_refused(make, dtype):
     if not family.tells_tokens:
         with pytest.raises(TokenMapError, match="token_map="):
             attribution.attribute(family.inputs, **(told | {"token_map": None}))
-    if make not in facts.EXPLAINED:
-        return
+    if make in facts.EXPLAINED:
+        assert_raw_and_rollout(family)
+
+
+def assert_raw_and_rollout(family):
     for method, scores in expected_scores(family, family.recompute()).items():
         assert_scores_on_cells(family, attribute(family, method=method), scores, tolerance_of(family))
 
 
-@over(facts.ROWS)
-@pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
+@over(facts.EXPLAINED, sample=1)
+def test_raw_and_rollout_equal_the_dense_product_in_float32(make):
+    assert_raw_and_rollout(build(make, torch.float32))
+
+
+@over(each_with(facts.ROWS, ["mean", "max", "min"]), beside="head_fusion", sample=0)
 def test_rollout_options_equal_the_dense_product(make, head_fusion):
     family = build(make, torch.float64)
     method = Rollout(heads=[0, 2], head_fusion=head_fusion, residual=0.3)
@@ -122,7 +124,7 @@ def test_rollout_options_equal_the_dense_product(make, head_fusion):
     assert_scores_on_cells(family, cells, scores, tolerance_of(family))
 
 
-@over(facts.EXPLAINED)
+@over(facts.EXPLAINED, sample=2)
 def test_a_batch_gives_each_example_what_it_gets_alone_and_padding_is_inert(make):
     family = build(make, torch.float64)
     options = {"method": "rollout" if family.products else "raw"}
@@ -168,7 +170,7 @@ def _no_fast_path():
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-@families
+@over(FAMILIES, sample=0)
 def test_nothing_is_left_on_the_model_and_outputs_are_bit_identical(make):
     family = build(make)
     before = family.run()
@@ -184,8 +186,7 @@ def test_nothing_is_left_on_the_model_and_outputs_are_bit_identical(make):
     assert _state(family.model) == state
 
 
-@families
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@over(each_with(FAMILIES, [RuntimeError, KeyboardInterrupt]), beside="error", sample=0)
 def test_nothing_is_left_after_an_exception(make, error):
     family = build(make)
     calls = len(captured(family))
@@ -289,7 +290,7 @@ def test_what_the_lists_say_of_a_family_is_true(make):
         assert family.products == ("rollout" in family.scores(family.recompute()))
     for mode in ("fused", "eager") if family.eager else ("fused",):
         with in_mode(family, mode):
-            assert ((make, mode) in facts.NOT_A_NUMBER) == (not family.run().isfinite().all())
+            assert ((make, mode) in facts.FINITE) == bool(family.run().isfinite().all())
 
 
 def test_place_repeats_a_tokens_score_on_its_cells():

@@ -14,7 +14,7 @@ from captum_attn_lime.errors import ExplanationError
 from captum_attn_lime.methods import Relevance
 from tests.families import FAMILIES, build, facts
 from tests.families.checks import assert_on_cells, in_mode, token_of_cell, what_to_say
-from tests.families.facts import over, over_modes
+from tests.families.facts import each_with, over
 from tests.families.hand_written import Exponentials, HandWritten
 from tests.families.tables import ft_transformer
 from tests.families.text_encoders import deberta_v2
@@ -131,8 +131,7 @@ def test_others_are_refused(make):
         found_relevance(build(make, torch.float64), [0, 1], query=0)
 
 
-@over_modes([pair for pair in facts.MODES if pair[0] in facts.RELEVANT and pair not in facts.NOT_A_NUMBER])
-def test_relevance_is_a_row_of_the_dense_product(make, mode):
+def assert_row_of_the_dense_product(make, mode):
     family = build_with_gradients(make)
     layers = dense(family, [0, 1])
     scores = expected_relevance(family, layers)
@@ -144,6 +143,16 @@ def test_relevance_is_a_row_of_the_dense_product(make, mode):
 
 
 @over(facts.RELEVANT)
+def test_relevance_is_a_row_of_the_dense_product(make):
+    assert_row_of_the_dense_product(make, "fused")
+
+
+@over([make for make in facts.RELEVANT if (make, "eager") in facts.FINITE], sample=0)
+def test_relevance_of_eager_attention_is_a_row_of_the_dense_product(make):
+    assert_row_of_the_dense_product(make, "eager")
+
+
+@over(facts.RELEVANT, sample=1)
 def test_relevance_in_float32_is_near_that_in_float64(make):
     family = build_with_gradients(make)
     scores = expected_relevance(family, dense(family, [0, 1]))
@@ -159,8 +168,7 @@ def _cast(x):
     return x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 
-@over([make for make in facts.ROWS if make in facts.RELEVANT])
-@pytest.mark.parametrize("how", ["mean", "max"])
+@over(each_with([make for make in facts.ROWS if make in facts.RELEVANT], ["mean", "max"]), beside="how", sample=2)
 def test_heads_fusions_layers_and_queries_equal_the_dense_product(make, how):
     family = build_with_gradients(make)
     layers, tolerance = dense(family, [1, 1])[1:], tolerance_of(family)

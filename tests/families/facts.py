@@ -51,17 +51,31 @@ READING = [make for make in ROWS if make not in (deit, dinov2_registers, timm_de
 READING += [gpt_oss, jamba, qwen3_next, mha_bias_kv, mha_zero_attn]
 # Relevance is defined and has a gradient: flex_attention has none on the CPU.
 RELEVANT = [make for make in STACKS if make is not flexible]
-# Rows without a key, which eager code of a float64 model casts to float32: NaN.
-NOT_A_NUMBER = [(llama_left_padded, "eager")]
 
 MODES = [(make, "fused") for make in FAMILIES] + [(make, "eager") for make in EAGER]
+# Beside those with rows without a key, which eager code of a float64 model casts to float32: NaN.
+FINITE = [pair for pair in MODES if pair != (llama_left_padded, "eager")]
 
 
-def over(families):
-    """Return the decorator of a test that runs once for each of the families."""
-    return pytest.mark.parametrize("make", families, ids=lambda make: make.__name__)
+def over(rows, *, beside=None, sample=None):
+    """Return the decorator of a test that runs once for each family, or for each pair of one and a value.
+
+    Args:
+        rows: Families, or pairs of a family and a value.
+        beside: The name of the value.
+        sample: With a number, every third row from there on runs each time, and the others with the slow tests: three
+            tests with three numbers see every row between them.
+    """
+    found = []
+    for number, row in enumerate(rows):
+        values = row if beside else (row,)
+        name = "-".join(getattr(value, "__name__", str(value)) for value in values)
+        is_quick = sample is None or (number - sample) % 3 == 0
+        found.append(pytest.param(*values, id=name, marks=() if is_quick else pytest.mark.slow))
+    return pytest.mark.parametrize(("make", beside) if beside else "make", found)
 
 
-def over_modes(pairs):
-    """Return the decorator of a test that runs once for each pair of a family and a mode."""
-    return pytest.mark.parametrize(("make", "mode"), pairs, ids=lambda x: getattr(x, "__name__", x))
+def each_with(families, values):
+    """Return all pairs of a family and a value, in an order in which every third pair has another value."""
+    n = len(values)
+    return [(make, values[(i + j) % n]) for i, make in enumerate(families) for j in range(n)]
