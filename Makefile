@@ -8,9 +8,9 @@ STAMP := .venv/.installed
 quickstart: $(STAMP)
 	$(BIN)/python examples/quickstart.py
 
-# One process a core, one thread each; a file's tests stay together, for what its fixtures hold.
+# One process a core, one thread each. Files stay together but for what a process that is done takes from the other.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist worksteal
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
