@@ -233,6 +233,7 @@ def test_a_damaged_cache_is_fitted_again(
 
 
 # ------------------------------------------------------------------ the examples, as they are run
+# Those that train a model for long are run with the slow tests; `make examples` runs all of them, too.
 
 
 def _run(name: str, folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -273,7 +274,7 @@ def test_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "agreement is not quality" in printed
 
 
-@pytest.mark.slow  # it trains for half a minute
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LIME's linear model fits")  # near its threshold; the example speaks of it
 def test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run = _run("image.py", tmp_path, monkeypatch)
@@ -301,6 +302,7 @@ def test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "agreement is not quality" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @needs_reviews
 def test_attention_from_scratch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
