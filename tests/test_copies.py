@@ -25,8 +25,8 @@ from captum_attn_lime import (
     submodular_pick,
 )
 from captum_attn_lime.lime import pooled
-from tests.adapters import models
 from tests.families import IDS, MASK, bert, build
+from tests.models import text as models
 
 COPIES = {"pickle": lambda x: pickle.loads(pickle.dumps(x)), "deepcopy": copy.deepcopy}
 copied_by = pytest.mark.parametrize("how", COPIES)

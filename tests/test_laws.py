@@ -23,9 +23,9 @@ from captum_attn_lime import (
 from captum_attn_lime.errors import InputError, LawError
 from captum_attn_lime.methods import Raw, Rollout
 from captum_attn_lime.testing import check_attribution
-from tests.adapters import models
 from tests.families import FAMILIES, IDS, MASK, bert, build, flexible, hand_written, torch_encoder, vit
 from tests.families.checks import what_to_say
+from tests.models import text as models
 
 
 def _check(family, method, layers=None, **options):

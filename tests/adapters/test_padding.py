@@ -10,7 +10,7 @@ from captum_attn_lime.adapters import TextAdapter
 from captum_attn_lime.adapters.text._padding import without_doubt
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime import LimeText
-from tests.adapters import models
+from tests.models import text as models
 
 LONG, SHORT = "a fine film with a fine cast", "a fine film"
 

@@ -12,8 +12,9 @@ from captum_attn_lime import compare
 from captum_attn_lime.adapters import TextAdapter
 from captum_attn_lime.errors import ForwardError, InputError, TargetError, TextError
 from captum_attn_lime.lime import LimeText
-from tests.adapters import heads, models
-from tests.adapters.heads import CASES, hugging_face
+from tests.models import heads
+from tests.models import text as models
+from tests.models.heads import CASES, hugging_face
 
 TEXTS = ["a fine film with a cast", "it isn't bad; it is not good"]
 

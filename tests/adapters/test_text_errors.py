@@ -19,7 +19,7 @@ from captum_attn_lime.errors import (
     TokenizerError,
     TruncationWarning,
 )
-from tests.adapters import models
+from tests.models import text as models
 
 TOKENIZER = WordTokenizer.fit(models.CORPUS)
 

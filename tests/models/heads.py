@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
-from tests.adapters import models
+from tests.models import text as models
 
 _SIZES: dict[str, Any] = dict(
     vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
