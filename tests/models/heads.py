@@ -150,6 +150,18 @@ class Writer(nn.Module):
         return self.head((x.cumsum(1) / counts + x).tanh())
 
 
+class Returns(nn.Module):
+    """An output that was given, whatever the ids are."""
+
+    def __init__(self, output: Any):
+        super().__init__()
+        self.embed = nn.Embedding(70, 4)
+        self.output = output
+
+    def forward(self, ids: Tensor) -> Any:
+        return self.output
+
+
 @dataclass(frozen=True)
 class Case:
     """One model for one task.
