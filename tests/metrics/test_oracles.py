@@ -46,7 +46,8 @@ METRICS = {
 
 
 def test_every_metric_has_an_oracle():
-    assert sorted(METRICS) == sorted(metrics.__all__), "give each public metric a row in METRICS"
+    public = {name for name in metrics.__all__ if callable(getattr(metrics, name))} | metrics.MEASURES.keys()
+    assert METRICS.keys() == public, "give each public metric a row in METRICS"
 
 
 @pytest.mark.parametrize("name", METRICS)
