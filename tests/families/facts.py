@@ -1,6 +1,6 @@
 """What is known of each family before it is built: tests are parametrised over the families that a law speaks of.
 
-`tests/test_families.py` holds these lists against the families themselves.
+`test_families.py` holds these lists against the families themselves.
 """
 
 from __future__ import annotations
