@@ -8,12 +8,12 @@ STAMP := .venv/.installed
 quickstart: $(STAMP)
 	$(BIN)/python examples/quickstart.py
 
-# One process per core with one thread each; the tests of a file share a process, and so their fixtures.
+# One process per core with one thread each; a process that is done takes files from the other.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist worksteal
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What every test starts from: one torch thread, no display, a fixed seed."""
 
+import gc
 import importlib
 import os
 import sys
@@ -46,6 +47,13 @@ def _make_torchvision_importable() -> None:
 _make_torchvision_importable()
 settings.register_profile("steady", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("steady")
+
+
+def pytest_collection_finish():
+    """Let the garbage collector leave alone what was imported: it would go through all of it hundreds of times."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

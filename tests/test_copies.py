@@ -25,8 +25,9 @@ from captum_attn_lime import (
     submodular_pick,
 )
 from captum_attn_lime.lime import pooled
-from tests.adapters import models
 from tests.families import IDS, MASK, bert, build
+from tests.models import text as models
+from tests.models.small import Mean, Net
 
 COPIES = {"pickle": lambda x: pickle.loads(pickle.dumps(x)), "deepcopy": copy.deepcopy}
 copied_by = pytest.mark.parametrize("how", COPIES)
@@ -34,21 +35,6 @@ TEXT = "a fine film with a dull cast"
 ROWS = np.random.default_rng(0).normal(size=(60, 4))
 SERIES = np.random.default_rng(0).normal(size=(20, 5, 2)).astype(np.float32)
 PICTURE = np.random.default_rng(0).integers(0, 255, size=(24, 24, 3)).astype(np.uint8)
-
-
-class Net(nn.Sequential):
-    def __init__(self, width):
-        super().__init__(nn.Linear(width, 8), nn.Tanh(), nn.Linear(8, 2))
-
-
-class Mean(nn.Module):
-    def __init__(self, width, axes):
-        super().__init__()
-        self.inner, self.axes = Net(width), axes
-
-    def forward(self, x):
-        x = x.movedim(1, -1) if x.dim() == 4 else x
-        return self.inner(x).mean(self.axes)
 
 
 def _text():
@@ -62,12 +48,12 @@ def _row():
 
 
 def _series():
-    adapter = SequenceAdapter(Mean(2, 1).eval(), training_data=SERIES)
+    adapter = SequenceAdapter(Mean(2).eval(), training_data=SERIES)
     return adapter, LimeSequence(adapter), SERIES[0]
 
 
 def _picture():
-    adapter = ImageAdapter(Mean(3, (1, 2)).eval(), mean=[0.5] * 3, std=[0.5] * 3, patch_size=8)
+    adapter = ImageAdapter(Mean(3).eval(), mean=[0.5] * 3, std=[0.5] * 3, patch_size=8)
     return adapter, LimeImage(adapter), PICTURE
 
 

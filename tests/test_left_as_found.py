@@ -9,9 +9,9 @@ from torch import nn
 from captum_attn_lime import AttentionAttribution, TextAdapter, describe
 from captum_attn_lime.attr._model_state import ModelState
 from captum_attn_lime.errors import TrainingModeWarning
-from tests.adapters import models
 from tests.families import IDS, MASK
-from tests.state_models import WIDTH, Gated, N
+from tests.models import text as models
+from tests.models.gated import WIDTH, Gated, N
 
 
 class Normed(Gated):

@@ -347,7 +347,7 @@ def test_the_tensor_that_carries_the_tokens_is_found_not_guessed():
 
 def test_an_adapter_that_writes_over_padding():
     """GPT-2 without a padding token, the first text of the batch shorter than the second."""
-    from tests.adapters.models import byte_bpe_tokenizer, gpt2
+    from tests.models.text import byte_bpe_tokenizer, gpt2
 
     adapter = TextAdapter(gpt2(), byte_bpe_tokenizer())
     x = adapter.encode(["a fine film", "a fine film with a fine cast"])

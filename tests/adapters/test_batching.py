@@ -13,8 +13,8 @@ from torch import nn
 
 from captum_attn_lime.adapters import TextAdapter
 from captum_attn_lime.errors import InputError, PaddingWarning
-from tests.adapters import models
-from tests.adapters.padded_models import CASES, TEXTS, WORDS, LastPosition, MaskUsed, MaxOverAll, Words, by_hand, make
+from tests.models import text as models
+from tests.models.padded import CASES, TEXTS, WORDS, LastPosition, MaskUsed, MaxOverAll, Words, by_hand, make
 
 
 def quiet(function, *args, **options):

@@ -9,7 +9,7 @@ from torch import nn
 
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.errors import SelectionError
-from tests.adapters import models
+from tests.models import text as models
 
 
 def bart():

@@ -10,7 +10,7 @@ from torch import nn
 
 from captum_attn_lime import SequenceAdapter, TabularAdapter, TextAdapter, WordTokenizer, compare
 from captum_attn_lime.errors import InputError, SelectionError
-from tests.adapters.models import bert
+from tests.models.text import bert
 
 pytestmark = [  # Captum's own, at every call
     pytest.mark.filterwarnings("ignore:Setting forward"),

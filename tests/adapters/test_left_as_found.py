@@ -16,8 +16,8 @@ from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.adapters._state import asked, evaluating, modes_kept
 from captum_attn_lime.errors import ForwardError, InputError
 from captum_attn_lime.lime import LimeText
-from tests.adapters import models
-from tests.adapters.padded_models import TEXTS, WORDS, Words, bigbird
+from tests.models import text as models
+from tests.models.padded import TEXTS, WORDS, Words, bigbird
 
 pytestmark = pytest.mark.filterwarnings("ignore::captum_attn_lime.errors.LimeWarning")
 

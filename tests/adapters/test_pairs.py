@@ -15,8 +15,9 @@ from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.adapters.text._pairs import shares
 from captum_attn_lime.errors import InputError, TextError, TokenizerError, TruncationWarning
 from captum_attn_lime.lime import LimeText
-from tests.adapters import heads, models
-from tests.adapters.heads import hugging_face
+from tests.models import heads
+from tests.models import text as models
+from tests.models.heads import hugging_face
 
 PAIRS = [
     ("a fine film", "it isn't bad; it is not good"),

@@ -8,7 +8,7 @@ import pytest
 from captum_attn_lime.adapters import TextAdapter
 from captum_attn_lime.errors import InputError, TargetError
 from captum_attn_lime.lime import LimeText
-from tests.adapters import models
+from tests.models import text as models
 
 
 def _adapter(**options):

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from captum_attn_lime.adapters import ImageAdapter, SequenceAdapter, TabularAdapter, TextAdapter, WordTokenizer
-from tests.adapters import models
+from tests.models import text as models
 
 TOKENIZER = WordTokenizer.fit(["a fine film"])
 

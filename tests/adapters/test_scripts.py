@@ -11,7 +11,7 @@ import torch
 from captum_attn_lime import LimeText, compare
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.errors import TextError
-from tests.adapters import models
+from tests.models import text as models
 
 TEXTS = (
     "这部电影很好看，我喜欢。",

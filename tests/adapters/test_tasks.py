@@ -12,8 +12,9 @@ from captum_attn_lime import compare
 from captum_attn_lime.adapters import TextAdapter
 from captum_attn_lime.errors import ForwardError, InputError, TargetError, TextError
 from captum_attn_lime.lime import LimeText
-from tests.adapters import heads, models
-from tests.adapters.heads import CASES, hugging_face
+from tests.models import heads
+from tests.models import text as models
+from tests.models.heads import CASES, hugging_face
 
 TEXTS = ["a fine film with a cast", "it isn't bad; it is not good"]
 
@@ -318,18 +319,6 @@ def test_unknown_tasks():
         TextAdapter(models.BagOfWords(70), heads.words(), task="ranking")
 
 
-class Returns(nn.Module):
-    """Returns whatever it is told to."""
-
-    def __init__(self, output):
-        super().__init__()
-        self.embed = nn.Embedding(70, 4)
-        self.output = output
-
-    def forward(self, ids):
-        return self.output
-
-
 @pytest.mark.parametrize(
     ("task", "output", "message"),
     [
@@ -346,7 +335,7 @@ class Returns(nn.Module):
     ],
 )
 def test_outputs_that_do_not_fit_the_task(task, output, message):
-    adapter = TextAdapter(Returns(output), heads.words(), task=task)
+    adapter = TextAdapter(heads.Returns(output), heads.words(), task=task)
     x = adapter.encode("a fine film")
     with pytest.raises(ForwardError, match=message):
         adapter(x.inputs)
@@ -363,5 +352,5 @@ def test_outputs_that_do_not_fit_the_task(task, output, message):
     ],
 )
 def test_outputs_in_other_wrappings(task, output, shape):
-    adapter = TextAdapter(Returns(output), heads.words(), task=task)
+    adapter = TextAdapter(heads.Returns(output), heads.words(), task=task)
     assert adapter(adapter.encode("a fine film").inputs).shape == shape

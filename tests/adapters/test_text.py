@@ -14,7 +14,7 @@ from torch import nn
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.errors import TargetError
 from captum_attn_lime.lime import LimeText
-from tests.adapters import models
+from tests.models import text as models
 
 TEXTS = ["a fine film", "", "it isn't bad; it is not good", "a fine film", "dull", "good good film , zzz unknown"]
 

@@ -19,7 +19,8 @@ from captum_attn_lime.errors import (
     TokenizerError,
     TruncationWarning,
 )
-from tests.adapters import models
+from tests.models import text as models
+from tests.models.heads import Returns
 
 TOKENIZER = WordTokenizer.fit(models.CORPUS)
 
@@ -116,18 +117,6 @@ def test_mixed_lengths_need_a_mask():
     with pytest.raises(InputError, match="takes no mask"):
         adapter.encode(["a fine film", "dull"])
     assert adapter.predict_proba(["a fine film", "dull"]).shape == (2, 2)
-
-
-class Returns(nn.Module):
-    """Returns whatever it is told to."""
-
-    def __init__(self, output):
-        super().__init__()
-        self.embed = nn.Embedding(70, 4)
-        self.output = output
-
-    def forward(self, ids):
-        return self.output
 
 
 class NoLogits:

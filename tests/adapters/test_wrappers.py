@@ -10,8 +10,9 @@ from torch import nn
 from captum_attn_lime.adapters import TextAdapter
 from captum_attn_lime.errors import ForwardError, InputError, TruncationWarning
 from captum_attn_lime.lime import LimeText
-from tests.adapters import models, wrapping
-from tests.adapters.wrapping import WRAPPERS
+from tests.models import text as models
+from tests.models import wrapping
+from tests.models.wrapping import WRAPPERS
 
 PAIRS = [("it is not good", "a fine film"), ("bad", "a dull film with a long cast")]
 

@@ -16,6 +16,7 @@ from captum_attn_lime.attention import DenseMap, ScoreMap, offloaded
 from captum_attn_lime.attention._modified import ModifiedScoreMap
 from captum_attn_lime.errors import UnreadableAttentionError
 from tests.families import FAMILIES, bert, build
+from tests.families.facts import over
 
 COPIES = {"pickle": lambda m: pickle.loads(pickle.dumps(m)), "deepcopy": copy.deepcopy, "copy": copy.copy}
 
@@ -28,7 +29,7 @@ def _assert_same(found, attention):
     torch.testing.assert_close(found.rows(0), attention.rows(0), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", FAMILIES, ids=lambda f: f.__name__)
+@over(FAMILIES, sample=1)
 def test_maps_of_every_family(make):
     family = build(make)
     with torch.no_grad(), capture(family.model, values=True) as maps:

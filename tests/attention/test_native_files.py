@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from captum_attn_lime.attention import native
 from captum_attn_lime.errors import CompilerError
 
-_ENABLE = "from captum_attn_lime.attention import native; native.enable(); print(native.is_enabled())"
+needs_forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+
+
+def _in_children(*functions):
+    """Start each function in a process of its own and return the processes; a false answer is a failure."""
+    started = []
+    for function in functions:
+        started.append(os.fork())
+        if not started[-1]:
+            failed = True
+            try:
+                failed = not function()
+            finally:
+                os._exit(failed)  # and nothing of the tests' own ending is run
+    return started
+
+
+def _succeed(processes) -> bool:
+    return [os.waitpid(process, 0)[1] for process in processes] == [0] * len(processes)
 
 
 def _loads(monkeypatch, compiler: str | None = None) -> bool:
@@ -100,18 +118,24 @@ def test_a_damaged_file_is_built_anew(rebuilt, compiled, damage, monkeypatch):
     assert _loads(monkeypatch, "no-such-compiler")
 
 
+@needs_forks
 def test_a_file_cut_off_while_it_is_in_use_harms_nothing(rebuilt, compiled):
     rebuilt.write_bytes(compiled[1])
     rebuilt.chmod(0o600)
-    code = (
-        "import os, sys, torch\n"
-        "from captum_attn_lime.attention import native\n"
-        "native.enable(); os.truncate(sys.argv[1], 100); ones = torch.ones(1, 1, 2, 1)\n"
-        "work = lambda: native.column_sums(ones, ones, torch.zeros(1, 1, 2), None, scale=1.0, is_causal=False)\n"
-        "first = work(); native.disable(); native.enable(); assert torch.equal(work(), first)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(rebuilt)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    ones = torch.ones(1, 1, 2, 1)
+
+    def sums():
+        return native.column_sums(ones, ones, torch.zeros(1, 1, 2), None, scale=1.0, is_causal=False)
+
+    def use():
+        native.enable()
+        os.truncate(rebuilt, 100)
+        first = sums()
+        native.disable()
+        native.enable()
+        return torch.equal(sums(), first)
+
+    assert _succeed(_in_children(use))
     assert rebuilt.read_bytes() == compiled[1]
 
 
@@ -176,10 +200,13 @@ def test_what_is_kept_is_the_users_alone_whatever_the_mask(rebuilt, extensions):
     assert stat.S_IMODE(rebuilt.stat().st_mode) == 0o600
 
 
+@needs_forks
 def test_two_processes_at_once(rebuilt):
-    run = [sys.executable, "-c", _ENABLE]
-    both = [subprocess.Popen(run, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate()[0].strip() for process in both] == ["True", "True"]
+    def use():
+        native.enable()
+        return native.is_enabled()
+
+    assert _succeed(_in_children(use, use))
     assert [x.name for x in rebuilt.parent.iterdir()] == [rebuilt.name]
 
 

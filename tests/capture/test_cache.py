@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_attn_lime import AttentionMap, capture
-from tests.language_models import (
+from tests.models.language import (
     DECODERS,
     ENCODER_DECODERS,
     LENGTH,

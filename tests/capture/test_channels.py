@@ -9,6 +9,7 @@ from torch import nn
 
 from captum_attn_lime import AttentionAttribution, capture, describe
 from captum_attn_lime.errors import AttentionKindError
+from tests.models.small import Stack
 
 # No two sizes are alike, but where a test makes them so.
 BATCH, TOKENS, HEADS, SIZE = 2, 5, 3, 4
@@ -47,23 +48,12 @@ class Layer(nn.Module):
         return self.out(out.transpose(1, 2).reshape(batch, n, width))
 
 
-class Stack(nn.Module):
-    def __init__(self, *layers: nn.Module):
-        super().__init__()
-        self.layers, self.head = nn.ModuleList(layers), nn.Linear(WIDTH, 2)
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = x + layer(F.layer_norm(x, x.shape[-1:]))
-        return self.head(x.mean(1))
-
-
 @pytest.mark.parametrize("tokens", [TOKENS, SIZE, 2])
 @pytest.mark.parametrize("batch", [1, BATCH, HEADS])
 @pytest.mark.parametrize("over", ["tokens", "channels"])
 @pytest.mark.parametrize("how", ["matmul", "fused", "einsum", "turned", "folded", "convolution"])
 def test_channels_are_told_from_tokens(how, over, batch, tokens):
-    model = Stack(Layer(how, over), Layer(how, over)).eval()
+    model = Stack(Layer(how, over), Layer(how, over), width=WIDTH).eval()
     with torch.no_grad(), capture(model) as maps:
         model(torch.randn(batch, tokens, WIDTH))
     assert [m.kind for m in maps] == ["self" if over == "tokens" else "channel"] * 2
@@ -74,7 +64,7 @@ def test_channels_are_told_from_tokens(how, over, batch, tokens):
 @pytest.mark.parametrize("method", ["raw", "rollout", lambda maps, query, **_: maps[-1].vecmat(query)])
 @pytest.mark.parametrize("query", ["auto", 0])
 def test_attention_over_channels_is_refused_by_name(method, query):
-    model, x = Stack(Layer("matmul", "channels")).eval(), torch.randn(BATCH, TOKENS, WIDTH)
+    model, x = Stack(Layer("matmul", "channels"), width=WIDTH).eval(), torch.randn(BATCH, TOKENS, WIDTH)
     with pytest.raises(AttentionKindError, match=r"'layers\.0' is attention over channels"):
         AttentionAttribution(model, method=method).attribute(x, query=query)
     described = describe(model, x)
@@ -84,7 +74,7 @@ def test_attention_over_channels_is_refused_by_name(method, query):
 
 
 def test_among_layers_over_tokens_it_is_not_explained():
-    model = Stack(Layer("matmul", "tokens"), Layer("matmul", "channels"), Layer("fused", "tokens")).eval()
+    model = Stack(Layer("matmul", "tokens"), Layer("matmul", "channels"), Layer("fused", "tokens"), width=WIDTH).eval()
     x = torch.randn(BATCH, TOKENS, WIDTH)
     assert [layer.explained for layer in describe(model, x).layers] == [True, False, True]
     with torch.no_grad(), capture(model) as maps:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from captum_attn_lime import AttentionAttribution, capture, describe
@@ -12,6 +11,7 @@ from captum_attn_lime.attention import DenseMap, ScoreMap
 from captum_attn_lime.attr._query import query_weights
 from captum_attn_lime.errors import ReadoutError
 from captum_attn_lime.testing import check_model
+from tests.models.small import Stack
 from tests.reference.attention import rollout_matrix
 
 WIDTH, HEADS = 12, 3
@@ -66,22 +66,10 @@ class OwnKeyMasked(Layer):
         return self.weights @ v
 
 
-class Stack(nn.Module):
-    def __init__(self, layer, reads="mean"):
-        super().__init__()
-        self.layers, self.head = nn.ModuleList(layer() for _ in range(2)), nn.Linear(WIDTH, 2)
-        self.reads = reads
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = x + layer(F.layer_norm(x, x.shape[-1:]))
-        return self.head(x.mean(1) if self.reads == "mean" else x[:, 0])
-
-
 @pytest.mark.parametrize("tokens", [5, 4, 2])
 @pytest.mark.parametrize("layer", [RelativeValues, WeightsPerHead, OwnKeyMasked])
 def test_weights_kinds_and_rollout_are_those_of_the_formula(layer, tokens):
-    model = Stack(layer).eval().double()
+    model = Stack(layer(), layer(), width=WIDTH).eval().double()
     x = torch.randn(2, tokens, WIDTH, dtype=torch.float64)
     with torch.no_grad(), capture(model) as maps:
         model(x)
@@ -108,7 +96,7 @@ def test_results_that_are_written_into_a_given_tensor():
             self.weights = weights.view(batch, HEADS, n, n)
             return out.view(batch, HEADS, n, -1)
 
-    model, x = Stack(Written).eval(), torch.randn(2, 5, WIDTH)
+    model, x = Stack(Written(), Written(), width=WIDTH).eval(), torch.randn(2, 5, WIDTH)
     with torch.no_grad(), capture(model) as maps:
         model(x)
     assert [m.kind for m in maps] == ["self", "self"]
@@ -128,7 +116,7 @@ def test_an_output_that_the_model_views_in_its_own_strides():
             weights = (q @ k.mT).softmax(-1)
             return self.out((v.mT @ weights.mT).view(len(x), WIDTH, -1).mT)
 
-    model, x = Stack(Viewed).eval(), torch.randn(2, 5, WIDTH)
+    model, x = Stack(Viewed(), Viewed(), width=WIDTH).eval(), torch.randn(2, 5, WIDTH)
     assert not any(layer.mixed for layer in describe(model, x).layers)
     assert torch.allclose(AttentionAttribution(model).attribute(x)[:, :, 0].sum(1), torch.ones(2))
 
@@ -154,7 +142,8 @@ def test_patches_that_are_cut_by_a_reshape(mark):
     class Cut(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed, self.stack = nn.Linear(3 * 16, WIDTH), Stack(RelativeValues, "mean" if mark == "tokens" else 0)
+            self.embed, layers = nn.Linear(3 * 16, WIDTH), (RelativeValues(), RelativeValues())
+            self.stack = Stack(*layers, width=WIDTH, reads="mean" if mark == "tokens" else "first")
 
         def tokens(self, image):
             batch, channels, height, width = image.shape

@@ -80,6 +80,10 @@ def _interrupted(run, n):
     return False, tracer.count
 
 
+# How many of the places are tried: every sixth with each run of the tests, and all.
+quick_and_slow = pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
+
+
 def _captures(model, folder):
     def with_files():
         with torch.no_grad(), capture(model, offload=folder):
@@ -103,8 +107,9 @@ def _captures(model, folder):
     return {f.__name__: f for f in (with_files, nested, with_a_graph, attribute)}
 
 
+@quick_and_slow
 @pytest.mark.parametrize("name", ["with_files", "nested", "with_a_graph", "attribute"])
-def test_an_interrupt_at_any_line_leaves_nothing(model, name, tmp_path):
+def test_an_interrupt_at_any_line_leaves_nothing(model, name, every, tmp_path):
     run = _captures(model, tmp_path)[name]
     run()
     expected = AttentionAttribution(model).attribute(IDS)
@@ -113,7 +118,7 @@ def test_an_interrupt_at_any_line_leaves_nothing(model, name, tmp_path):
     assert _left_by(model, tmp_path) == []
     # Every line of the beginning and the end, where things are changed, and a sample of those between.
     ends = [*range(90), *range(total - 110, total)]
-    for n in sorted({*ends, *range(90, total - 110, max(1, total // 40))}):
+    for n in sorted({*ends, *range(90, total - 110, max(1, total // 40))})[::every]:
         _interrupted(run, n)
         # A tracer, other than a signal, can interrupt `with torch.no_grad():` before it has called the end of that.
         torch.set_grad_enabled(True)
@@ -143,20 +148,18 @@ class _FailAt(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@quick_and_slow
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("name", ["with_files", "nested", "attribute"])
-def test_an_exception_at_any_function_leaves_nothing(model, name, error, tmp_path):
+def test_an_exception_at_any_function_leaves_nothing(model, name, error, every, tmp_path):
     run = _captures(model, tmp_path)[name]
     expected = AttentionAttribution(model).attribute(IDS)
     counting = _FailAt(None, error)
     with counting:
         run()
     assert counting.count > 30
-    for n in {
-        *range(40),
-        *range(40, counting.count - 20, counting.count // 30),
-        *range(counting.count - 20, counting.count),
-    }:
+    ends = [*range(40), *range(counting.count - 20, counting.count)]
+    for n in sorted({*ends, *range(40, counting.count - 20, counting.count // 30)})[::every]:
         with contextlib.suppress(error), _FailAt(n, error):  # what is only tried out may fail without an error
             run()
         assert _left_by(model, tmp_path) == [], f"at function {n} of {counting.count}"

@@ -17,7 +17,7 @@ from captum_attn_lime._capture.recorder import KEEP_SCORES
 from captum_attn_lime.attention import DenseMap, HeadFusedMap, OffloadedMap, ScoreMap, WindowedMap
 from captum_attn_lime.errors import InputError, SelectionError
 from captum_attn_lime.methods import Rollout
-from tests.language_models import gpt2
+from tests.models.language import gpt2
 
 IDS = torch.tensor([[2, 17, 33, 8, 51, 64, 3], [2, 9, 5, 41, 3, 0, 0]])
 MASK = (IDS != 0).long()

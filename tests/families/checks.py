@@ -5,11 +5,9 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import numpy as np
-import pytest
 import torch
 
 from captum_attn_lime import AttentionAttribution, capture
-from tests.families.base import build
 from tests.reference.attention import fuse, rollout_matrix
 from tests.reference.eager import recorded_weights
 
@@ -21,11 +19,7 @@ def captured(family):
 
 
 def in_mode(family, mode):
-    if mode == "fused":
-        return nullcontext()
-    if family.eager is None:
-        pytest.skip("the model has one way to compute attention")
-    return family.eager()
+    return nullcontext() if mode == "fused" else family.eager()
 
 
 def tolerance_of(family):
@@ -102,14 +96,3 @@ def assert_on_cells(found, token, scores, tolerance):
     none = np.full((len(scores), 1), 0.0 if found.dim() == 4 else np.nan)
     expected = np.concatenate([scores, none], axis=1)[:, token.expand(found.shape[1:]).numpy()]
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=tolerance)
-
-
-def has_scores(family):
-    return family.products or family.scores is not None
-
-
-def build_with_scores(make, dtype):
-    family = build(make, dtype)
-    if not has_scores(family):
-        pytest.skip("not one stack of square self-attention")
-    return family

@@ -19,7 +19,7 @@ from captum_attn_lime import LimeText, captum_lime, compare
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.errors import InputError, LimeWarning
 from captum_attn_lime.lime._captum_recipe import check_captum_lime
-from tests.adapters import models
+from tests.models import text as models
 
 FAST = dict(perturbations_per_eval=100)
 

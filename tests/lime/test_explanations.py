@@ -96,7 +96,7 @@ def test_what_is_no_explanation_of_a_text():
 
 def token_encoding(text: str):
     from captum_attn_lime.adapters import TextAdapter
-    from tests.adapters import heads
+    from tests.models import heads
 
     model = heads.hugging_face("BertForSequenceClassification")
     return TextAdapter(model, heads.bert_tokenizer()).encode(text)
@@ -157,7 +157,7 @@ def test_limetexts_explanations_show_themselves(tmp_path, monkeypatch):
 
     from captum_attn_lime.adapters import TextAdapter
     from captum_attn_lime.lime import LimeText
-    from tests.adapters import heads
+    from tests.models import heads
 
     adapter = TextAdapter(heads.hugging_face("BertForSequenceClassification"), heads.bert_tokenizer())
     found = LimeText(adapter, class_names=["<i>", "b"]).explain("a good film", 1, num_samples=10)

@@ -11,8 +11,8 @@ from lime.lime_text import LimeTextExplainer
 from captum_attn_lime.adapters import TextAdapter
 from captum_attn_lime.errors import LimeWarning, PaddingWarning
 from captum_attn_lime.lime import LimeText
-from tests.adapters import models
-from tests.adapters.padded_models import CASES, TEXTS, by_hand, make
+from tests.models import text as models
+from tests.models.padded import CASES, TEXTS, by_hand, make
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,7 +14,7 @@ from captum_attn_lime import global_view, submodular_pick
 from captum_attn_lime.adapters import SequenceAdapter, TabularAdapter, TextAdapter, WordTokenizer
 from captum_attn_lime.errors import InputError, TextError
 from captum_attn_lime.lime import LimeImage, LimeSequence, LimeTabular, LimeText, explanation_weights
-from tests.adapters import models
+from tests.models import text as models
 
 NAMES = ["age", "colour", "income"]
 

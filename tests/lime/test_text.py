@@ -15,8 +15,8 @@ from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.errors import ForwardError, InputError, TargetError, TextError, TruncationWarning
 from captum_attn_lime.features import pool
 from captum_attn_lime.lime import LimeText, explanation_weights, word_weights
-from tests.adapters import models
 from tests.families import build, hand_written
+from tests.models import text as models
 
 
 def bag(classes: int = 3) -> TextAdapter:

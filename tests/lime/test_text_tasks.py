@@ -10,8 +10,9 @@ from lime.lime_text import LimeTextExplainer
 from captum_attn_lime.adapters import TextAdapter
 from captum_attn_lime.errors import InputError, TargetError, TextError, TruncationWarning
 from captum_attn_lime.lime import LimeText, explanation_weights, word_weights
-from tests.adapters import heads, models
-from tests.adapters.heads import CASES, hugging_face
+from tests.models import heads
+from tests.models import text as models
+from tests.models.heads import CASES, hugging_face
 
 FIRST, SECOND = "a fine film, good cast", "it isn't bad; it is not good"
 TEXT = "it isn't bad, it is not good film"

@@ -20,8 +20,9 @@ from captum_attn_lime.lime._draws import text_masks
 from captum_attn_lime.lime._subject import Subject
 from captum_attn_lime.lime._units import UnitText, occurrences, split_spans
 from captum_attn_lime.perturb._masks import distinct
-from tests.adapters import heads, models
-from tests.adapters.heads import hugging_face
+from tests.models import heads
+from tests.models import text as models
+from tests.models.heads import hugging_face
 
 TEXT = "it isn't bad, it is not good; good good film"
 

@@ -14,8 +14,10 @@ import torch
 from captum_attn_lime import Explained, TextAdapter, WordTokenizer
 from captum_attn_lime.errors import InputError, PaddingWarning, TargetError
 from captum_attn_lime.perturb import perturbed
-from tests.adapters import heads, models, padded_models
-from tests.adapters.heads import hugging_face
+from tests.models import heads
+from tests.models import padded as padded_models
+from tests.models import text as models
+from tests.models.heads import hugging_face
 
 TEXT = "it isn't bad, it is not good; good film"
 REMOVALS = ["baseline", "mask", "pad", "delete", "attention"]

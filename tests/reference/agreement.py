@@ -1,9 +1,10 @@
-"""Slow oracles of the agreement measures, written from their definitions without numpy or scipy."""
+"""Slow oracles of the metrics, written from their definitions without numpy or scipy."""
 
 from __future__ import annotations
 
 from itertools import combinations, permutations
 from math import sqrt
+from typing import Any
 
 
 def tau_b(a: list[float], b: list[float]) -> float | None:
@@ -51,3 +52,32 @@ def mean_jaccard_over_orders(n: int, k: int) -> float:
     fixed = set(range(k))
     overlaps = [len(fixed & set(p[:k])) / len(fixed | set(p[:k])) for p in permutations(range(n))]
     return sum(overlaps) / len(overlaps)
+
+
+def agreement(table: Any, k: int = 5) -> dict[tuple[str, str], list[float | None]]:
+    """The three measures of the magnitudes of each pair of columns, over the rows where both have a value."""
+    found = {}
+    for first, second in combinations(table.columns, 2):
+        rows = [(abs(a), abs(b)) for a, b in zip(table[first], table[second], strict=True) if a == a and b == b]
+        a, b = [x for x, _ in rows], [y for _, y in rows]
+        found[first, second] = [tau_b(a, b), spearman_rho(a, b), jaccard(a, b, k)]
+    return found
+
+
+def global_view(scores: list[list[float]], names: list[list[str]]) -> dict[str, list[float | None]]:
+    """The mean, the deviation (n - 1) and the number of each name's magnitudes, and the mean share behind the names."""
+    magnitudes: dict[str, list[float]] = {}
+    shares = []
+    for values, own in zip(scores, names, strict=True):
+        known = [(name, value) for name, value in zip(own, values, strict=False) if value == value]
+        for name in {name for name, _ in known}:
+            magnitudes.setdefault(name, []).append(abs(sum(value for other, value in known if other == name)))
+        every = sum(abs(value) for value in values if value == value)
+        behind = sum(abs(value) for value in values[len(own) :])
+        shares.append(behind / every if every else 0.0)
+    found: dict[str, list[float | None]] = {"outside": [sum(shares) / len(shares)]}
+    for name, seen in magnitudes.items():
+        n, mean = len(seen), sum(seen) / len(seen)
+        spread = sqrt(sum((x - mean) ** 2 for x in seen) / (n - 1)) if n > 1 else None
+        found[name] = [mean, spread, n]
+    return found

@@ -21,7 +21,7 @@ from captum_attn_lime.errors import (
     TokenizerError,
 )
 from captum_attn_lime.methods import Raw, Rollout, StackMethod
-from tests.language_models import (
+from tests.models.language import (
     DECODERS,
     ENCODER_DECODERS,
     GREEDY,

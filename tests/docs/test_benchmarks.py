@@ -7,12 +7,12 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 PAGE = ROOT / "docs" / "performance.md"
 MODULES = ("page", "tables", "bars", "measure")
 

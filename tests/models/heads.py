@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
-from tests.adapters import models
+from tests.models import text as models
 
 _SIZES: dict[str, Any] = dict(
     vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
@@ -148,6 +148,18 @@ class Writer(nn.Module):
         x = self.word(ids)
         counts = torch.arange(1, ids.shape[1] + 1).view(1, -1, 1)
         return self.head((x.cumsum(1) / counts + x).tanh())
+
+
+class Returns(nn.Module):
+    """An output that was given, whatever the ids are."""
+
+    def __init__(self, output: Any):
+        super().__init__()
+        self.embed = nn.Embedding(70, 4)
+        self.output = output
+
+    def forward(self, ids: Tensor) -> Any:
+        return self.output
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-PAGES = sorted((Path(__file__).parent.parent / "docs" / "how_to").glob("*.md"))
+from tests import ROOT
+
+PAGES = sorted((ROOT / "docs" / "how_to").glob("*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -23,9 +23,10 @@ from captum_attn_lime import (
 from captum_attn_lime.errors import InputError, LawError
 from captum_attn_lime.methods import Raw, Rollout
 from captum_attn_lime.testing import check_attribution
-from tests.adapters import models
 from tests.families import FAMILIES, IDS, MASK, bert, build, flexible, hand_written, torch_encoder, vit
 from tests.families.checks import what_to_say
+from tests.models import text as models
+from tests.models.small import Mean, Net
 
 
 def _check(family, method, layers=None, **options):
@@ -34,9 +35,9 @@ def _check(family, method, layers=None, **options):
     return check_attribution(attribution, family.inputs, **{**given, **options})
 
 
-# One in six with every run of the tests, all of them with the slow ones.
+# One in fourteen, of all kinds and methods, with every run of the tests; all of them with the slow ones.
 NUMBERED = [
-    pytest.param(number, make, id=make.__name__, marks=() if number % 6 == 0 else pytest.mark.slow)
+    pytest.param(number, make, id=make.__name__, marks=() if number % 14 == 0 else pytest.mark.slow)
     for number, make in enumerate(FAMILIES)
 ]
 
@@ -71,11 +72,6 @@ def test_lime_of_texts():
     check_attribution(lime, x.inputs, target=1, n_samples=40, thorough=False, options=[{"seed": 5}], **given)
 
 
-class Net(nn.Sequential):
-    def __init__(self, width):
-        super().__init__(nn.Linear(width, 8), nn.Tanh(), nn.Linear(8, 2))
-
-
 ROWS = np.random.default_rng(0).normal(size=(60, 4))
 X = torch.tensor(ROWS[:3], dtype=torch.float32)
 
@@ -86,18 +82,9 @@ def test_lime_of_rows():
         check_attribution(lime, X, target=1, n_samples=50)
 
 
-class Mean(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = Net(2)
-
-    def forward(self, x):
-        return self.inner(x).mean(1)
-
-
 def test_lime_of_series():
     series = np.random.default_rng(0).normal(size=(20, 5, 2)).astype(np.float32)
-    adapter = SequenceAdapter(Mean().eval(), training_data=series)
+    adapter = SequenceAdapter(Mean(2).eval(), training_data=series)
     check_attribution(LimeSequence(adapter), torch.tensor(series[:2]), target=1, n_samples=50)
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from captum_attn_lime import AttentionAttribution, GenerationAttribution, TextAdapter, describe
 from captum_attn_lime.errors import InputError, SelectionError, TargetError
 from captum_attn_lime.methods import Raw, Rollout
-from tests.adapters import models
 from tests.families import IDS, MASK, bert, build
-from tests.state_models import WIDTH, Gated, N, assert_same
+from tests.models import text as models
+from tests.models.gated import WIDTH, Gated, N, assert_same
 
 
 @pytest.mark.parametrize(
@@ -201,8 +201,8 @@ def test_targets_may_be_numpys():
 
 
 def test_generated_text_is_explained_by_the_model_as_it_is():
-    from tests.language_models import gpt2 as make
-    from tests.language_models import tokenizer
+    from tests.models.language import gpt2 as make
+    from tests.models.language import tokenizer
 
     model = make().eval()
     used = GenerationAttribution(AttentionAttribution(model, method="rollout"), tokenizer())

@@ -10,7 +10,7 @@ from captum_attn_lime import AttentionAttribution, register_attention
 from captum_attn_lime.errors import ReadoutError, SelectionError, UnreadableAttentionError
 from tests.families import IDS, MASK, HandWritten
 from tests.families.hand_written import Flexible, masked_softmax
-from tests.relevance_models import dense, first_row, like, near, relevance, strong_model
+from tests.models.relevance import dense, first_row, like, near, relevance, strong_model
 
 
 @pytest.fixture

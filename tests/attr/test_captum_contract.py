@@ -20,8 +20,8 @@ from sklearn.linear_model import LinearRegression
 from torch import Tensor, nn
 
 from captum_attn_lime import AttentionAttribution, LimeTabular, LimeText, TextAdapter, features
-from tests.adapters import models
 from tests.families import build, vit
+from tests.models import text as models
 
 
 class Columns(nn.Module):

@@ -12,8 +12,9 @@ import torch
 from captum_attn_lime import AttentionAttribution
 from captum_attn_lime.errors import ExplanationError
 from captum_attn_lime.methods import Relevance
-from tests.families import FAMILIES, build
+from tests.families import FAMILIES, build, facts
 from tests.families.checks import assert_on_cells, in_mode, token_of_cell, what_to_say
+from tests.families.facts import each_with, over
 from tests.families.hand_written import Exponentials, HandWritten
 from tests.families.tables import ft_transformer
 from tests.families.text_encoders import deberta_v2
@@ -23,9 +24,6 @@ from tests.families.vision import siglip_vision
 from tests.families.windowed import timm_sam
 from tests.reference.eager import recorded_weights
 from tests.reference.relevance import Gated, gated_softmaxes, positive_part, relevance_rows
-
-families = pytest.mark.parametrize("make", FAMILIES, ids=lambda f: f.__name__)
-both_modes = pytest.mark.parametrize("mode", ["fused", "eager"])
 
 
 def dense(family, targets):
@@ -59,10 +57,9 @@ def dense(family, targets):
 def build_with_gradients(make, dtype=torch.float64):
     """Build a family whose output is scaled so that what its layers add to relevance is near one."""
     family = build(make, dtype)
-    if is_explained(family):
-        largest = max(float(positive_part(layer).sum(axis=-1).max()) for layer in dense(family, [0, 1]))
-        forward = family.forward
-        family.forward = lambda *x: forward(*x) / largest
+    largest = max(float(positive_part(layer).sum(axis=-1).max()) for layer in dense(family, [0, 1]))
+    forward = family.forward
+    family.forward = lambda *x: forward(*x) / largest
     return family
 
 
@@ -108,12 +105,6 @@ def expected_relevance(family, layers, how="mean", heads=None, query=None):
     return relevance_rows(stack, query, how, heads)
 
 
-def is_explained(family):
-    if family.name == "flexible":
-        return False  # flex_attention has no gradient on the CPU
-    return family.products or (family.scores is not None and "rollout" in family.scores(family.recompute()))
-
-
 def found_relevance(family, targets, **options):
     said = what_to_say(family)
     query = {"query": options.pop("query")} if "query" in options else {}
@@ -134,30 +125,36 @@ def tolerance_of(family):
     return 1e-10 if output.dtype == torch.float64 and not recorded.rounds else 1e-5
 
 
-@families
-@both_modes
-def test_relevance_is_a_row_of_the_dense_product(make, mode):
+@over([make for make in FAMILIES if make not in facts.RELEVANT])
+def test_others_are_refused(make):
+    with pytest.raises(ExplanationError):
+        found_relevance(build(make, torch.float64), [0, 1], query=0)
+
+
+def assert_row_of_the_dense_product(make, mode):
     family = build_with_gradients(make)
-    if not is_explained(family):
-        with pytest.raises(ExplanationError):
-            found_relevance(family, [0, 1], query=0)
-        return
     layers = dense(family, [0, 1])
     scores = expected_relevance(family, layers)
     with in_mode(family, mode):
-        if not bool(family.run().isfinite().all()):
-            pytest.skip("the model's own eager code gives NaN in float64: rows without a key, cast to float32")
         cells, tolerance = found_relevance(family, [0, 1]), tolerance_of(family)
     assert_scores_on_cells(family, cells, scores, tolerance)
     if len(layers) > 1:  # the comparison could fail: the layers add something to what is read
         assert np.abs(scores).sum(axis=1).min() > 1.05
 
 
-@families
+@over(facts.RELEVANT)
+def test_relevance_is_a_row_of_the_dense_product(make):
+    assert_row_of_the_dense_product(make, "fused")
+
+
+@over([make for make in facts.RELEVANT if (make, "eager") in facts.FINITE], sample=0)
+def test_relevance_of_eager_attention_is_a_row_of_the_dense_product(make):
+    assert_row_of_the_dense_product(make, "eager")
+
+
+@over(facts.RELEVANT, sample=1)
 def test_relevance_in_float32_is_near_that_in_float64(make):
     family = build_with_gradients(make)
-    if not is_explained(family):
-        pytest.skip("refused")
     scores = expected_relevance(family, dense(family, [0, 1]))
     family.model.float()
     family.inputs = _cast(family.inputs)
@@ -171,12 +168,9 @@ def _cast(x):
     return x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 
-@families
-@pytest.mark.parametrize("how", ["mean", "max"])
+@over(each_with([make for make in facts.ROWS if make in facts.RELEVANT], ["mean", "max"]), beside="how", sample=2)
 def test_heads_fusions_layers_and_queries_equal_the_dense_product(make, how):
     family = build_with_gradients(make)
-    if not family.products or not is_explained(family) or family.scores is not None:
-        pytest.skip("no single row of one stack of square self-attention")
     layers, tolerance = dense(family, [1, 1])[1:], tolerance_of(family)
     n = layers[-1].weights.shape[2]
     options = {"method": Relevance(heads=[0, 2], head_fusion=how), "layers": slice(1, None)}

@@ -12,60 +12,38 @@ from captum_attn_lime import AttentionAttribution, capture
 from captum_attn_lime.attr._token_map import place
 from captum_attn_lime.errors import AttentionKindError, ExplanationError, ReadoutError, TokenMapError
 from captum_attn_lime.methods import Rollout
-from tests.families import ENCODER_DECODERS, FAMILIES, build
+from tests.families import ENCODER_DECODERS, FAMILIES, build, facts
 from tests.families.checks import (
     assert_same_weights,
     assert_scores_on_cells,
     attribute,
-    build_with_scores,
     captured,
     causality_of,
     expected_scores,
-    has_scores,
     in_mode,
     kinds_of,
     real_rows,
     token_of_cell,
     tolerance_of,
 )
+from tests.families.facts import each_with, over
 from tests.families.text_decoders import gemma2, gemma3, gpt_oss, llama_packed, mistral
 from tests.families.text_encoders import modernbert
 from tests.reference.attention import fuse, rollout_matrix
 
-families = pytest.mark.parametrize("make", FAMILIES, ids=lambda f: f.__name__)
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-both_modes = pytest.mark.parametrize("mode", ["fused", "eager"])
+families = over(FAMILIES)
 
 
-@families
-@both_modes
+@over(facts.FINITE, beside="mode")
 def test_captured_weights_equal_the_softmax_recomputed_in_float64(make, mode):
     family = build(make, torch.float64)
     with in_mode(family, mode):
-        if not bool(family.run().isfinite().all()):
-            pytest.skip("the model's own eager code gives NaN in float64: rows without a key, cast to float32")
         maps, tolerance = captured(family), tolerance_of(family)
     assert_same_weights(family, maps, family.recompute(), tolerance)
+    assert_kinds_names_and_causality(family, maps)
 
 
-@families
-@both_modes
-def test_captured_weights_equal_those_the_library_reports_in_float32(make, mode):
-    family = build(make)
-    with in_mode(family, mode):
-        maps = captured(family)
-    expected = family.recompute()
-    if family.output_attentions is not None:
-        expected = [x.double().numpy() for x in family.output_attentions()]
-    assert_same_weights(family, maps, expected, 1e-6)
-
-
-@families
-@both_modes
-def test_calls_are_told_by_kind_name_and_causality(make, mode):
-    family = build(make)
-    with in_mode(family, mode):
-        maps = captured(family)
+def assert_kinds_names_and_causality(family, maps):
     assert [m.kind for m in maps] == kinds_of(family, len(maps))
     modules = dict(family.model.named_modules())
     for attention, causal in zip(maps, causality_of(family, len(maps)), strict=True):
@@ -75,6 +53,18 @@ def test_calls_are_told_by_kind_name_and_causality(make, mode):
         if attention.kind == "self" and weights.shape[2] == weights.shape[3]:
             above = float(np.triu(np.where(real_rows(family, weights), weights, 0.0), 1).max())
             assert (above == 0) == causal, attention
+
+
+@over(facts.MODES, beside="mode", sample=0)
+def test_captured_weights_equal_those_the_library_reports_in_float32(make, mode):
+    family = build(make)
+    with in_mode(family, mode):
+        maps = captured(family)
+    expected = family.recompute()
+    if family.output_attentions is not None:
+        expected = [x.double().numpy() for x in family.output_attentions()]
+    assert_same_weights(family, maps, expected, 1e-6)
+    assert_kinds_names_and_causality(family, maps)
 
 
 @families
@@ -87,11 +77,9 @@ def test_the_comparisons_could_fail(make):
         assert float((real.max(-1) - even).max()) > 0.1
 
 
-@families
+@over(facts.EXPLAINED)
 def test_every_token_behind_the_prefix_has_an_input_cell(make):
     family = build(make, torch.float64)
-    if not has_scores(family):
-        pytest.skip("not one stack of square self-attention")
     tokens = torch.cat([t.flatten() for t in token_of_cell(family)])
     layers = family.recompute()
     n_tokens = ([w for w in layers if w.shape[2] == w.shape[3]] or layers)[-1].shape[3]
@@ -99,9 +87,8 @@ def test_every_token_behind_the_prefix_has_an_input_cell(make):
 
 
 @families
-@dtypes
-def test_raw_and_rollout_equal_the_dense_product_or_are_refused(make, dtype):
-    family = build(make, dtype)
+def test_raw_and_rollout_equal_the_dense_product_or_are_refused(make):
+    family = build(make, torch.float64)
     attribution = AttentionAttribution(family.forward, method="rollout")
     told = {"additional_forward_args": family.args, "query": 0, "token_map": family.token_of_cell}
     if not family.products:
@@ -113,18 +100,23 @@ def test_raw_and_rollout_equal_the_dense_product_or_are_refused(make, dtype):
     if not family.tells_tokens:
         with pytest.raises(TokenMapError, match="token_map="):
             attribution.attribute(family.inputs, **(told | {"token_map": None}))
-    if not has_scores(family):
-        return
+    if make in facts.EXPLAINED:
+        assert_raw_and_rollout(family)
+
+
+def assert_raw_and_rollout(family):
     for method, scores in expected_scores(family, family.recompute()).items():
         assert_scores_on_cells(family, attribute(family, method=method), scores, tolerance_of(family))
 
 
-@families
-@pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
+@over(facts.EXPLAINED, sample=1)
+def test_raw_and_rollout_equal_the_dense_product_in_float32(make):
+    assert_raw_and_rollout(build(make, torch.float32))
+
+
+@over(each_with(facts.ROWS, ["mean", "max", "min"]), beside="head_fusion", sample=0)
 def test_rollout_options_equal_the_dense_product(make, head_fusion):
     family = build(make, torch.float64)
-    if not family.products or family.scores is not None:
-        pytest.skip("no single row of one stack of square self-attention")
     method = Rollout(heads=[0, 2], head_fusion=head_fusion, residual=0.3)
     layers = family.recompute()[1:]
     scores = rollout_matrix(layers, head_fusion, 0.3, [0, 2])[np.arange(2), family.reads or [0, 0]]
@@ -132,9 +124,9 @@ def test_rollout_options_equal_the_dense_product(make, head_fusion):
     assert_scores_on_cells(family, cells, scores, tolerance_of(family))
 
 
-@families
+@over(facts.EXPLAINED, sample=2)
 def test_a_batch_gives_each_example_what_it_gets_alone_and_padding_is_inert(make):
-    family = build_with_scores(make, torch.float64)
+    family = build(make, torch.float64)
     options = {"method": "rollout" if family.products else "raw"}
     together = attribute(family, **options)
     for i in range(2):
@@ -178,7 +170,7 @@ def _no_fast_path():
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-@families
+@over(FAMILIES, sample=0)
 def test_nothing_is_left_on_the_model_and_outputs_are_bit_identical(make):
     family = build(make)
     before = family.run()
@@ -187,15 +179,14 @@ def test_nothing_is_left_on_the_model_and_outputs_are_bit_identical(make):
     state = _state(family.model)
     with torch.no_grad(), capture(family.model):
         during = family.run()
-    if has_scores(family):
+    if make in facts.EXPLAINED:
         attribute(family, method="rollout" if family.products else "raw")
     assert torch.equal(during, plain)
     assert torch.equal(family.run(), before)
     assert _state(family.model) == state
 
 
-@families
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@over(each_with(FAMILIES, [RuntimeError, KeyboardInterrupt]), beside="error", sample=0)
 def test_nothing_is_left_after_an_exception(make, error):
     family = build(make)
     calls = len(captured(family))
@@ -220,7 +211,7 @@ def test_nothing_is_left_after_an_exception(make, error):
     assert len(captured(family)) == calls
 
 
-@pytest.mark.parametrize("make", ENCODER_DECODERS, ids=lambda f: f.__name__)
+@over(ENCODER_DECODERS)
 @pytest.mark.parametrize("method", ["raw", "rollout"])
 def test_one_stack_of_an_encoder_and_decoder_is_explained_by_its_layers(make, method):
     family = build(make, torch.float64)
@@ -286,6 +277,20 @@ def test_every_row_has_a_name_a_title_and_a_section_of_the_table():
     assert {row.group for row in rows} == {
         "text encoder", "text decoder", "encoder-decoder", "vision", "audio", "torch", "table", "hand-written",
     }  # fmt: skip
+
+
+@families
+def test_what_the_lists_say_of_a_family_is_true(make):
+    family = build(make, torch.float64)
+    assert (make in facts.EAGER) == (family.eager is not None)
+    assert (make in facts.SCORED) == (family.scores is not None)
+    assert (make in facts.STACKS) == family.products
+    assert (make in facts.READING) == (family.reads is not None)
+    if family.scores is not None:
+        assert family.products == ("rollout" in family.scores(family.recompute()))
+    for mode in ("fused", "eager") if family.eager else ("fused",):
+        with in_mode(family, mode):
+            assert ((make, mode) in facts.FINITE) == bool(family.run().isfinite().all())
 
 
 def test_place_repeats_a_tokens_score_on_its_cells():

@@ -19,7 +19,7 @@ from captum_attn_lime.attr._model import ExplainedModel
 from captum_attn_lime.attr._model_state import ModelState
 from captum_attn_lime.attr._passes import Request
 from tests.families import IDS, MASK, bert, build
-from tests.state_models import WIDTH, Gated, N, assert_same, layer, outcome
+from tests.models.gated import WIDTH, Gated, N, assert_same, layer, outcome
 
 
 class _One(nn.Module):

@@ -12,13 +12,14 @@ from captum_attn_lime.errors import DropoutWarning, TargetError
 from captum_attn_lime.testing import check_model
 from tests.families import FAMILIES, IDS, MASK, EncoderClassifier, bert, build, llama_left_padded, vit
 from tests.families.base import SIZES, sharpen
+from tests.families.facts import over
 
 
 def _check(report, name):
     return next(check for check in report.checks if check.name.startswith(name))
 
 
-@pytest.mark.parametrize("make", FAMILIES, ids=lambda f: f.__name__)
+@over(FAMILIES, sample=2)
 def test_every_family_passes(make):
     family = build(make)
     report = check_model(family.forward, family.inputs, family.args, show=False)

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -18,8 +18,8 @@ from captum_attn_lime.errors import DropoutWarning, ReadoutError, SelectionError
 from captum_attn_lime.methods import Needs, StackMethod
 from tests.families import IDS, MASK, HandWritten, bert, build, vit
 from tests.families.hand_written import Folded
+from tests.models.relevance import TARGETS, dense, first_row, like, near, relevance, strong_model
 from tests.reference.relevance import gated_softmaxes, relevance_rows
-from tests.relevance_models import TARGETS, dense, first_row, like, near, relevance, strong_model
 
 
 @pytest.fixture
@@ -214,6 +214,7 @@ def test_a_batch_gives_each_example_what_it_gets_alone_also_with_as_many_as_head
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=5)
 
 
+@settings(max_examples=8)
 @given(lengths=LENGTHS, seed=st.integers(0, 1000))
 def test_padding_changes_nothing(lengths, seed):
     torch.manual_seed(seed)

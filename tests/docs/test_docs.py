@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
+from tests import ROOT
 from tests.families import FAMILIES, build
 
-PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+PAGE = ROOT / "docs" / "models.md"
 
 
 @pytest.mark.parametrize("make", FAMILIES, ids=lambda f: f.__name__)

@@ -13,8 +13,8 @@ from captum_attn_lime.adapters import TextAdapter
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import pool
 from captum_attn_lime.lime import LimeText, word_weights
-from tests.adapters import heads
-from tests.adapters.heads import CASES, hugging_face
+from tests.models import heads
+from tests.models.heads import CASES, hugging_face
 
 QUESTION, CONTEXT = "is a good film long", "it is a dull film, and a fine cast"
 

@@ -18,7 +18,7 @@ from captum_attn_lime import AttentionAttribution, LimeText, TabularAdapter, Tex
 from captum_attn_lime import plot as plots
 from captum_attn_lime.adapters import Encoding
 from captum_attn_lime.methods import Rollout
-from tests.adapters import models
+from tests.models import text as models
 
 TEXT = "good film the acting bad"
 CLS, SEP, WORD = 40.0, 55.0, 1.0  # of 100 with five words
@@ -144,7 +144,7 @@ def test_gradients_have_shares_and_ablation_of_nothing_has_none(adapter):
 
 
 def test_the_other_text_of_a_pair_is_outside():
-    from tests.adapters import heads
+    from tests.models import heads
 
     a = TextAdapter(Reader(120).eval(), heads.bert_tokenizer())
     x = a.encode(("good film", "bad acting"), explained_text="first")

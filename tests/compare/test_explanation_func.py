@@ -12,7 +12,7 @@ from torch import nn
 
 from captum_attn_lime import AttentionAttribution, LimeTabular, LimeText, as_explanation_func
 from captum_attn_lime.errors import InputError, TokenMapError
-from tests.adapters import models
+from tests.models import text as models
 
 N, D = 5, 8
 

