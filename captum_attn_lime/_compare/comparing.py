@@ -155,7 +155,7 @@ def _run(
         raise InputError(
             f"the attribution {name!r} is the class {value.__name__}; pass an instance, {value.__name__}(model)."
         )
-    check_captum_lime(getattr(value, "attribution_method", value), encoding.inputs, stacklevel=3)
+    check_captum_lime(getattr(value, "attribution_method", value), encoding.inputs)
     arguments = encoding.arguments(value)
     if show_progress and "show_progress" in signature(value.attribute).parameters:
         arguments["show_progress"] = True

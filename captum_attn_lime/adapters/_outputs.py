@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from captum_attn_lime._explained import Unit
+from captum_attn_lime._util.warn import warn
 from captum_attn_lime.errors import ForwardError, InputError, OutputsWarning
 
 Array = NDArray[np.float64]
@@ -131,11 +131,10 @@ def _sums_to_one(outputs: Tensor, dim: int) -> bool:
 
 
 def _guessed(name: str, kind: Kind, other: Kind) -> None:
-    warnings.warn(
+    warn(
         f"the outputs of {name} lie between 0 and 1, and its steps do not tell whether they are probabilities; they "
         f"are read as {kind}. Pass outputs={kind!r} to the adapter if that is right, or outputs={other!r}.",
         OutputsWarning,
-        stacklevel=3,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
@@ -21,6 +20,7 @@ from captum_attn_lime._util.captum import (
     format_output,
     log_usage,
 )
+from captum_attn_lime._util.warn import warn
 from captum_attn_lime.adapters._targets import plain_target
 from captum_attn_lime.attention import AttentionMap, OneRowMap
 from captum_attn_lime.attr._layers import Layers, select_layers
@@ -202,17 +202,15 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
                 # Shares of the query's weight, less what went to places without a token.
                 total = torch.maximum(total, weights.sum(dim=1).to(total))
         if run.recorder.is_random:
-            warnings.warn(
+            warn(
                 "the model's dropout is active, so its outputs and states are random; call model.eval() first.",
                 DropoutWarning,
-                stacklevel=4,
             )
         elif state is not None and state.has_moving_norm:
-            warnings.warn(
+            warn(
                 "the model's batch norm is in training mode, so the examples of a batch change each other's outputs; "
                 "call model.eval() first.",
                 TrainingModeWarning,
-                stacklevel=4,
             )
         if feature_mask is not None:
             cells = by_feature(cells, index, feature_mask)

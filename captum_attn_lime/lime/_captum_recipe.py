@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime._util.captum import Target, TensorOrTuple, as_tuple, linear_models, log_usage
+from captum_attn_lime._util.warn import warn
 from captum_attn_lime.errors import InputError, LimeWarning
 from captum_attn_lime.lime._base import check_callable
 
@@ -164,7 +164,7 @@ def removable(
     return active
 
 
-def check_captum_lime(lime: Any, inputs: TensorOrTuple | None = None, *, stacklevel: int = 1) -> tuple[str, ...]:
+def check_captum_lime(lime: Any, inputs: TensorOrTuple | None = None) -> tuple[str, ...]:
     r"""Return what in a ``captum.attr.Lime``'s settings gives empty or meaningless weights, and warn of it once.
 
     Captum's defaults give all zeros on most transformers. ``Lasso(alpha=0.01)`` minimises
@@ -177,7 +177,6 @@ def check_captum_lime(lime: Any, inputs: TensorOrTuple | None = None, *, stackle
     Args:
         lime: The attribution; one that is no ``captum.attr.Lime`` has nothing to say.
         inputs: What is explained, if known: the kernel is fit for numbers, not for ids.
-        stacklevel: Of the warning; 1 is the line that calls this function.
 
     Warns:
         LimeWarning: The linear model or the kernel is one of these.
@@ -197,10 +196,9 @@ def check_captum_lime(lime: Any, inputs: TensorOrTuple | None = None, *, stackle
     if ids and getattr(lime.similarity_func, "__name__", "") == _DEFAULT_KERNEL:
         problems.append("its kernel measures distances between token ids as if they were amounts")
     if problems:
-        warnings.warn(
+        warn(
             f"captum.attr.Lime with Captum's defaults: {', and '.join(problems)}. Use captum_lime(forward_func), which "
             "sets Captum's Lime to LIME's own recipe, or LimeText(forward_func).",
             LimeWarning,
-            stacklevel=stacklevel + 1,
         )
     return tuple(problems)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
 
+from captum_attn_lime._util.warn import warn
 from captum_attn_lime.errors import LimeWarning
 
-_NOT_THE_USER = ("captum_attn_lime", "lime")  # lime's submodular pick calls an explainer
 _Collected = list[tuple[str, ...]]  # by explanation what there is to warn of
 
 _collecting: ContextVar[_Collected | None] = ContextVar("_collecting", default=None)
@@ -84,8 +82,5 @@ def _counted(found: _Collected) -> list[str]:
 
 def _warn(messages: Iterable[str]) -> None:
     """Warn at the user's line."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_USER:
-        level, frame = level + 1, frame.f_back
     for message in messages:
-        warnings.warn(message, LimeWarning, stacklevel=level)
+        warn(message, LimeWarning)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_attn_lime._util.warn import warn
 from captum_attn_lime.adapters._state import fast_path_off
 from captum_attn_lime.adapters._trial import trial
 from captum_attn_lime.adapters._wrappers import parameters_of
@@ -193,11 +193,10 @@ class KnownModel:
         self._has_warned = True
         why = "with the other texts of its batch" if found.alone else "with padding, though it takes a mask"
         how = "one at a time" if found.alone else "without padding, equal lengths together"
-        warnings.warn(
+        warn(
             f"{type(model).__name__}'s answer to a text changes {why}. Texts run {how}, so that each gets the answer "
             "that it gets alone; that is slower.",
             PaddingWarning,
-            stacklevel=5,
         )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeGuard, get_args
 
 from torch import Tensor
 
+from captum_attn_lime._util.warn import warn
 from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokens
 from captum_attn_lime.adapters.text._words import find_words
 from captum_attn_lime.errors import InputError, TextError, TruncationWarning
@@ -98,7 +98,7 @@ def check_not_blank(item: Raw, i: int) -> None:
 
 
 def warn_cut(row: Tokens, i: int, max_length: int | None) -> None:
-    """Warn of what truncation left out of one text or pair; two calls below the user's."""
+    """Warn of what truncation left out of one text or pair."""
     if not row.cut:
         return
     paired = len(row.texts) == 2
@@ -113,23 +113,21 @@ def warn_cut(row: Tokens, i: int, max_length: int | None) -> None:
             lost.append(f"all but the last {seen} words{of}" if paired else f"all but its last {seen} words")
         else:
             lost.append(f"{'the' if paired else 'its'} words{of} from number {seen + 1} on ({some} ...)")
-    warnings.warn(
+    warn(
         f"{'pair' if paired else 'text'} {i} has {row.cut + len(row.ids)} tokens and the model takes {max_length}: "
         f"{row.cut} tokens were cut. Not seen and not explained: {'; '.join(lost)}.",
         TruncationWarning,
-        stacklevel=3,
     )
 
 
 def warn_cut_many(rows: Sequence[PlainIds], max_length: int | None) -> None:
-    """Warn once of all texts or pairs that truncation shortened; three calls below the user's."""
+    """Warn once of all texts or pairs that truncation shortened."""
     cut = [row.cut for row in rows if row.cut]
     if cut:
-        warnings.warn(
+        warn(
             f"{len(cut)} of {len(rows)} texts were longer than {max_length} tokens: up to {max(cut)} tokens were cut "
             "and not seen. Explain the part that is seen: adapter.encode(text).texts.",
             TruncationWarning,
-            stacklevel=4,
         )
 
 
