@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from captum_attn_lime.lime._captum_recipe import captum_lime
+from captum_attn_lime.lime._diagnosed import diagnosed
 from captum_attn_lime.lime._diagnostics import Diagnostics
 from captum_attn_lime.lime._explanations import (
     explanation_numbers,
@@ -15,14 +16,13 @@ from captum_attn_lime.lime._explanations import (
     word_weights,
 )
 from captum_attn_lime.lime._image import LimeImage
-from captum_attn_lime.lime._notices import collected_warnings
 from captum_attn_lime.lime._pick import SubmodularPicks, submodular_pick
 from captum_attn_lime.lime._pooled import explain_until_separated, pooled
 from captum_attn_lime.lime._sequence import LimeSequence
 from captum_attn_lime.lime._stability import Replicates, coefficients_stability, variables_stability
 from captum_attn_lime.lime._tabular import LimeTabular
 from captum_attn_lime.lime._text import LimeText
-from captum_attn_lime.lime._watched import diagnosed
+from captum_attn_lime.lime._warnings import collected_warnings
 
 if TYPE_CHECKING:
     from captum_attn_lime.lime._image_result import LimeImageExplanation

@@ -28,7 +28,7 @@ def unit_of(adapter: Adapter, output: Output) -> Unit:
     return "prediction" if adapter.is_regression else unit
 
 
-def chosen(
+def explained_numbers(
     adapter: Adapter,
     scores: Array,
     unit: Unit,

@@ -9,10 +9,10 @@ import numpy as np
 
 from captum_attn_lime._explained import Explained
 from captum_attn_lime.errors import InputError
+from captum_attn_lime.lime._fit_warnings import Notice, ridge_warnings, sample_warnings, unseen_warnings
 from captum_attn_lime.lime._fits import Fit, Linear, number
 from captum_attn_lime.lime._stability import Replicates
 from captum_attn_lime.lime._standard_errors import OrderErrors, varying
-from captum_attn_lime.lime._unseen import Notice, few_samples, ridge_notices, unseen_notices
 
 DEFAULT_TOP = 5
 LEAST_R2 = 0.5
@@ -174,7 +174,7 @@ def diagnose(fit: Fit, replicates: Replicates | None = None) -> tuple[Diagnostic
         n_samples=len(data.y),
         n_features=len(full.ids),
     )
-    pulled = ridge_notices(data.features, weights, bias, errors)
+    pulled = ridge_warnings(data.features, weights, bias, errors)
     warned = _notices(fit, full, numbers, pulled, is_constant=is_constant)
     diagnostics = Diagnostics(
         label=data.label,
@@ -200,7 +200,7 @@ def _notices(
 ) -> list[Notice]:
     """Return all that there is to warn of."""
     data = fit.data
-    few = few_samples(
+    few = sample_warnings(
         len(data.y),
         numbers["effective_sample_size"],
         len(full.ids),
@@ -209,7 +209,7 @@ def _notices(
     of_samples = few + [("", detail) for _, detail in pulled] if few else pulled
     unseen = np.flatnonzero(~varying(data.x)).tolist()
     return [
-        *unseen_notices(data.features, unseen, full.tied),
+        *unseen_warnings(data.features, unseen, full.tied),
         *_warnings(fit, numbers, of_samples, is_constant=is_constant),
     ]
 

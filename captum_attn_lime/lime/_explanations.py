@@ -189,7 +189,7 @@ def safe_html(explanation: Any) -> str:
     Args:
         explanation: An ``Explanation`` of the official explainer. The page of a :class:`LimeExplanation` is safe.
     """
-    from captum_attn_lime.lime._page import html_page
+    from captum_attn_lime.lime._html import html_page
     from captum_attn_lime.lime._result import LimeExplanation
 
     return explanation.as_html() if isinstance(explanation, LimeExplanation) else html_page(explanation)

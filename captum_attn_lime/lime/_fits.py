@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from captum_attn_lime._explained import Explained
 from captum_attn_lime.lime._base import Array
+from captum_attn_lime.lime._fit_warnings import Features
 from captum_attn_lime.lime._standard_errors import OrderErrors, WeightErrors, ridge_alpha, weight_errors
-from captum_attn_lime.lime._unseen import Features
 
 FitResult = tuple[Any, Any, Any, Any]  # intercept, pairs of feature and weight, score, prediction
 

@@ -16,12 +16,12 @@ from captum_attn_lime.adapters.image._adapter import ImageAdapter, ImageEncoding
 from captum_attn_lime.adapters.image._segments import patch_grid
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import by_position
-from captum_attn_lime.lime._base import check_samples, chosen, unit_of
+from captum_attn_lime.lime._base import check_samples, explained_numbers, unit_of
 from captum_attn_lime.lime._draws import image_masks
-from captum_attn_lime.lime._over_masks import LimeMasks
-from captum_attn_lime.perturb._asking import first_answers, settled
-from captum_attn_lime.perturb._door import perturbed_tensors
-from captum_attn_lime.perturb._tensors import Removable
+from captum_attn_lime.lime._masked import LimeMasks
+from captum_attn_lime.perturb._factory import perturbed_tensors
+from captum_attn_lime.perturb._model_outputs import adapter_scores, eval_mode
+from captum_attn_lime.perturb._tensors import MaskedInputs
 
 if TYPE_CHECKING:
     from captum_attn_lime.lime._image_result import LimeImageExplanation
@@ -120,8 +120,8 @@ class LimeImage(LimeMasks):
         Warns:
             LimeWarning: The explanation says less than it seems to; ``diagnostics.warnings`` says why.
         """
+        from captum_attn_lime.lime._html import NamedMapper
         from captum_attn_lime.lime._image_result import LimeImageExplanation
-        from captum_attn_lime.lime._page import NamedMapper
 
         check_samples(num_samples, num_features)
         x = self._encoded(image)
@@ -130,12 +130,12 @@ class LimeImage(LimeMasks):
         adapter: Any = self.forward_func
         unit = unit_of(adapter, output)
         seed = self.seed if seed is None else seed
-        with torch.no_grad(), settled(adapter), progress(num_samples, show_progress, "LimeImage") as tick:
-            answers, first = first_answers(adapter, tensors, unit)
+        with torch.no_grad(), eval_mode(adapter), progress(num_samples, show_progress, "LimeImage") as tick:
+            answers, first = adapter_scores(adapter, tensors, unit)
             original = first[0]
             choice: dict[str, Any] = dict(target=target, labels=labels, top_labels=top_labels)
-            found = chosen(adapter, original, unit, None, tensors, **choice)
-            copies = perturbed_tensors(adapter, names, found[0], Removable(tensors, bases, ids), answers)
+            found = explained_numbers(adapter, original, unit, None, tensors, **choice)
+            copies = perturbed_tensors(adapter, names, found[0], MaskedInputs(tensors, bases, ids), answers)
             scores = partial(copies.answers, tick=tick)
             numbers = {one.column: one for one in found}
             fits = self._fits(scores, names, num_samples, seed, numbers, num_features=num_features)

@@ -14,10 +14,10 @@ from captum_attn_lime._util.progress import Tick, progress
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime._base import check_count
 from captum_attn_lime.lime._explanations import explanation_weights
-from captum_attn_lime.lime._notices import collected_warnings
-from captum_attn_lime.lime._subject import OneText
 from captum_attn_lime.lime._tabular import LimeTabular
 from captum_attn_lime.lime._text import LimeText
+from captum_attn_lime.lime._text_input import OneText
+from captum_attn_lime.lime._warnings import collected_warnings
 from captum_attn_lime.metrics._global_view import global_view
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime._base import check_count
 from captum_attn_lime.lime._diagnostics import DEFAULT_TOP
 from captum_attn_lime.lime._fits import Fit, FitData
-from captum_attn_lime.lime._notices import unsaid_warnings
 from captum_attn_lime.lime._stability import Replicates, Stopped, coefficients_stability, variables_stability
 from captum_attn_lime.lime._standard_errors import ridge_alpha
+from captum_attn_lime.lime._warnings import suppressed_warnings
 from captum_attn_lime.metrics import spearman
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def explain_until_separated(
     runs: list[LimeExplanation] = []
     stopped: Stopped = "budget"
     for own in replicate_seeds(lime.seed if seed is None else seed, max_samples // num_samples):
-        with unsaid_warnings():
+        with suppressed_warnings():
             runs.append(lime.explain(example, target, num_samples=num_samples, seed=own, **options))
         top = _top(runs[0])
         if len(runs) > 1 and all(_is_separated(fits, top, confidence) for fits in _by_label(runs)):

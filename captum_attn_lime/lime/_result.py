@@ -15,9 +15,9 @@ from captum_attn_lime._util.files import write_whole
 from captum_attn_lime.lime._base import Array
 from captum_attn_lime.lime._diagnostics import Diagnostics, diagnose
 from captum_attn_lime.lime._fits import Fit
-from captum_attn_lime.lime._notices import emit
-from captum_attn_lime.lime._page import html_page
+from captum_attn_lime.lime._html import html_page
 from captum_attn_lime.lime._stability import Replicates
+from captum_attn_lime.lime._warnings import emit
 
 _STRONGEST = 3  # features in a repr
 

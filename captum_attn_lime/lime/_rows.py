@@ -16,13 +16,13 @@ from captum_attn_lime.adapters import TabularAdapter
 from captum_attn_lime.adapters.numeric._columns import as_table
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime._base import Array
-from captum_attn_lime.perturb._asking import TargetScalar
+from captum_attn_lime.perturb._model_outputs import TargetScalar
 
 Semantics = Literal["contrast", "gradient", "times_input"]
 
 
 @contextmanager
-def sums_of_any_size() -> Iterator[None]:
+def no_sum_warning() -> Iterator[None]:
     """Run lime without its warning that scores do not sum to 1, which logits and several labels are not meant to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*Prediction probab", UserWarning)
@@ -43,7 +43,7 @@ def rounded_like(training: Array, like: tuple[Tensor, ...], groups: Sequence[Seq
     return out
 
 
-def mend_point_bins(discretizer: Any) -> None:
+def fix_single_value_bins(discretizer: Any) -> None:
     """Make lime's discretizer give back the value of a bin that holds a single value.
 
     lime 0.2.0.1 gives such a bin's value in standard units, that is about 0: a column that is 5 in every row would be

@@ -38,7 +38,7 @@ class LimeSequence(LimeTabular):
     - ``"gradient"``: the slope of the local linear model.
     - ``"times_input"``: the slope times the distance from the cell's mean (compare Integrated Gradients from the mean).
 
-    Cells of categorical series always give the contrast of their own category against others. As in
+    TextTokens of categorical series always give the contrast of their own category against others. As in
     :class:`LimeTabular`, a bin that holds a single value is drawn as that value.
 
     lime draws cells independently: neighbouring steps of a perturbed sequence do not follow each other as those of

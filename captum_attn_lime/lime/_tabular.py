@@ -23,23 +23,23 @@ from captum_attn_lime.lime._base import (
     check_callable,
     check_count,
     check_samples,
-    chosen,
+    explained_numbers,
     result_dtype,
     unit_of,
 )
+from captum_attn_lime.lime._fit_warnings import Features
 from captum_attn_lime.lime._fits import Fit, FitData, FitResult, RecordingBase
 from captum_attn_lime.lime._rows import (
     Semantics,
     check_options,
     features_of,
-    mend_point_bins,
+    fix_single_value_bins,
+    no_sum_warning,
     predictor,
     rounded_like,
-    sums_of_any_size,
     training_rows,
 )
-from captum_attn_lime.lime._unseen import Features
-from captum_attn_lime.perturb._asking import settled, target_scalars
+from captum_attn_lime.perturb._model_outputs import eval_mode, target_scalars
 
 if TYPE_CHECKING:
     from captum_attn_lime.lime._result import LimeExplanation
@@ -185,7 +185,7 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         to_tensors = partial(self._tensors, like=tensors, groups=groups)
         weights = torch.zeros(rows.shape, dtype=torch.float64)
         total = len(rows) * n_samples
-        with settled(self.forward_func) as function, progress(total, show_progress, type(self).__name__) as tick:
+        with eval_mode(self.forward_func) as function, progress(total, show_progress, type(self).__name__) as tick:
             scalars = target_scalars(function, tensors, target, additional_forward_args)
             for i, scalar in enumerate(scalars):
                 explainer.random_state.seed(self.seed)  # The explainer's parts share this generator.
@@ -253,7 +253,7 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         examples = self._examples(rows)
         original = function(examples)[0]
         choice: dict[str, Any] = dict(target=target, labels=labels, top_labels=top_labels)
-        found = chosen(adapter, original, unit, self.class_names, adapter.tensors(examples), **choice)
+        found = explained_numbers(adapter, original, unit, self.class_names, adapter.tensors(examples), **choice)
         numbers = {one.column: one for one in found}
         index, is_regression = next(iter(numbers)), unit == "prediction"
         seed = self.seed if seed is None else seed
@@ -292,7 +292,7 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         num_features: int | None = None,
     ) -> Any:
         """Return the official explanation of one row."""
-        with sums_of_any_size():
+        with no_sum_warning():
             return explainer.explain_instance(
                 row,
                 predict,
@@ -333,7 +333,7 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
             random_state=seed,
         )
         if isinstance(self.discretizer, str) and explainer.discretizer is not None:
-            mend_point_bins(explainer.discretizer)
+            fix_single_value_bins(explainer.discretizer)
         return explainer
 
     def _factors(self, explainer: Any, row: Array) -> Array:

@@ -12,10 +12,10 @@ from captum_attn_lime._explained import Output
 from captum_attn_lime.adapters import TextEncoding
 from captum_attn_lime.adapters.text._words import Span
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.lime._base import Array, check_samples, chosen
+from captum_attn_lime.lime._base import Array, check_samples, explained_numbers
 from captum_attn_lime.lime._draws import text_masks
-from captum_attn_lime.lime._over_masks import LimeMasks
-from captum_attn_lime.lime._subject import OneText, Subject, subject_of
+from captum_attn_lime.lime._masked import LimeMasks
+from captum_attn_lime.lime._text_input import OneText, TextInput, text_input_of
 from captum_attn_lime.lime._units import TextFeatures, UnitText, lime_string, split_spans
 from captum_attn_lime.perturb._masks import Masks
 from captum_attn_lime.perturb._text import Removal
@@ -157,11 +157,11 @@ class LimeText(LimeMasks):
         Warns:
             LimeWarning: The explanation says less than it seems to; ``diagnostics.warnings`` says why.
         """
-        from captum_attn_lime.lime._page import TextMapper
+        from captum_attn_lime.lime._html import TextMapper
         from captum_attn_lime.lime._result import LimeExplanation
 
         check_samples(num_samples, num_features)
-        subject, spans = subject_of(
+        text_input, spans = text_input_of(
             self.forward_func,
             text,
             explained_text,
@@ -169,43 +169,45 @@ class LimeText(LimeMasks):
             features="token" if self.features == "token" else "word",
             show_progress=show_progress,
         )
-        string, subject = self._features_of(subject, spans)
-        answers, original = subject.original()
-        names = None if subject.is_next_token else self.class_names
-        choice = dict(target=subject.token_id(target), labels=labels, top_labels=top_labels)
-        numbers = chosen(subject.adapter, original[0], subject.unit, names, subject.tensors, **choice)
-        if subject.is_next_token:
-            subject, numbers = subject.about(numbers)
-            original = subject.two_columns(original[:, [numbers[0].column]])
-        copies = None if answers is None else subject.copies(answers, numbers[0])
+        string, text_input = self._features_of(text_input, spans)
+        answers, original = text_input.original()
+        names = None if text_input.is_next_token else self.class_names
+        choice = dict(target=text_input.token_id(target), labels=labels, top_labels=top_labels)
+        numbers = explained_numbers(
+            text_input.adapter, original[0], text_input.unit, names, text_input.tensors, **choice
+        )
+        if text_input.is_next_token:
+            text_input, numbers = text_input.about(numbers)
+            original = text_input.two_columns(original[:, [numbers[0].column]])
+        copies = None if answers is None else text_input.copies(answers, numbers[0])
 
         def scores(kept: Masks) -> Array:
             if copies is None:
-                return subject.scores([string.inverse_removing(np.flatnonzero(~row)) for row in kept])
-            return subject.scores_of_masks(copies, kept, original)
+                return text_input.scores([string.inverse_removing(np.flatnonzero(~row)) for row in kept])
+            return text_input.scores_of_masks(copies, kept, original)
 
         seed = self.seed if seed is None else seed
         words = [str(string.word(k)) for k in range(string.num_words())]
-        own = {subject.label(one): one for one in numbers}
-        is_cut = not isinstance(text, TextEncoding) and subject.seen != text
+        own = {text_input.label(one): one for one in numbers}
+        is_cut = not isinstance(text, TextEncoding) and text_input.seen != text
         fits = self._fits(scores, words, num_samples, seed, own, num_features=num_features, is_cut=is_cut)
         return LimeExplanation(
             TextMapper(string),
             fits,
             feature_names=words,
             answers=original[0],
-            class_names=subject.names(self.class_names, original.shape[1]),
+            class_names=text_input.names(self.class_names, original.shape[1]),
             seed=seed,
-            text=subject.seen,
-            explained_text=subject.explained_text,
-            token=subject.token,
+            text=text_input.seen,
+            explained_text=text_input.explained_text,
+            token=text_input.token,
         )
 
-    def _features_of(self, subject: Subject, spans: Sequence[Span] | None) -> tuple[Any, Subject]:
-        """Return the text with its features, and the subject with what is perturbed: its tokens or its text.
+    def _features_of(self, text_input: TextInput, spans: Sequence[Span] | None) -> tuple[Any, TextInput]:
+        """Return the text with its features, and the text_input with what is perturbed: its tokens or its text.
 
         Args:
-            subject: The text.
+            text_input: The text.
             spans: Where the features of an encoding stand; None of a raw text.
         """
         if spans is not None and self.mask_string is not None:
@@ -213,17 +215,17 @@ class LimeText(LimeMasks):
                 "mask_string replaces lime's words, and an encoding has its own; pass the text, or removal='mask'."
             )
         if spans is None and self.features == "lime":
-            string = lime_string(subject.text, self.split_expression, bow=self.bow, mask_string=self.mask_string)
+            string = lime_string(text_input.text, self.split_expression, bow=self.bow, mask_string=self.mask_string)
             if self.removal is None:
-                return string, subject.as_lime_does(string)
-            return string, subject.on_tokens(string, self.removal)
+                return string, text_input.as_lime_does(string)
+            return string, text_input.on_tokens(string, self.removal)
         if spans is None and self.features in ("word", "token"):
-            spans = [(word.start, word.end) for word in subject.encoding.words[0]]
+            spans = [(word.start, word.end) for word in text_input.encoding.words[0]]
         elif spans is None:
             how: Any = self.features
-            spans = subject.with_tokens(split_spans(subject.text, how))
-        string = UnitText(subject.text, list(dict.fromkeys(spans)), bow=self.bow)
-        return string, subject.on_tokens(string, self.removal or "delete")
+            spans = text_input.with_tokens(split_spans(text_input.text, how))
+        string = UnitText(text_input.text, list(dict.fromkeys(spans)), bow=self.bow)
+        return string, text_input.on_tokens(string, self.removal or "delete")
 
 
 def _check_features(features: Any, removal: Any, *, bow: bool, has_mask_string: bool) -> None:

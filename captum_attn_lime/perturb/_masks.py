@@ -1,4 +1,4 @@
-"""Masks: which features each copy of an example keeps, checked, and each distinct one once."""
+"""Checks and de-duplicates masks, which say which features each copy of an example keeps."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Masks = NDArray[np.bool_]  # (n, features), True where a feature is kept
 
 
 def as_masks(kept: Any, n_features: int) -> Masks:
-    """Return masks as an array (n, features) of bool.
+    """Return masks as a bool array (n, features).
 
     Args:
         kept: A NumPy array or a tensor of bool, or of 0 and 1.
         n_features: Number of features.
 
     Raises:
-        InputError: They have another shape, or hold something else.
+        InputError: They have another shape or other values.
 
     Example:
         >>> as_masks([[1, 0]], 2)
@@ -32,17 +32,17 @@ def as_masks(kept: Any, n_features: int) -> Masks:
     found = kept.detach().cpu().numpy() if isinstance(kept, Tensor) else np.asarray(kept)
     if found.ndim != 2 or found.shape[1] != n_features:
         raise InputError(
-            f"kept must have a row for each copy and a column for each feature, (n, {n_features}), but came with shape "
+            f"kept must have a row for each copy and a column for each feature, (n, {n_features}), but has shape "
             f"{found.shape}."
         )
     masks = found.astype(bool)
     if found.dtype != bool and not (found == masks).all():
-        raise InputError("kept must say of each feature whether it stays: bool, or 0 and 1.")
+        raise InputError("kept must be bool, or hold only 0 and 1.")
     return np.asarray(masks)
 
 
 def distinct(masks: Masks) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the indices of the distinct rows, and for each row which of these it equals.
+    """Return the indices of the distinct rows, and for each row the number of the distinct row that it equals.
 
     Example:
         >>> first, where = distinct(np.array([[True, False], [False, False], [True, False]]))

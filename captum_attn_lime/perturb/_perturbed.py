@@ -19,16 +19,17 @@ _SHOWN = 5  # names in a repr
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Perturbed(ABC):
-    """One example whose features can be taken out, and the model's answers without them.
+    """One example and the model's scores of it when features are removed.
 
-    LIME, erasure metrics, Shapley and interaction libraries ask through this door: ``scores(kept)`` is the value
-    function of the game. Equal masks run once, and as many copies at a time as the batch size allows. A copy gets the
-    answer that it gets alone. :func:`perturbed` makes one.
+    ``scores(kept)`` is the value function that LIME, erasure metrics, Shapley and interaction libraries need. Equal
+    masks run once, in batches; a copy's score does not depend on its batch. :func:`perturbed` makes one for each
+    adapter; a subclass for another kind of input implements ``_run``.
 
     Attributes:
-        names: The names of the features.
-        explained: The number that is asked for; its value is the answer for the example itself.
-        show_progress: Whether to show a bar over the distinct copies.
+        names: The features' names.
+        explained: The explained number; its value is the score of the unperturbed example.
+        show_progress: Whether to show a progress bar over the distinct copies.
+        input_kind: The word for the input in messages, such as ``"text"``.
 
     Example:
         >>> import torch
@@ -41,62 +42,58 @@ class Perturbed(ABC):
     names: tuple[str, ...]
     explained: Explained
     show_progress: bool = field(default=False, kw_only=True)
+    input_kind: str = field(default="input", kw_only=True)
 
     def scores(self, kept: Any) -> Array:
         """Return the explained number of copies of the example, (n,) float64.
 
         Args:
-            kept: Which features each copy keeps, (n, features) of bool; a NumPy array or a tensor.
+            kept: Which features each copy keeps, bool (n, features); a NumPy array or a tensor.
 
         Raises:
-            InputError: ``kept`` has another shape, or holds something else.
-            ForwardError: The model gave NaN or an infinite value.
+            InputError: ``kept`` has another shape or other values.
+            ForwardError: The model returned NaN or an infinite value.
         """
-        found = self.answers(kept)
-        return found[:, self._column(found)]
+        scores = self.answers(kept)
+        return scores[:, self._column(scores)]
 
     def answers(self, kept: Any, *, tick: Tick | None = None) -> Array:
-        """Return all classes' numbers of copies of the example, in the unit of the explained one, (n, classes).
+        """Return the scores of all classes for copies of the example, in the explained number's unit, (n, classes).
 
-        Of a vocabulary, of a model that answers for each token, and of a function that is no adapter, it is the
-        explained number alone, (n, 1).
+        Vocabularies, models with one output per token, and functions that are no adapters have one column: the
+        explained number.
 
         Args:
-            kept: Which features each copy keeps, (n, features) of bool.
-            tick: Counts the copies that are done.
+            kept: Which features each copy keeps, bool (n, features).
+            tick: Called with the number of copies done.
         """
         masks = as_masks(kept, len(self.names))
         if not len(masks):
             return np.empty((0, 1))
         first, where = self._distinct(masks)
-        found = self._of_distinct(masks[first], tick or (lambda n: None))
+        scores = self._run(masks[first], tick or (lambda n: None))
         if tick is not None:
             tick(len(masks) - len(first))
-        if np.isnan(found).any() or np.isinf(found[:, self._column(found)]).any():
+        if np.isnan(scores).any() or np.isinf(scores[:, self._column(scores)]).any():
             raise ForwardError(
-                f"the model gave NaN or an infinite value for a copy of the {self._noun} without some of its features, "
-                "and nothing can be explained there; check what stands in for removed features."
+                f"the model returned NaN or an infinite value for a copy of the {self.input_kind} without some of its "
+                "features; check the values that replace removed features."
             )
-        return found[where]
+        return scores[where]
 
-    def _column(self, answers: Array) -> int:
-        """Return which column of answers is the explained number."""
-        return self.explained.column if answers.shape[1] > 1 else 0
+    def _column(self, scores: Array) -> int:
+        """Return the column of the explained number."""
+        return self.explained.column if scores.shape[1] > 1 else 0
 
     def _distinct(self, kept: Masks) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Return the indices of the masks of distinct copies, and for each mask which of these it equals."""
+        """Return the indices of the masks with distinct copies, and for each mask the number of its copy."""
         return distinct(kept)
 
     @abstractmethod
-    def _of_distinct(self, kept: Masks, tick: Tick) -> Array:
-        """Return the numbers of distinct copies, (n, classes)."""
-
-    @property
-    def _noun(self) -> str:
-        """What the example is called."""
-        return "input"
+    def _run(self, kept: Masks, tick: Tick) -> Array:
+        """Return the scores of distinct copies, (n, classes), and call ``tick`` with the number of copies done."""
 
     def __repr__(self) -> str:
-        """Return the number of features, the first of their names, and what is explained."""
+        """Return the number of features, their first names, and the explained number."""
         some = ", ".join(map(repr, self.names[:_SHOWN])) + (", ..." if len(self.names) > _SHOWN else "")
         return f"<{type(self).__name__}: {len(self.names)} features ({some}); {self.explained}>"

@@ -1,4 +1,4 @@
-"""Copies of an encoded text: its features left out, or replaced or hidden where they stand."""
+"""Perturbs an encoded text: deletes its features, or replaces or hides them in place."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 from captum_attn_lime._explained import Explained
 from captum_attn_lime.adapters import TextAdapter
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.perturb._asking import Answers
-from captum_attn_lime.perturb._cells import Cells, PerturbedTokens
+from captum_attn_lime.perturb._model_outputs import AdapterScores
 from captum_attn_lime.perturb._perturbed import Perturbed
-from captum_attn_lime.perturb._tensors import PerturbedTensors, Removable
+from captum_attn_lime.perturb._tensors import MaskedInputs, PerturbedTensors
+from captum_attn_lime.perturb._token_deletion import PerturbedTokens, TextTokens
 
 Removal = Literal["delete", "mask", "pad", "attention"]
 
 
 def perturbed_text(
-    answers: Answers,
+    scorer: AdapterScores,
     tensors: tuple[Tensor, ...],
     features: Tensor,
     names: tuple[str, ...],
@@ -31,70 +31,70 @@ def perturbed_text(
     batch_size: int | None = None,
     show_progress: bool = False,
 ) -> Perturbed:
-    """Return one encoded text whose features can be taken out.
+    """Return one encoded text whose features can be removed.
 
     Args:
-        answers: What a ``TextAdapter`` is asked.
+        scorer: Scores batches with a ``TextAdapter``.
         tensors: The ids and further arguments, each (1, N).
-        features: The feature of each token, (1, N); tokens of a later feature than there are names always stay.
+        features: The feature of each token, (1, N); tokens of features without a name are always kept.
         names: The features' names.
-        explained: The number that is asked for.
-        removal: What becomes of the tokens of removed features; or what replaces each of them, (1, N).
-        batch_size: Number of copies that run at once; by default what the adapter's ``batch_tokens`` allow.
-        show_progress: Show a bar over the distinct copies.
+        explained: The explained number.
+        removal: How tokens of removed features are removed, or the tokens that replace them, (1, N).
+        batch_size: Number of copies in one forward pass; by default what the adapter's ``batch_tokens`` allows.
+        show_progress: Show a progress bar over the distinct copies.
 
     Raises:
-        InputError: The model or the text does not allow this removal.
+        InputError: The model or the text does not support this removal.
     """
-    adapter: TextAdapter = answers.adapter
+    adapter: TextAdapter = scorer.adapter
     if isinstance(removal, str) and removal not in get_args(Removal):
         known = ", ".join(map(repr, get_args(Removal)))
         raise InputError(f"removal must be 'baseline' or one of {known} for texts, but is {removal!r}.")
     ids, *further = tensors
     if isinstance(removal, str) and removal == "delete":
         adapter.check_one_row()
-        cells = cells_of(adapter, tensors, features, len(names))
+        cells = text_tokens(adapter, tensors, features, len(names))
         return PerturbedTokens(
             names,
             explained,
             adapter=adapter,
             cells=cells,
-            ask=answers,
+            score_batch=scorer,
             batch_size=batch_size,
             show_progress=show_progress,
         )
     if isinstance(removal, Tensor):
         base = (removal, *further)
     elif removal == "attention":
-        k = _place_of_mask(adapter, tensors, features < len(names))
+        k = _mask_position(adapter, tensors, features < len(names))
         base = (*tensors[:k], torch.zeros_like(tensors[k]), *tensors[k + 1 :])
-        answers = replace(answers, padding=adapter.spare_padding(ids[0].tolist()))
+        scorer = replace(scorer, padding=adapter.spare_padding(ids[0].tolist()))
     else:
         base = (torch.full_like(ids, adapter.pad_id if removal == "pad" else adapter.mask_id), *further)
     return PerturbedTensors(
         names,
         explained,
-        example=Removable(tensors, base, (features,) * len(tensors)),
-        ask=answers,
+        example=MaskedInputs(tensors, base, (features,) * len(tensors)),
+        score_batch=scorer,
         batch_size=max(1, adapter.tokens_at_once(ids.shape[1]) // ids.shape[1]) if batch_size is None else batch_size,
-        noun="text",
+        input_kind="text",
         show_progress=show_progress,
     )
 
 
-def cells_of(adapter: TextAdapter, tensors: tuple[Tensor, ...], features: Tensor, n_features: int) -> Cells:
-    """Return the tokens of one encoded text, its padding left out.
+def text_tokens(adapter: TextAdapter, tensors: tuple[Tensor, ...], features: Tensor, n_features: int) -> TextTokens:
+    """Return the tokens of one encoded text without padding.
 
     Args:
         adapter: The adapter.
         tensors: The ids and further arguments, each (1, N).
         features: The feature of each token, (1, N).
-        n_features: Number of features; tokens of a later one always stay.
+        n_features: Number of features; tokens of later ones are always kept.
     """
     named = dict(zip(("input_ids", *adapter.argument_names), (x[0].cpu().numpy() for x in tensors), strict=False))
     real = named.get("attention_mask", np.ones(tensors[0].shape[1])) != 0
     types = named.get("token_type_ids")
-    return Cells(
+    return TextTokens(
         named["input_ids"][real].astype(np.int64),
         None if types is None else types[real].astype(np.int64),
         features[0].clamp(max=n_features).cpu().numpy()[real].astype(np.int64),
@@ -102,8 +102,8 @@ def cells_of(adapter: TextAdapter, tensors: tuple[Tensor, ...], features: Tensor
     )
 
 
-def _place_of_mask(adapter: TextAdapter, tensors: tuple[Tensor, ...], is_feature: Tensor) -> int:
-    """Return which of the tensors is the attention mask.
+def _mask_position(adapter: TextAdapter, tensors: tuple[Tensor, ...], is_feature: Tensor) -> int:
+    """Return the index of the attention mask among the tensors.
 
     Raises:
         InputError: There is none, or it would hide all tokens.
@@ -111,13 +111,13 @@ def _place_of_mask(adapter: TextAdapter, tensors: tuple[Tensor, ...], is_feature
     names = ("input_ids", *adapter.argument_names)
     if "attention_mask" not in names:
         raise InputError(
-            f"removal='attention' hides tokens by the attention mask, which {type(adapter.model).__name__} does not "
-            "take; use removal='mask', 'pad' or 'delete'."
+            f"removal='attention' hides tokens with the attention mask, which {type(adapter.model).__name__} does not "
+            "accept; use removal='mask', 'pad' or 'delete'."
         )
     place = names.index("attention_mask")
     if bool((is_feature | (tensors[place] == 0)).all()):
         raise InputError(
-            "removal='attention' would hide every token of this text, and a model that sees none gives no meaningful "
-            "answer: its tokenizer adds no special token, and all tokens are of units. Use removal='mask' or 'pad'."
+            "removal='attention' would hide every token of this text, because its tokenizer adds no special tokens, "
+            "and a model that sees no token has no meaningful output; use removal='mask' or 'pad'."
         )
     return place

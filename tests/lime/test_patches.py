@@ -13,9 +13,9 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from captum_attn_lime.adapters import ImageAdapter
 from captum_attn_lime.lime import LimeImage, explanation_weights
-from captum_attn_lime.perturb._door import perturbed_tensors
-from captum_attn_lime.perturb._patches import KnownPatches, PerturbedPicture
-from captum_attn_lime.perturb._tensors import PerturbedTensors, Removable
+from captum_attn_lime.perturb._factory import perturbed_tensors
+from captum_attn_lime.perturb._patches import PatchEmbeddings, PerturbedPicture
+from captum_attn_lime.perturb._tensors import MaskedInputs, PerturbedTensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:LIME has few samples")
 
@@ -92,14 +92,14 @@ def adapter_of(make: Callable[[], nn.Module], **options) -> ImageAdapter:
 def short(monkeypatch) -> list[bool]:
     """For each batch whether it got its answers from known patches."""
     found: list[bool] = []
-    answers = KnownPatches.answers
+    scores = PatchEmbeddings.scores
 
     def noting(*args):
-        values = answers(*args)
+        values = scores(*args)
         found.append(values is not None)
         return values
 
-    monkeypatch.setattr(KnownPatches, "answers", noting)
+    monkeypatch.setattr(PatchEmbeddings, "scores", noting)
     return found
 
 
@@ -154,7 +154,7 @@ def test_segments_of_several_patches(short, monkeypatch):
 def examples(a: ImageAdapter, batch: int) -> tuple[PerturbedTensors, PerturbedTensors, torch.Tensor, np.ndarray]:
     """The same example by the shorter way and plainly, its input, and random masks."""
     x = a.encode(picture())
-    example = Removable.of((x.inputs,), x.baselines, x.feature_mask)
+    example = MaskedInputs.of((x.inputs,), x.baselines, x.feature_mask)
 
     def ask(tensor):
         return a(tensor)[:, 1:2].detach().double().numpy()
@@ -215,11 +215,11 @@ def test_where_there_are_no_known_patches_pictures_are_made(make, segments, opti
 @torch.no_grad()
 def test_compiled_models_run_as_they_are():
     x = adapter_of(Patches).encode(picture())
-    example = Removable.of((x.inputs,), x.baselines, x.feature_mask)
+    example = MaskedInputs.of((x.inputs,), x.baselines, x.feature_mask)
     torch.manual_seed(0)
     model = Patches()
-    assert KnownPatches.of(model, example) is not None
-    assert KnownPatches.of(torch.compile(model), example) is None
+    assert PatchEmbeddings.of(model, example) is not None
+    assert PatchEmbeddings.of(torch.compile(model), example) is None
 
 
 def test_other_functions_and_masks_of_channels_are_left_alone():

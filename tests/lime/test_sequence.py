@@ -481,7 +481,7 @@ def test_entropy_bins():
         (torch.full((1, 4, 3), float("nan")), {}, InputError, "series 'u' at step 0 of sequence 0 is nan"),
         (torch.full((1, 4, 3), 0.5), {}, InputError, "'kind_t-3' has the value 0.5"),
         (None, dict(target=4), TargetError, "target 4"),
-        (None, dict(target=None), TargetError, "does not pick one number"),
+        (None, dict(target=None), TargetError, "does not select one number"),
         (None, dict(n_samples=0), InputError, "n_samples"),
         (None, dict(perturbations_per_eval=0), InputError, "perturbations_per_eval"),
         (None, dict(feature_mask=torch.zeros(1, 5, 3).long()), InputError, "does not broadcast"),

@@ -247,7 +247,7 @@ def test_other_discretizers():
         (torch.ones(1, 2, 2), {}, InputError, r"\(1, 2, 2\)"),
         (torch.ones(1, 4), {}, InputError, "columns per tensor"),
         (None, dict(target=4), TargetError, "target 4"),
-        (None, dict(target=None), TargetError, "does not pick one number"),
+        (None, dict(target=None), TargetError, "does not select one number"),
         (None, dict(target=0, n_samples=0), InputError, "n_samples"),
     ],
 )

@@ -187,7 +187,7 @@ def test_nothing_to_remove_is_zero():
     ("options", "error", "message"),
     [
         (dict(target=7), TargetError, "target 7"),
-        (dict(target=None), TargetError, "does not pick one number"),
+        (dict(target=None), TargetError, "does not select one number"),
         (dict(target=[0]), TargetError, "target"),
         (dict(target=1, n_samples=1), InputError, "n_samples"),
         (dict(target=1, perturbations_per_eval=0), InputError, "perturbations_per_eval"),

@@ -17,7 +17,7 @@ from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.errors import InputError, TextError, TruncationWarning
 from captum_attn_lime.lime import LimeText, explanation_weights
 from captum_attn_lime.lime._draws import text_masks
-from captum_attn_lime.lime._subject import Subject
+from captum_attn_lime.lime._text_input import Subject
 from captum_attn_lime.lime._units import UnitText, occurrences, split_spans
 from captum_attn_lime.perturb._masks import distinct
 from tests.models import heads
@@ -472,7 +472,7 @@ def test_bad_options(options, message):
 def test_removals_that_the_model_does_not_allow():
     tokenizer = WordTokenizer.fit(models.CORPUS)
     bag = TextAdapter(models.BagOfWords(len(tokenizer)), tokenizer)
-    with pytest.raises(InputError, match="BagOfWords does not take"):
+    with pytest.raises(InputError, match="BagOfWords does not accept"):
         LimeText(bag, removal="attention").explain(TEXT, 1, num_samples=10)
     with pytest.raises(InputError, match="capturing group"):
         LimeText(bert(), removal="mask", split_expression=r"(\W)+").explain(TEXT, 1, num_samples=10)

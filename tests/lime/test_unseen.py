@@ -16,9 +16,9 @@ from captum_attn_lime._explained import Explained
 from captum_attn_lime.adapters import ImageAdapter, WordTokenizer
 from captum_attn_lime.lime import LimeImage, diagnosed, explain_until_separated, pooled
 from captum_attn_lime.lime._diagnostics import Diagnostics, diagnose
+from captum_attn_lime.lime._fit_warnings import Features
 from captum_attn_lime.lime._fits import Fit, FitData
 from captum_attn_lime.lime._standard_errors import order_errors, weight_errors
-from captum_attn_lime.lime._unseen import Features
 
 pytestmark = pytest.mark.filterwarnings("ignore::captum_attn_lime.errors.LimeWarning")
 NAMES = ["age", "insured", "region"]

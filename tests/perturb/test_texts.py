@@ -305,7 +305,7 @@ def test_a_short_repr():
         (dict(seed=3), "removal='marginal'"),
         (dict(example=1), "no example 1"),
         (dict(batch_size=0), "positive number of copies"),
-        (dict(baselines=0), "has its own baselines"),
+        (dict(baselines=0), "already has baselines"),
         (dict(unit="prediction"), "it has no prediction"),
     ],
 )
@@ -320,7 +320,7 @@ def test_masks_and_targets_that_do_not_fit():
     x = adapter.encode("good film")
     game = perturbed(adapter, x)
     for bad, message in [
-        ([[True]], r"\(n, 2\), but came with shape \(1, 1\)"),
+        ([[True]], r"\(n, 2\), but has shape \(1, 1\)"),
         ([True, False], "shape"),
         ([[0.5, 1.0]], "0 and 1"),
     ]:
@@ -330,7 +330,7 @@ def test_masks_and_targets_that_do_not_fit():
         perturbed(adapter, x, 7)
     with pytest.raises(TargetError):
         perturbed(adapter, x, Explained(7, "logit"))
-    with pytest.raises(InputError, match="which is no adapter"):
+    with pytest.raises(InputError, match="is no adapter"):
         perturbed(adapter.model, x)
 
 
@@ -344,5 +344,5 @@ def test_padding_is_no_token_that_stays():
 def test_a_model_without_a_mask_hides_nothing():
     tokenizer = WordTokenizer.fit(models.CORPUS)
     bag = TextAdapter(models.BagOfWords(len(tokenizer)), tokenizer)
-    with pytest.raises(InputError, match="BagOfWords does not take"):
+    with pytest.raises(InputError, match="BagOfWords does not accept"):
         perturbed(bag, bag.encode(TEXT), removal="attention")

@@ -49,7 +49,7 @@ class collected_warnings:
 
 
 @contextmanager
-def unsaid_warnings() -> Iterator[None]:
+def suppressed_warnings() -> Iterator[None]:
     """Run a block whose explanations warn of nothing: another one will be made of them, and warns."""
     token = _collecting.set([])
     try:

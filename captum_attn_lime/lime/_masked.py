@@ -16,12 +16,12 @@ from captum_attn_lime._util.captum import Target, TensorOrTuple, as_tuple, forma
 from captum_attn_lime._util.progress import progress
 from captum_attn_lime.features import by_position, spread
 from captum_attn_lime.lime._base import Array, check_callable, check_count, result_dtype
+from captum_attn_lime.lime._fit_warnings import Features
 from captum_attn_lime.lime._fits import Fit, FitData
-from captum_attn_lime.lime._unseen import Features
-from captum_attn_lime.perturb._asking import settled, target_scalars
-from captum_attn_lime.perturb._door import perturbed_tensors
+from captum_attn_lime.perturb._factory import perturbed_tensors
 from captum_attn_lime.perturb._masks import Masks
-from captum_attn_lime.perturb._tensors import Removable
+from captum_attn_lime.perturb._model_outputs import eval_mode, target_scalars
+from captum_attn_lime.perturb._tensors import MaskedInputs
 
 Scores = Callable[[Masks], Array]  # masks (n, features) to answers (n, classes)
 
@@ -103,13 +103,13 @@ class LimeMasks(PerturbationAttribution):  # type: ignore[misc]
         check_count("n_samples", n_samples, 2)
         check_count("perturbations_per_eval", batch, 1)
         tensors = as_tuple(inputs)
-        problem = Removable.of(
+        problem = MaskedInputs.of(
             tensors, baselines, self._default_mask(tensors) if feature_mask is None else feature_mask
         )
         names = tuple(map(str, range(problem.n_features)))
         weights = torch.zeros(len(tensors[0]), len(names), dtype=torch.float64)
         total = len(weights) * n_samples
-        with settled(self.forward_func) as function, progress(total, show_progress, type(self).__name__) as tick:
+        with eval_mode(self.forward_func) as function, progress(total, show_progress, type(self).__name__) as tick:
             scalars = target_scalars(function, tensors, target, additional_forward_args)
             for i, scalar in enumerate(scalars):
                 own = (self.forward_func, names, scalar.explained, problem.example(i), scalar)

@@ -16,10 +16,10 @@ from captum_attn_lime.errors import InputError, TextError
 from captum_attn_lime.lime._base import Array, unit_of
 from captum_attn_lime.lime._units import Occurrence, occurrences
 from captum_attn_lime.perturb import Perturbed
-from captum_attn_lime.perturb._asking import Answers, first_answers
-from captum_attn_lime.perturb._cells import Cells, Copies, PerturbedTokens
 from captum_attn_lime.perturb._masks import Masks
-from captum_attn_lime.perturb._text import Removal, cells_of, perturbed_text
+from captum_attn_lime.perturb._model_outputs import AdapterScores, adapter_scores
+from captum_attn_lime.perturb._text import Removal, perturbed_text, text_tokens
+from captum_attn_lime.perturb._token_deletion import DeletedCopies, PerturbedTokens, TextTokens
 
 OneText = Literal["first", "second"]
 # Of two columns lime explains the second one by default.
@@ -30,7 +30,7 @@ _CIRCLE = np.array([int(c) for c in "0000100110101111"], dtype=bool)
 
 
 @dataclass(frozen=True)
-class Subject:
+class TextInput:
     """One text and the model's answers to its perturbed copies.
 
     Attributes:
@@ -50,7 +50,7 @@ class Subject:
     unit: Unit
     show_progress: bool
     token: int | None = None
-    make: Callable[[Answers, Explained], Perturbed] | None = None
+    make: Callable[[AdapterScores, Explained], Perturbed] | None = None
 
     @property
     def seen(self) -> str | tuple[str, str]:
@@ -81,8 +81,8 @@ class Subject:
             return target
         return self.adapter.token_id(target)
 
-    def about(self, numbers: Sequence[Explained]) -> tuple[Subject, tuple[Explained, ...]]:
-        """Return the same subject, asked about one token of a language model against all others.
+    def about(self, numbers: Sequence[Explained]) -> tuple[TextInput, tuple[Explained, ...]]:
+        """Return the same text_input, asked about one token of a language model against all others.
 
         Raises:
             InputError: Several tokens came.
@@ -114,16 +114,16 @@ class Subject:
         function = self.adapter.predict_proba if self.unit == "probability" else self.adapter.logits
         return self.two_columns(function(items, target=self.token, show_progress=show))
 
-    def original(self) -> tuple[Answers | None, Array]:
+    def original(self) -> tuple[AdapterScores | None, Array]:
         """Return what the adapter is asked of tokens, and the scores of the text as it is, (1, classes)."""
         if self.make is None:
             return None, self.scores([self.text])
         self.adapter.check_one_row()
-        answers, found = first_answers(self.adapter, self.tensors, self.unit)
+        answers, found = adapter_scores(self.adapter, self.tensors, self.unit)
         self.adapter.check_one_row()  # the first output may have shown that it is by token
         return answers, found
 
-    def copies(self, answers: Answers, number: Explained) -> Perturbed:
+    def copies(self, answers: AdapterScores, number: Explained) -> Perturbed:
         """Return the text as tokens of which units can be taken out.
 
         Args:
@@ -149,8 +149,8 @@ class Subject:
             out[rest] = found if self.token is None else self.two_columns(found)
         return out
 
-    def on_tokens(self, string: Any, removal: Removal) -> Subject:
-        """Return the same subject, with units removed from its tokens.
+    def on_tokens(self, string: Any, removal: Removal) -> TextInput:
+        """Return the same text_input, with units removed from its tokens.
 
         Args:
             string: The text with its units.
@@ -172,14 +172,14 @@ class Subject:
         names = _names(string)
         features = self._features_of_tokens(occurrences(string), len(names))
 
-        def make(answers: Answers, number: Explained) -> Perturbed:
+        def make(answers: AdapterScores, number: Explained) -> Perturbed:
             options: dict[str, Any] = dict(removal=removal, show_progress=self.show_progress)
             return perturbed_text(answers, self.tensors, features, names, number, **options)
 
         return replace(self, make=make)
 
-    def as_lime_does(self, string: Any) -> Subject:
-        """Return the same subject on tokens where that gives what lime's own texts give, else as it is.
+    def as_lime_does(self, string: Any) -> TextInput:
+        """Return the same text_input on tokens where that gives what lime's own texts give, else as it is.
 
         Args:
             string: lime's ``IndexedString`` of the text.
@@ -188,10 +188,10 @@ class Subject:
             return self
         units = occurrences(string)
         each = [(k, start, end) for k, (_, start, end) in enumerate(units)]  # units one by one
-        by_unit = cells_of(self.adapter, self.tensors, self._features_of_tokens(each, len(each)), len(each))
+        by_unit = text_tokens(self.adapter, self.tensors, self._features_of_tokens(each, len(each)), len(each))
         replacement = None if string.bow else string.mask_string
         if replacement is not None:
-            by_unit = by_unit.replaced_by(self.adapter.token_ids(replacement))
+            by_unit = by_unit.with_replacements(self.adapter.token_ids(replacement))
         places = [int(p) for p in np.searchsorted(string.string_start, [start for _, start, _ in units])]
 
         def tokenize(removed: Sequence[Sequence[int]]) -> Any:
@@ -207,7 +207,7 @@ class Subject:
         feature = np.array([*(feature for feature, _, _ in units), len(names)], dtype=np.int64)[by_unit.feature]
         cells = replace(by_unit, feature=feature, n_features=len(names))
         own: dict[str, Any] = dict(adapter=self.adapter, cells=cells, show_progress=self.show_progress)
-        return replace(self, make=lambda answers, number: PerturbedTokens(names, number, ask=answers, **own))
+        return replace(self, make=lambda answers, number: PerturbedTokens(names, number, score_batch=answers, **own))
 
     @property
     def token_spans(self) -> list[Span | None]:
@@ -255,7 +255,7 @@ class Subject:
         return np.concatenate([1 - found if self.unit == "probability" else -found, found], axis=1)
 
 
-def subject_of(
+def text_input_of(
     forward_func: Callable[..., Any],
     text: Any,
     explained_text: OneText | None,
@@ -263,7 +263,7 @@ def subject_of(
     *,
     features: Literal["word", "token"] = "word",
     show_progress: bool,
-) -> tuple[Subject, list[Span] | None]:
+) -> tuple[TextInput, list[Span] | None]:
     """Return what is perturbed, and where the features of an encoding stand; None of a raw text.
 
     Raises:
@@ -297,13 +297,13 @@ def subject_of(
     if not is_encoded:
         how: dict[str, Any] = {} if features == "word" else {"features": features}
         encoding = adapter.encode(raw, **how, **({"explained_text": explained_text} if is_pair else {}))
-        return Subject(adapter, encoding, explained_text, unit, show_progress), None
-    subject = Subject(adapter, text, explained_text, unit, show_progress)
+        return TextInput(adapter, encoding, explained_text, unit, show_progress), None
+    text_input = TextInput(adapter, text, explained_text, unit, show_progress)
     own = zip(text.words[0], text.text_indices[0], strict=True)
-    return subject, [(word.start, word.end) for word, of in own if of == subject.index]
+    return text_input, [(word.start, word.end) for word, of in own if of == text_input.index]
 
 
-def is_exact(adapter: TextAdapter, cells: Cells, places: Sequence[int], tokenize: Callable[..., Any]) -> bool:
+def is_exact(adapter: TextAdapter, cells: TextTokens, places: Sequence[int], tokenize: Callable[..., Any]) -> bool:
     """Return whether leaving out tokens gives the tokens of the text without these units.
 
     That holds where a word's tokens do not depend on what stands around it, and is tried out: every pattern of four
@@ -318,7 +318,7 @@ def is_exact(adapter: TextAdapter, cells: Cells, places: Sequence[int], tokenize
     n = cells.n_features
     patterns = [np.resize(np.roll(_CIRCLE, k), n) for k in range(len(_CIRCLE))]
     kept = np.stack([*patterns, np.ones(n, dtype=bool), np.zeros(n, dtype=bool)])
-    copies = Copies(cells, kept)
+    copies = DeletedCopies(cells, kept)
     if adapter.max_length is not None and copies.longest > adapter.max_length:  # the tokenizer would cut these copies
         return False
     rows = tokenize([[place for place, stays in zip(places, row, strict=True) if not stays] for row in kept])

@@ -1,4 +1,4 @@
-"""`perturbed`: the one door from an example and its features to a value function, for every kind of input."""
+"""Defines `perturbed`, which makes the value function of one example and its features, for every kind of input."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from captum_attn_lime._explained import Explained, Unit
 from captum_attn_lime._util.captum import TensorOrTuple, as_tuple
 from captum_attn_lime.adapters import Adapter, Encoding, ImageAdapter, SequenceAdapter, TabularAdapter, TextAdapter
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.perturb._asking import Answers, Ask, first_answers, target_scalars
+from captum_attn_lime.perturb._model_outputs import AdapterScores, BatchScorer, adapter_scores, target_scalars
 from captum_attn_lime.perturb._patches import PerturbedPicture
 from captum_attn_lime.perturb._perturbed import Perturbed
-from captum_attn_lime.perturb._stand_ins import stand_ins
-from captum_attn_lime.perturb._tensors import PerturbedTensors, Removable
+from captum_attn_lime.perturb._replacements import replacement_values
+from captum_attn_lime.perturb._tensors import MaskedInputs, PerturbedTensors
 from captum_attn_lime.perturb._text import perturbed_text
 
-_BATCH = 64  # copies of tensors at once, where no adapter says how many
+_BATCH = 64  # copies in one forward pass of a function that is no adapter
 
 
 def perturbed(
@@ -38,45 +38,45 @@ def perturbed(
     seed: int | None = None,
     show_progress: bool = False,
 ) -> Perturbed:
-    """Return one example whose features can be taken out.
+    """Return the value function of one example: scores of its copies with features removed.
 
     ================= ==================================================================================================
-    ``removal``       what becomes of the cells of a removed feature
+    ``removal``       how the cells of a removed feature change
     ================= ==================================================================================================
-    ``"baseline"``    any input: the encoding's baselines, or ``baselines``, stand in their place
-    ``"delete"``      texts: its tokens are left out, and what follows moves up
-    ``"mask"``        texts: the adapter's baseline token, by default the mask token, stands in each one's place
-    ``"pad"``         texts: the padding token stands in each one's place
-    ``"attention"``   texts: they stay, and the attention mask hides them, as it hides padding
-    ``"mean"``        rows and sequences: the training data's mean, of categories the most frequent one; pictures: their
+    ``"baseline"``    any input: the encoding's baselines, or ``baselines``, replace them
+    ``"delete"``      texts: its tokens are deleted, and later tokens move up
+    ``"mask"``        texts: the adapter's baseline token, by default the mask token, replaces each token
+    ``"pad"``         texts: the padding token replaces each token
+    ``"attention"``   texts: the attention mask hides its tokens, as it hides padding
+    ``"mean"``        rows and sequences: the mean of the training data, or the most frequent category; pictures: their
                       mean colour
     ``"marginal"``    rows and sequences: the values of ``n_draws`` examples drawn from the training data; the score is
                       the mean over them
     ``"segment"``     pictures: the mean colour of each segment
     ``"blur"``        pictures: the blurred picture
-    ``"black"``       pictures: black; or a number, a colour or a picture, in the picture's own values
+    ``"black"``       pictures: black; or a number, a colour or a picture, in the picture's range of values
     ================= ==================================================================================================
 
     Args:
         forward_func: An adapter, or any other function of tensors.
-        inputs: What ``adapter.encode`` gave, or tensors as Captum's methods take them, (B, ...).
-        target: What is explained: for an encoding the class, by its index or name, (position, class), or None for the
-            class that is predicted; for tensors an index of the output, in any of Captum's forms. Or an
-            :class:`Explained`, of which the index and the unit count.
-        removal: What becomes of removed features, as above.
-        unit: The unit of an adapter's answers; by default that of its model's own outputs.
-        baselines: For tensors: what stands for removed cells, as in Captum; 0 by default.
+        inputs: An encoding from ``adapter.encode``, or tensors as in Captum, (B, ...).
+        target: The output to explain: for an encoding a class index or name, (position, class), or None for the
+            predicted class; for tensors an index of the output, in any of Captum's forms. Or an :class:`Explained`,
+            whose index and unit are used.
+        removal: How removed features change, as above.
+        unit: The unit of an adapter's scores; by default that of its model's outputs.
+        baselines: For tensors: the values of removed cells, as in Captum; 0 by default.
         additional_forward_args: For tensors: further arguments of the function.
         feature_mask: For tensors: feature ids from 0; by default each position along dimension 1 is a feature.
-        example: Which example of several is asked about.
-        batch_size: Number of copies in one forward pass; by default the adapter's, of texts what its ``batch_tokens``
-            allow, and 64 for other functions.
-        n_draws: With ``"marginal"``: number of examples drawn, 20 by default, or all where there are fewer.
+        example: Index of the example in the batch.
+        batch_size: Number of copies in one forward pass; by default the adapter's, for texts what its ``batch_tokens``
+            allows, and 64 for other functions.
+        n_draws: With ``"marginal"``: number of examples drawn, 20 by default, at most all.
         seed: With ``"marginal"``: seed of the draws, 0 by default.
-        show_progress: Show a bar over the distinct copies.
+        show_progress: Show a progress bar over the distinct copies.
 
     Raises:
-        InputError: Something does not fit the inputs, or the model does not allow this removal.
+        InputError: An argument does not fit the inputs, or the model does not support this removal.
         TargetError: There is no such class.
 
     Example:
@@ -88,110 +88,112 @@ def perturbed(
         (('age', 'income'), (2,))
     """
     _check_options(forward_func, removal, batch_size, n_draws, seed)
-    own: dict[str, Any] = dict(batch_size=batch_size, show_progress=show_progress)
+    options: dict[str, Any] = dict(batch_size=batch_size, show_progress=show_progress)
     if not isinstance(inputs, Encoding):
         _check_function(forward_func, removal, unit)
         tensors = as_tuple(inputs)
         _check_example(example, len(tensors[0]))
-        copies = Removable.of(tensors, baselines, feature_mask)
-        wanted = target.index if isinstance(target, Explained) else target
-        scalar = target_scalars(forward_func, tensors, wanted, additional_forward_args)[example]
+        masked = MaskedInputs.of(tensors, baselines, feature_mask)
+        index = target.index if isinstance(target, Explained) else target
+        scalar = target_scalars(forward_func, tensors, index, additional_forward_args)[example]
         explained = replace(target, value=scalar.value) if isinstance(target, Explained) else scalar.explained
-        names = tuple(map(str, range(copies.n_features)))
-        return perturbed_tensors(forward_func, names, explained, copies.example(example), scalar, **own)
+        names = tuple(map(str, range(masked.n_features)))
+        return perturbed_tensors(forward_func, names, explained, masked.example(example), scalar, **options)
     if not isinstance(forward_func, Adapter):
         raise InputError(
-            f"an encoding came with {type(forward_func).__name__}, which is no adapter; pass the adapter, or the "
+            f"inputs is an encoding, but {type(forward_func).__name__} is no adapter; pass the adapter, or the "
             "encoding's inputs, baselines, forward_args and feature_mask."
         )
     if baselines is not None or additional_forward_args is not None or feature_mask is not None:
-        raise InputError("an encoding has its own baselines, arguments and features; leave these out.")
+        raise InputError(
+            "an encoding already has baselines, additional_forward_args and feature_mask; leave these out."
+        )
     _check_example(example, len(inputs))
     row = slice(example, example + 1)
     tensors, masks, bases = (
         tuple(t[row] for t in as_tuple(group)) for group in (inputs.inputs, inputs.feature_mask, inputs.baselines)
     )
     names, further = inputs.feature_names[example], tuple(t[row] for t in inputs.forward_args)
-    answers, explained = _answers(forward_func, (*tensors, *further), target, unit)
+    scorer, explained = _scorer(forward_func, (*tensors, *further), target, unit)
     if isinstance(forward_func, TextAdapter):
         how = bases[0] if _is_baseline(removal) else removal
-        return perturbed_text(answers, (*tensors, *further), masks[0], names, explained, removal=how, **own)
+        return perturbed_text(scorer, (*tensors, *further), masks[0], names, explained, removal=how, **options)
     if not _is_baseline(removal):
         draws = (20 if n_draws is None else n_draws, 0 if seed is None else seed)
-        bases = stand_ins(forward_func, inputs, example, removal, *draws)
-    return perturbed_tensors(forward_func, names, explained, Removable(tensors, bases, masks), answers, **own)
+        bases = replacement_values(forward_func, inputs, example, removal, *draws)
+    return perturbed_tensors(forward_func, names, explained, MaskedInputs(tensors, bases, masks), scorer, **options)
 
 
 def _check_options(
     forward_func: Any, removal: Any, batch_size: int | None, n_draws: int | None, seed: int | None
 ) -> None:
-    """Raise for options that are none, or would be ignored."""
+    """Raise for invalid options and for options that would be ignored."""
     if not callable(forward_func):
         raise InputError(f"forward_func must be an adapter or a function, but is {type(forward_func).__name__}.")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size must be a positive number of copies, but is {batch_size!r}.")
     is_marginal = isinstance(removal, str) and removal == "marginal"
     if not is_marginal and (n_draws is not None or seed is not None):
-        raise InputError(f"n_draws and seed are for removal='marginal', and removal is {removal!r}; leave them out.")
+        raise InputError(f"n_draws and seed require removal='marginal', but removal is {removal!r}; leave them out.")
 
 
 def _check_function(forward_func: Any, removal: Any, unit: Any) -> None:
-    """Raise where tensors came, and something that goes with encodings alone."""
+    """Raise where tensors are combined with options that only encodings support."""
     if isinstance(forward_func, Adapter):
         raise InputError(
-            f"tensors came with {type(forward_func).__name__}; pass what its encode gave, or adapter.forward, whose "
-            "output is then explained as that of any function."
+            f"inputs are tensors, but {type(forward_func).__name__} needs an encoding; pass one from its encode, or "
+            "pass adapter.forward, whose output is explained like that of any function."
         )
     if not _is_baseline(removal) or unit is not None:
         raise InputError(
-            "tensors are explained in their function's own unit, with removal='baseline' and baselines=; for others "
-            "pass an adapter and what its encode gave."
+            "tensors are explained in their function's own unit, with removal='baseline' and baselines=; for other "
+            "units and removals pass an adapter and an encoding from its encode."
         )
 
 
 def _check_example(example: int, n: int) -> None:
     if not 0 <= example < n:
-        raise InputError(f"{n} example(s) came, so there is no example {example!r}; they count from 0.")
+        raise InputError(f"there is no example {example!r} in a batch of {n}; pass an index from 0 to {n - 1}.")
 
 
 def _is_baseline(removal: Any) -> bool:
     return isinstance(removal, str) and removal == "baseline"
 
 
-def _answers(
+def _scorer(
     adapter: Adapter, tensors: tuple[Tensor, ...], target: Any, unit: Unit | None
-) -> tuple[Answers, Explained]:
-    """Return what an adapter is asked of copies of an example, and the number that is explained.
+) -> tuple[AdapterScores, Explained]:
+    """Return the scorer of copies of an example, and the explained number.
 
     Args:
         adapter: The adapter.
         tensors: The example's inputs and further arguments, each (1, ...).
         target: The class, or the explained number.
-        unit: The unit; by default the explained number's, or that of the model's own outputs.
+        unit: The unit; by default the explained number's, or that of the model's outputs.
     """
     given = target if isinstance(target, Explained) else None
     if given is not None:
         if unit not in (None, given.unit):
-            raise InputError(f"unit={unit!r} was asked for, and the target is the {given.label}; leave unit out.")
+            raise InputError(f"unit={unit!r} contradicts the target, the {given.label}; leave unit out.")
         target, unit = given.index, given.unit
-    answers, first = first_answers(adapter, tensors, unit)
+    scorer, scores = adapter_scores(adapter, tensors, unit)
     is_next_token = isinstance(adapter, TextAdapter) and adapter.task == "next_token"
-    explained = adapter.choose(first[0], target, answers.unit, answers.kind, answers.columns)
+    explained = adapter.choose(scores[0], target, scorer.unit, scorer.kind, scorer.columns)
     if given is not None:
         explained = replace(given, value=explained.value)
     if is_next_token:
-        answers = replace(answers, token=explained.column)
+        scorer = replace(scorer, token=explained.column)
     elif isinstance(explained.index, tuple):
-        answers = replace(answers, place=explained.index)
-    return answers, explained
+        scorer = replace(scorer, position=explained.index)
+    return scorer, explained
 
 
 def perturbed_tensors(
     forward_func: Callable[..., Any],
     names: tuple[str, ...],
     explained: Explained,
-    example: Removable,
-    ask: Ask,
+    example: MaskedInputs,
+    score_batch: BatchScorer,
     *,
     batch_size: int | None = None,
     show_progress: bool = False,
@@ -199,19 +201,19 @@ def perturbed_tensors(
     """Return one example as tensors whose features are replaced in place.
 
     Args:
-        forward_func: The adapter or function; of a model of pictures patches are embedded once.
-        names: The names of the features.
-        explained: The number that is asked for.
+        forward_func: The adapter or function; models of pictures embed each patch once.
+        names: The features' names.
+        explained: The explained number.
         example: The example.
-        ask: What is asked about copies.
+        score_batch: Scores a batch of copies.
         batch_size: Number of copies in one forward pass.
-        show_progress: Show a bar over the distinct copies.
+        show_progress: Show a progress bar over the distinct copies.
     """
-    own: dict[str, Any] = dict(example=example, ask=ask, show_progress=show_progress)
+    options: dict[str, Any] = dict(example=example, score_batch=score_batch, show_progress=show_progress)
     if isinstance(forward_func, ImageAdapter):
-        own.update(batch_size=batch_size or forward_func.batch_size, noun="picture", model=forward_func.model)
-        return PerturbedPicture(names, explained, **own)
+        options.update(batch_size=batch_size or forward_func.batch_size, input_kind="picture", model=forward_func.model)
+        return PerturbedPicture(names, explained, **options)
     if isinstance(forward_func, (TabularAdapter, SequenceAdapter)):
-        own.update(batch_size=batch_size or forward_func.batch_size, noun=forward_func.example)
-        return PerturbedTensors(names, explained, **own)
-    return PerturbedTensors(names, explained, batch_size=batch_size or _BATCH, **own)
+        options.update(batch_size=batch_size or forward_func.batch_size, input_kind=forward_func.example)
+        return PerturbedTensors(names, explained, **options)
+    return PerturbedTensors(names, explained, batch_size=batch_size or _BATCH, **options)

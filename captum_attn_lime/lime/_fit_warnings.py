@@ -76,7 +76,7 @@ def _flat(explainer: Any) -> tuple[int, ...]:
     return tuple(np.flatnonzero(flat).tolist())
 
 
-def unseen_notices(features: Features, unseen: Sequence[int], tied: Sequence[Sequence[int]]) -> list[Notice]:
+def unseen_warnings(features: Features, unseen: Sequence[int], tied: Sequence[Sequence[int]]) -> list[Notice]:
     """Return what there is to say of features that the samples say nothing of.
 
     Args:
@@ -108,7 +108,7 @@ def unseen_notices(features: Features, unseen: Sequence[int], tied: Sequence[Seq
     return out
 
 
-def few_samples(samples: int, effective: float, features: int, *, is_determined: bool) -> list[Notice]:
+def sample_warnings(samples: int, effective: float, features: int, *, is_determined: bool) -> list[Notice]:
     """Return what there is to say of too few samples.
 
     Args:
@@ -138,7 +138,7 @@ def few_samples(samples: int, effective: float, features: int, *, is_determined:
     ]
 
 
-def ridge_notices(
+def ridge_warnings(
     features: Features, weights: Mapping[int, float], bias: Mapping[int, float], errors: Mapping[int, float]
 ) -> list[Notice]:
     """Return what there is to say of a penalty that moves weights by more than chance does, and visibly.

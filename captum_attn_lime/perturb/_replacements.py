@@ -1,4 +1,4 @@
-"""What stands in for removed features of rows, sequences and pictures, by name."""
+"""Named replacements for removed features of rows, sequences and pictures."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from captum_attn_lime.adapters import Adapter, Encoding, ImageAdapter, ImageEnco
 from captum_attn_lime.errors import InputError
 
 
-def stand_ins(
+def replacement_values(
     adapter: Adapter, encoding: Encoding, example: int, removal: Any, n_draws: int, seed: int
 ) -> tuple[Tensor, ...]:
-    """Return what replaces removed cells of one example, each (1, ...), or (n_draws, ...) for draws.
+    """Return the values that replace removed cells of one example, each (1, ...), or (n_draws, ...) for draws.
 
     Args:
         adapter: The adapter.
-        encoding: What it encoded.
-        example: Which example of the encoding.
-        removal: The name, or of pictures a number, a colour or a picture.
-        n_draws: Number of training examples that are drawn.
+        encoding: The encoding.
+        example: Index of the example in the encoding.
+        removal: The name, or for pictures a number, a colour or a picture.
+        n_draws: Number of training examples to draw.
         seed: Seed of the draws.
 
     Raises:
-        InputError: There is no such way to remove features of this input, or it needs training data.
+        InputError: This input does not support the removal, or the removal needs training data.
     """
     if isinstance(adapter, ImageAdapter) and isinstance(encoding, ImageEncoding):
         segments, image = encoding.segments[example], encoding.images[example]
@@ -34,7 +34,7 @@ def stand_ins(
     known = isinstance(removal, str) and removal in ("mean", "marginal")
     if not known or not isinstance(adapter, (TabularAdapter, SequenceAdapter)):
         raise InputError(
-            f"removal={removal!r} does not go with {type(adapter).__name__}; pass 'baseline', or for rows and "
+            f"{type(adapter).__name__} does not support removal={removal!r}; pass 'baseline', or for rows and "
             "sequences 'mean' or 'marginal'."
         )
     if adapter.training_data is None:

@@ -1,4 +1,4 @@
-"""What a model is asked about copies of an example: an adapter's answers in a unit, or a function's output."""
+"""Model outputs for perturbed copies of an example: an adapter's in one unit, or a function's at its target."""
 
 from __future__ import annotations
 
@@ -22,57 +22,59 @@ from captum_attn_lime.adapters._targets import plain_target
 from captum_attn_lime.errors import ForwardError, InputError, TargetError
 from captum_attn_lime.perturb._masks import Array
 
-# From the tensors of a batch to its numbers, (n, columns).
-Ask = Callable[..., Array]
+# Maps the tensors of a batch to scores, (n, columns).
+BatchScorer = Callable[..., Array]
 
 
 @dataclass(frozen=True)
-class Answers:
-    """An adapter's answers in one unit.
+class AdapterScores:
+    """Scores an adapter's batches in one unit.
 
     Attributes:
         adapter: The adapter.
         unit: The unit.
-        kind: What its model puts out.
-        columns: How many columns it puts out.
-        place: The number at this index alone, where there is a row of numbers for each token.
-        token: The column of a vocabulary that is asked for.
-        padding: The token id of hidden tokens, where there are any.
+        kind: The kind of output that its model has.
+        columns: Number of output columns.
+        position: Index of the one output to return, for models with a row of outputs per token.
+        token: The token id to score, for models whose classes are a vocabulary.
+        padding: The token id of tokens hidden from attention, if any.
     """
 
     adapter: Any
     unit: Unit
     kind: Kind
     columns: int
-    place: tuple[int, ...] | None = None
+    position: tuple[int, ...] | None = None
     token: int | None = None
     padding: int | None = None
 
     def __call__(self, *tensors: Tensor) -> Array:
-        """Return the answers to a batch, (n, classes) or (n, 1)."""
+        """Return the scores of a batch, (n, classes) or (n, 1)."""
         options = {} if self.padding is None else {"padding": self.padding}
         if self.token is not None:
             return np.asarray(self.adapter.token_scores(*tensors, target=self.token, unit=self.unit, **options))
         outputs = self.adapter.outputs_of(*tensors, **options)
-        found: Array = self.adapter.as_unit(outputs, self.unit, self.kind)
-        if self.place is None:
-            return found
-        index: Any = (slice(None), *self.place)
-        return np.asarray(found[index][:, None])
+        scores: Array = self.adapter.as_unit(outputs, self.unit, self.kind)
+        if self.position is None:
+            return scores
+        index: Any = (slice(None), *self.position)
+        return np.asarray(scores[index][:, None])
 
 
-def first_answers(adapter: Adapter, tensors: tuple[Tensor, ...], unit: Unit | None = None) -> tuple[Answers, Array]:
-    """Return what an adapter is asked, and its answers to the example itself, (1, classes).
+def adapter_scores(
+    adapter: Adapter, tensors: tuple[Tensor, ...], unit: Unit | None = None
+) -> tuple[AdapterScores, Array]:
+    """Return an adapter's scorer and the scores of the unperturbed example, (1, classes).
 
     Args:
         adapter: The adapter.
         tensors: The example's inputs and further arguments, each (1, ...).
-        unit: The unit; by default that of the model's own outputs.
+        unit: The unit; by default that of the model's outputs.
     """
     outputs = adapter.outputs_of(*tensors)
     kind = adapter.kind_of(outputs, *tensors)
     unit = OWN_UNIT[kind] if unit is None else unit
-    return Answers(adapter, unit, kind, outputs.shape[-1]), adapter.as_unit(outputs, unit, kind)
+    return AdapterScores(adapter, unit, kind, outputs.shape[-1]), adapter.as_unit(outputs, unit, kind)
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ class TargetScalar:
 
     Attributes:
         forward_func: The function.
-        args: The example's own row of the additional forward arguments.
-        target: The example's own target.
-        value: The output for the example itself.
+        args: The example's row of the additional forward arguments.
+        target: The example's target.
+        value: The output for the unperturbed example.
     """
 
     forward_func: Callable[..., Any]
@@ -93,7 +95,7 @@ class TargetScalar:
 
     @property
     def explained(self) -> Explained:
-        """The number that is asked for: an output of the function, in the function's own unit."""
+        """The explained number: an output of the function, in the function's unit."""
         index = 0 if self.target is None else self.target
         return Explained(
             index[0] if isinstance(index, tuple) and len(index) == 1 else index, "prediction", value=self.value
@@ -109,17 +111,17 @@ class TargetScalar:
             ForwardError: The output is not one finite number per copy.
         """
         n = len(inputs[0])
-        with torch.no_grad(), settled(self.forward_func) as function, without_drawing():
+        with torch.no_grad(), eval_mode(self.forward_func) as function, without_drawing():
             output = run_forward(function, inputs, expand_forward_args(self.args, n) or None)
         values = select_target(output, self.target).reshape(-1)
         if len(values) != n:
             raise ForwardError(
-                f"the forward function gave {len(values)} numbers for {n} perturbed inputs; it must give one each."
+                f"the forward function returned {len(values)} number(s) for {n} inputs; it must return one each."
             )
         if not bool(torch.isfinite(values).all()):
             raise ForwardError(
-                "the forward function gave NaN or an infinite value for a perturbed input, and nothing can be "
-                "explained there; check the baselines (or the training data) that perturbed inputs are made of."
+                "the forward function returned NaN or an infinite value for a perturbed input, which cannot be "
+                "explained; check the baselines (or the training data) that perturbed inputs are made of."
             )
         return np.asarray(values.detach().to(device="cpu", dtype=torch.float64).numpy())[:, None]
 
@@ -127,29 +129,29 @@ class TargetScalar:
 def target_scalars(
     forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], target: Target, additional_forward_args: Any
 ) -> list[TargetScalar]:
-    """Return the target scalar of each example, after one run on the inputs as they are.
+    """Return the target scalar of each example, after one forward pass on the unperturbed inputs.
 
     Args:
         forward_func: The forward function.
         inputs: Its input tensors, each (B, ...).
-        target: Any of Captum's forms of a target.
-        additional_forward_args: Further arguments; tensors have B rows, or 1.
+        target: A target in any of Captum's forms.
+        additional_forward_args: Further arguments; tensors have B rows or one.
 
     Raises:
-        TargetError: The output does not have that target, or no target picks one number per example.
-        InputError: The tensors disagree about B.
+        TargetError: The output has no such target, or the target does not select one number per example.
+        InputError: The tensors differ in B.
     """
     n = len(inputs[0])
     if any(len(x) != n for x in inputs):
         raise InputError(f"all inputs need the same batch size, but they have {[len(x) for x in inputs]}.")
     args = format_forward_args(additional_forward_args)
     target = plain_target(target, forward_func, inputs, args)
-    with torch.no_grad(), settled(forward_func) as function, without_drawing():
+    with torch.no_grad(), eval_mode(forward_func) as function, without_drawing():
         output = run_forward(function, inputs, args or None)
     values = select_target(output, target).reshape(-1)
     if values.numel() != n:
         raise TargetError(
-            f"target {target!r} does not pick one number for each of {n} example(s) from an output of shape "
+            f"target {target!r} does not select one number for each of {n} example(s) from an output of shape "
             f"{tuple(output.shape)}; pass the class to explain."
         )
     return [
@@ -159,11 +161,10 @@ def target_scalars(
 
 
 @contextmanager
-def settled(forward_func: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """Run a block in which a model is asked in eval mode, and return the function to ask there.
+def eval_mode(forward_func: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Put a module or an adapter's model in eval mode within a block, and yield the function to call there.
 
-    The noise of dropout would be explained. That goes for an adapter's model and for a module; any other function keeps
-    the mode that its owner gave it.
+    In training mode the noise of dropout would be explained. Any other function is left unchanged.
     """
     if isinstance(forward_func, Adapter):
         with evaluating(forward_func.model):

@@ -8,9 +8,9 @@ from typing import Any
 
 from captum_attn_lime._explained import Explained, Output, Unit, check_output
 from captum_attn_lime.lime._diagnostics import Diagnostics, diagnose
+from captum_attn_lime.lime._fit_warnings import Features
 from captum_attn_lime.lime._fits import Fit, FitData, FitResult, RecordingBase
-from captum_attn_lime.lime._notices import emit
-from captum_attn_lime.lime._unseen import Features
+from captum_attn_lime.lime._warnings import emit
 
 
 @contextmanager
