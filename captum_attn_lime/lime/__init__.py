@@ -1,4 +1,4 @@
-"""Official LIME as Captum attributions, and lime's explanations as weights of features and words."""
+"""Official LIME as Captum attributions, and readers of lime's explanations as weights of features and words."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return the classes of explanations, which import the lime package, when they are asked for."""
+    """Import the explanation classes, which need the lime package, on first use."""
     if name == "LimeExplanation":
         from captum_attn_lime.lime._result import LimeExplanation
 

@@ -1,4 +1,4 @@
-"""`captum_lime`: captum's own ``Lime`` with LIME's recipe, and what its defaults do to small effects."""
+"""`captum_lime`: Captum's ``Lime`` with the settings of the lime package, and a check of Captum's defaults."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ def captum_lime(
     interpretable_model: Any = None,
     seed: int = 0,
 ) -> RecipeLime:
-    r"""Return a ``captum.attr.Lime`` that does what the official text explainer of lime does.
+    r"""Return a ``captum.attr.Lime`` with the settings of lime's official text explainer.
 
-    The official package is not needed, only what Captum's ``Lime`` itself needs (scikit-learn). Against Captum's
-    defaults:
+    It needs scikit-learn, as Captum's ``Lime`` does, but not the lime package. It differs from Captum's defaults:
 
     ============== ==================================== =======================================================
     part           Captum's default                     here, as in lime
@@ -40,16 +39,16 @@ def captum_lime(
                    about 0.04 become exactly 0
     kernel         :math:`\exp(-d^2 / 2)` over the      :math:`\sqrt{\exp(-d^2 / w^2)}` over the features kept:
                    inputs' numbers: token ids, too      d = 100 (1 - cosine), w = 25
-    samples        each feature is out with             the number of removed features is drawn first, evenly
-                   probability 1/2                      from 1 to all; the first sample is the input itself
+    samples        each feature is removed with         the number of removed features is drawn first, uniformly
+                   probability 1/2                      from 1 to all; the first sample is the input
     ============== ==================================== =======================================================
 
     As in :class:`LimeText`, features whose cells all equal their baselines (special and padding tokens of an encoding)
-    cannot be removed: they take no part in draws and distances, and their weight is exactly 0. The weights are those
-    of ``LimeText(forward_func).attribute(...)`` up to the draw of the samples: random numbers are PyTorch's, not
-    NumPy's. They start at the seed in every call and for every example.
+    cannot be removed: draws and distances ignore them, and their weight is exactly 0. The weights are those of
+    ``LimeText(forward_func).attribute(...)`` up to the draw of the samples: random numbers are PyTorch's, not NumPy's.
+    The generator is seeded anew in every call and for every example.
 
-    Its ``attribute`` is Captum's with other defaults: ``n_samples=1000`` instead of 25 (10 to 15 a feature are needed
+    ``attribute`` is Captum's with other defaults: ``n_samples=1000`` instead of 25 (10 to 15 a feature are needed
     for a steady ranking) and ``perturbations_per_eval=64`` instead of a forward pass for each sample. Without
     ``feature_mask`` Captum makes each number of the input a feature.
 
@@ -57,7 +56,7 @@ def captum_lime(
         forward_func: An adapter, or any function of tensors.
         kernel_width: Width of the kernel over distances (x 100).
         interpretable_model: One of Captum's linear models; ``SkLearnRidge(alpha=1.0)`` by default.
-        seed: Every example's random numbers start here.
+        seed: Seed of each example's random numbers.
 
     Reference:
         Ribeiro, Singh and Guestrin, "Why Should I Trust You?", KDD 2016; ``lime.lime_text``.
@@ -82,7 +81,7 @@ def captum_lime(
 
 
 class RecipeLime(captum.attr.Lime):  # type: ignore[misc]
-    """Captum's ``Lime`` whose ``attribute`` has the defaults of :class:`LimeText`; made by :func:`captum_lime`."""
+    """Captum's ``Lime`` with the defaults of :meth:`LimeText.attribute`; made by :func:`captum_lime`."""
 
     @log_usage()  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -114,19 +113,19 @@ class RecipeLime(captum.attr.Lime):  # type: ignore[misc]
 
 
 def _samples(inputs: TensorOrTuple, *, seed: int, **of_features: Any) -> Iterator[Tensor]:
-    """Give the features kept by one sample after the other, each (1, features)."""
+    """Yield the features that each sample keeps, (1, features)."""
     active = removable(inputs, **of_features)
     features = active.nonzero().flatten()
     device = as_tuple(inputs)[0].device
     draw = torch.Generator().manual_seed(seed)
-    # What cannot be removed is always out: that looks the same, and a constant 0 gets the weight 0.
+    # Features that cannot be removed are always 0: the input is the same, and a constant 0 gets the weight 0.
     whole = active.long().unsqueeze(0)
     removed = features[:0]
     while True:
         sample = whole.clone()
         sample[0, removed] = 0
         sample = sample.to(device)
-        setattr(sample, _REMOVABLE, len(features))  # for the kernel, which is handed the same tensor
+        setattr(sample, _REMOVABLE, len(features))  # read by the kernel, which gets the same tensor
         yield sample
         if len(features):
             count = int(torch.randint(1, len(features) + 1, (1,), generator=draw))
@@ -136,9 +135,9 @@ def _samples(inputs: TensorOrTuple, *, seed: int, **of_features: Any) -> Iterato
 def _similarity(
     inputs: TensorOrTuple, perturbed: TensorOrTuple, kept: Tensor, *, kernel_width: float, **of_features: Any
 ) -> float:
-    """Return lime's kernel of one sample: the root of the share kept is its cosine with the vector of all ones."""
+    """Return lime's kernel of one sample; its cosine with the vector of ones is the root of the share kept."""
     n: int | None = getattr(kept, _REMOVABLE, None)
-    if n is None:  # samples that somebody else drew
+    if n is None:  # samples of another perturb_func
         n = int(removable(inputs, **of_features).sum())
     distance = 100 * (1 - math.sqrt(int(kept.sum()) / n)) if n else 0.0
     return math.sqrt(math.exp(-((distance / kernel_width) ** 2)))
@@ -147,9 +146,9 @@ def _similarity(
 def removable(
     inputs: TensorOrTuple, *, baselines: Any, feature_mask: TensorOrTuple, num_interp_features: int, **_: Any
 ) -> Tensor:
-    """Return which features of one example change any cell when they are removed, (features,) bool on the CPU.
+    """Return the features of one example whose removal changes a cell, bool (features,) on the CPU.
 
-    The arguments are those that Captum's ``Lime`` hands to its functions.
+    The arguments are those that Captum's ``Lime`` passes to its functions.
 
     Example:
         >>> ids, mask = torch.tensor([[2, 7, 8, 3]]), torch.tensor([[2, 0, 1, 2]])
@@ -165,22 +164,21 @@ def removable(
 
 
 def check_captum_lime(lime: Any, inputs: TensorOrTuple | None = None) -> tuple[str, ...]:
-    r"""Return what in a ``captum.attr.Lime``'s settings gives empty or meaningless weights, and warn of it once.
+    r"""Return the settings of a ``captum.attr.Lime`` that give empty or meaningless weights, and warn of them.
 
     Captum's defaults give all zeros on most transformers. ``Lasso(alpha=0.01)`` minimises
     :math:`\frac{1}{2n}\lVert y - Xw \rVert^2 + \alpha \lVert w \rVert_1`; for features that are in or out with
-    probability 1/2, whose variance is 1/4, that takes :math:`4 \alpha = 0.04` off every effect and makes those below
-    it exactly 0. Probabilities lie between 0 and 1: where 30 words share a probability of 0.9 evenly, each has 0.03,
-    and nothing is left. Long inputs lose more, logits less. And the default kernel compares token *ids* as if they
-    were amounts: its weights hardly differ (0.87 to 1 on a text of 42 tokens), so that the fit is not local.
+    probability 1/2, whose variance is 1/4, this shrinks every effect by :math:`4 \alpha = 0.04` and sets smaller ones
+    to exactly 0. Where 30 words share a probability of 0.9 evenly, each has 0.03, and nothing is left. Long inputs lose
+    more, logits less. The default kernel treats token *ids* as quantities: its weights hardly differ (0.87 to 1 on a
+    text of 42 tokens), so the fit is not local.
 
     Args:
-        lime: The attribution; one that is no ``captum.attr.Lime`` has nothing to say.
-        inputs: What is explained, if known: the kernel is fit for numbers, not for ids.
+        lime: The attribution; any but a ``captum.attr.Lime`` has no such settings.
+        inputs: The explained inputs, if known: the kernel suits numbers, not ids.
 
     Warns:
         LimeWarning: The linear model or the kernel is one of these.
-
     """
     if not isinstance(lime, captum.attr.Lime):
         return ()
@@ -190,15 +188,15 @@ def check_captum_lime(lime: Any, inputs: TensorOrTuple | None = None) -> tuple[s
     if isinstance(model, linear_models().SkLearnLasso) and alpha >= _LEAST_ALPHA:
         problems.append(
             f"its linear model is Lasso(alpha={alpha:g}), which makes effects below about {4 * alpha:g} exactly 0 and "
-            "the others smaller by as much: where scores lie between 0 and 1, mostly all of them"
+            "shrinks the others by as much: for scores between 0 and 1 often all of them"
         )
     ids = inputs is None or not all(x.is_floating_point() for x in as_tuple(inputs))
     if ids and getattr(lime.similarity_func, "__name__", "") == _DEFAULT_KERNEL:
-        problems.append("its kernel measures distances between token ids as if they were amounts")
+        problems.append("its kernel measures distances between token ids as if they were quantities")
     if problems:
         warn(
             f"captum.attr.Lime with Captum's defaults: {', and '.join(problems)}. Use captum_lime(forward_func), which "
-            "sets Captum's Lime to LIME's own recipe, or LimeText(forward_func).",
+            "gives Captum's Lime the settings of the lime package, or LimeText(forward_func).",
             LimeWarning,
         )
     return tuple(problems)

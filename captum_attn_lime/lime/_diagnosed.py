@@ -1,4 +1,4 @@
-"""`diagnosed`: the diagnostics of what an official explainer explains, whoever calls it."""
+"""`diagnosed`: diagnostics of the explanations that an official explainer makes within a block."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from captum_attn_lime.lime._warnings import emit
 
 @contextmanager
 def diagnosed(explainer: Any, *, output: Output = "probability") -> Iterator[dict[int, Diagnostics]]:
-    """Give the diagnostics, by label, of what an official explainer explains within the block.
+    """Yield the diagnostics, by label, of what an official explainer explains within the block.
 
-    The explainer's draws and results stay what they are: only the samples are looked at on their way to lime's fit.
+    The explainer's draws and results do not change: only the samples passed to lime's fit are recorded.
 
     Args:
         explainer: A ``LimeTextExplainer``, ``LimeTabularExplainer`` (rows must be dense) or ``LimeImageExplainer``.
-        output: What its classifier function gives; of a regression the prediction.
+        output: The unit that its classifier function returns; ignored for regressions.
 
     Warns:
-        LimeWarning: An explanation says less than it seems to.
+        LimeWarning: An explanation is less reliable than it looks.
 
     Example:
         >>> import numpy as np
@@ -39,7 +39,7 @@ def diagnosed(explainer: Any, *, output: Output = "probability") -> Iterator[dic
     unit: Unit = "prediction" if is_regression else "logit" if check_output(output) == "logits" else "probability"
     found: dict[int, Diagnostics] = {}
 
-    def note(data: FitData, result: FitResult) -> None:
+    def record(data: FitData, result: FitResult) -> None:
         names = None if is_regression else getattr(explainer, "class_names", None)
         index = 0 if is_regression else data.label
         explained = Explained(index, unit, None if names is None else str(names[index]), float(data.y[0]))
@@ -47,7 +47,7 @@ def diagnosed(explainer: Any, *, output: Output = "probability") -> Iterator[dic
         emit(briefs)
 
     base = explainer.base
-    explainer.base = RecordingBase(base, Features.of(explainer), 1 if is_regression else None, note)
+    explainer.base = RecordingBase(base, Features.of(explainer), 1 if is_regression else None, record)
     try:
         yield found
     finally:

@@ -1,4 +1,4 @@
-"""`Diagnostics`: how far a LIME explanation can be trusted, computed from the data of the official fit alone."""
+"""`Diagnostics`: how reliable a LIME explanation is, computed from the samples of lime's fit."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from captum_attn_lime.lime._standard_errors import OrderErrors, varying
 DEFAULT_TOP = 5
 LEAST_R2 = 0.5
 SATURATED = 0.99
-_ALONE = 1.5  # effective samples where only the input itself counts
-_CONSTANT = 1e-6  # of the largest answer: what float32 models vary by from batch to batch
+_ALONE = 1.5  # below this effective sample size only the input counts
+_CONSTANT = 1e-6  # relative to the largest score: variation of float32 models between batches
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """How far one LIME explanation can be trusted. No model call is made for it.
+    """How reliable one LIME explanation is, without further model calls.
 
     ``print(explanation.diagnostics)`` shows a report.
 
     Attributes:
-        label: lime's label of what is explained; for regression 1, under which lime keeps the weights.
-        explained: The number that is explained: its class (of a language model the token), unit and value.
-        fx: The model's answer for the input itself.
-        local_prediction: What the linear model that is shown says for the input itself.
+        label: lime's label of the explained class; 1 for regressions.
+        explained: The explained number: its class (for a language model the token), unit and value.
+        fx: The model's score of the input.
+        local_prediction: The shown linear model's prediction for the input.
         intercept: Its intercept.
-        r2: R² of the linear model over all features, weighted by lime's kernel; NaN where the target is constant
-            (lime's own score is then 1).
-        r2_shown: The same of what is shown, after lime selected ``num_features``; lime's ``explanation.score``.
-        target_sd: Standard deviation of the model's answers over the samples, weighted by the kernel.
-        effective_sample_size: (Σw)² / Σw² of the kernel's weights w: so many samples of equal weight say as much.
-        n_samples: Number of samples, of all replicates together.
-        n_distinct: Number of different samples among them, as lime's linear model sees them.
+        r2: R² of the linear model over all features, weighted by lime's kernel; NaN for a constant score (where
+            lime's R² is 1).
+        r2_shown: R² of the shown features, after lime selected ``num_features``; lime's ``explanation.score``.
+        target_sd: Standard deviation of the model's scores over the samples, weighted by the kernel.
+        effective_sample_size: (Σw)² / Σw² of the kernel's weights w: the equivalent number of equally weighted samples.
+        n_samples: Number of samples, over all replicates.
+        n_distinct: Number of distinct samples, as rows of lime's linear model.
         n_features: Number of features.
-        weights: Weight of each feature that is shown, the strongest first, as in lime.
-        standard_errors: Standard error of each of them: how it would scatter over other seeds. NaN where the samples
-            say nothing of a feature, and for a ``model_regressor`` that is neither ridge nor ordinary least squares.
-        ridge_bias: What the ridge penalty adds to each of them, over all seeds alike: the weight minus what it would be
+        weights: Weights of the shown features, the strongest first, as in lime.
+        standard_errors: Their standard errors: the scatter over seeds. NaN where the samples do not determine a
+            weight, and for a ``model_regressor`` that is neither ridge nor ordinary least squares.
+        ridge_bias: The effect of the ridge penalty on them, the same for all seeds: the weight minus the weight
             without a penalty. NaN where standard errors are, or where the samples do not determine the latter.
         full_weights: Weights of the linear model over all features, by id; those of ``weights`` if all are shown.
         full_standard_errors: Their standard errors.
-        order_errors: Of the linear model over all features, what :meth:`top_k_probability` reads; None without
-            standard errors.
-        warnings: What makes the explanation say less than it seems to.
-        replicates: How runs with several seeds agree; None for a single run.
+        order_errors: Error bounds of the full model's order, for :meth:`top_k_probability`; None without standard
+            errors.
+        warnings: Reasons why the explanation is less reliable than it looks.
+        replicates: The agreement of runs with several seeds; None for a single run.
     """
 
     label: int
@@ -76,41 +76,40 @@ class Diagnostics:
     replicates: Replicates | None = None
 
     def top_k_probability(self, k: int, *, ordered: bool = False) -> float:
-        """Return how probable it is that the k features with the largest weights are the k strongest.
+        """Return the probability that the k features with the largest weights are the k strongest.
 
-        It speaks of the linear model over all features, and of chance in the samples only. Weights are taken as normal,
-        and the chances of all pairs to change places are summed: where many features are close that is too much, and
-        this number too low. Two features that are equally strong are never told apart, with however many samples.
-        Features that the samples say nothing of take no part.
+        It is about the linear model over all features, and about sampling error only. Weights are assumed normal, and
+        the probabilities of all pairs to swap are summed, so that it is a lower bound, loose where many features are
+        close. Equally strong features are never separated. Features without a standard error are ignored.
 
         Args:
             k: Number of features.
-            ordered: Whether their order has to be right, too.
+            ordered: Whether their order must be right, too.
 
         Returns:
             The probability; NaN without standard errors, and beyond the 200 strongest features.
 
         Raises:
-            InputError: There are not so many features.
+            InputError: There are fewer features.
         """
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= self.n_features:
-            raise InputError(f"k is a number of features from 1 to {self.n_features}, but is {k!r}.")
+            raise InputError(f"k must be a number of features from 1 to {self.n_features}, but is {k!r}.")
         if self.order_errors is None:
             return float("nan")
         return 1 - (self.order_errors.of_order if ordered else self.order_errors.of_set)[k - 1]
 
     def separated(self, k: int, *, ordered: bool = True, confidence: float = 0.95) -> bool:
-        """Return whether the k strongest features, by default in their order, are told apart from all others.
+        """Return whether the k strongest features, by default in their order, are separated from all others.
 
         Args:
             k: Number of features.
             ordered: Whether their order counts, too.
-            confidence: The least :meth:`top_k_probability`.
+            confidence: The smallest sufficient :meth:`top_k_probability`.
         """
         return self.top_k_probability(k, ordered=ordered) >= confidence
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all numbers as a dict of plain Python types."""
+        """Return all fields as a dict of plain Python types."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -122,7 +121,7 @@ class Diagnostics:
             f"fit         R² {self.r2:.3f} of all {self.n_features} features"
             + (f", {self.r2_shown:.3f} of the {shown} shown" if shown < self.n_features else ""),
             f"target      standard deviation {self.target_sd:.3g} over the samples",
-            f"samples     {self.n_samples}, {self.n_distinct} different; effective {self.effective_sample_size:.0f}, "
+            f"samples     {self.n_samples}, {self.n_distinct} distinct; effective {self.effective_sample_size:.0f}, "
             f"{self.effective_sample_size / self.n_features:.1f} a feature",
             *self._ranking(),
         ]
@@ -135,7 +134,7 @@ class Diagnostics:
             return ["errors      none for this model_regressor; pool explanations of several seeds"]
         errors = np.array([error for error in self.standard_errors.values() if not np.isnan(error)])
         if not len(errors):
-            return ["errors      none: the samples say nothing of the features"]
+            return ["errors      none: the samples do not determine the weights"]
         k = min(DEFAULT_TOP, len(errors))
         largest = max(map(abs, self.weights.values()), default=0.0) or 1.0
         moved = np.abs([bias for bias in self.ridge_bias.values() if not np.isnan(bias)])
@@ -149,11 +148,11 @@ class Diagnostics:
 
 
 def diagnose(fit: Fit, replicates: Replicates | None = None) -> tuple[Diagnostics, tuple[str, ...]]:
-    """Return the diagnostics of an official fit, and its warnings in words without numbers.
+    """Return the diagnostics of a fit, and its warnings as messages without numbers.
 
     Args:
-        fit: The samples, what lime's ``LimeBase`` made of them, and what is explained.
-        replicates: How the runs agree.
+        fit: The samples, lime's fit of them, and the explained number.
+        replicates: The agreement of the runs.
     """
     data, (intercept, found, score, prediction) = fit.data, fit.result
     weights = {int(k): float(w) for k, w in found}
@@ -174,8 +173,8 @@ def diagnose(fit: Fit, replicates: Replicates | None = None) -> tuple[Diagnostic
         n_samples=len(data.y),
         n_features=len(full.ids),
     )
-    pulled = ridge_warnings(data.features, weights, bias, errors)
-    warned = _notices(fit, full, numbers, pulled, is_constant=is_constant)
+    penalty = ridge_warnings(data.features, weights, bias, errors)
+    warned = _notices(fit, full, numbers, penalty, is_constant=is_constant)
     diagnostics = Diagnostics(
         label=data.label,
         explained=fit.explained,
@@ -196,9 +195,9 @@ def diagnose(fit: Fit, replicates: Replicates | None = None) -> tuple[Diagnostic
 
 
 def _notices(
-    fit: Fit, full: Linear, numbers: dict[str, Any], pulled: list[Notice], *, is_constant: bool
+    fit: Fit, full: Linear, numbers: dict[str, Any], penalty: list[Notice], *, is_constant: bool
 ) -> list[Notice]:
-    """Return all that there is to warn of."""
+    """Return all warnings."""
     data = fit.data
     few = sample_warnings(
         len(data.y),
@@ -206,7 +205,7 @@ def _notices(
         len(full.ids),
         is_determined=full.errors is None or full.errors.is_determined,
     )
-    of_samples = few + [("", detail) for _, detail in pulled] if few else pulled
+    of_samples = few + [("", detail) for _, detail in penalty] if few else penalty
     unseen = np.flatnonzero(~varying(data.x)).tolist()
     return [
         *unseen_warnings(data.features, unseen, full.tied),
@@ -215,32 +214,36 @@ def _notices(
 
 
 def _warnings(fit: Fit, numbers: dict[str, Any], of_samples: list[Notice], *, is_constant: bool) -> list[Notice]:
-    """Return what else there is to warn of; ``of_samples`` has no say where all answers are equal."""
+    """Return the warnings about the fit; ``of_samples`` are left out where all scores are equal."""
     fx, d, r2, r2_shown = (numbers[k] for k in ("fx", "n_features", "r2", "r2_shown"))
     out: list[Notice] = []
-    if fit.is_cut:  # of which the adapter has warned
-        out.append(("", "the text is longer than the model takes, and what was cut is not explained"))
+    if fit.is_cut:  # the adapter has warned
+        out.append(("", "the text is longer than the model's limit, and the part cut off is not explained"))
     if is_constant:
         if numbers["effective_sample_size"] < _ALONE:
-            brief = "LIME's kernel counts the input alone, so that nothing is explained; pass a larger kernel_width="
+            brief = (
+                "LIME's kernel gives weight to the input alone, so nothing is explained; pass a larger kernel_width="
+            )
             return [
                 *out,
                 (brief, "the kernel gives the perturbed copies no weight: the input is far from all of them"),
             ]
-        brief = "the model gives LIME the same answer for every perturbed copy, so that nothing is explained"
-        return [*out, (brief, f"the model's answer is {fx:.6g} for every perturbed copy: weights and R² say nothing")]
+        brief = "the model gives the same score for every perturbed copy, so nothing is explained"
+        return [*out, (brief, f"the model's score is {fx:.6g} for every perturbed copy: weights and R² mean nothing")]
     if d == 1:
-        brief = "LIME has a single feature, so that there is nothing to weigh it against"
-        out.append((brief, "there is a single feature: its weight says what removing everything does, shrunk by ridge"))
+        brief = "LIME has a single feature, so there is nothing to compare it with"
+        out.append(
+            (brief, "there is a single feature: its weight is the effect of removing everything, shrunk by ridge")
+        )
     if fit.explained.unit == "probability" and not 1 - SATURATED <= fx <= SATURATED:
-        brief = "LIME explains a saturated probability, which hardly moves; output='logits' stays informative"
+        brief = "LIME explains a saturated probability, which hardly changes; output='logits' stays informative"
         out.append((brief, f"the probability is saturated ({fx:.6f}); output='logits' stays informative"))
     out += of_samples
     if r2 < LEAST_R2:
-        brief = "LIME's linear model fits the model badly around this input (R² below 0.5)"
-        out.append((brief, f"R² is {r2:.2f}: the linear model leaves most of what the model does here unexplained"))
+        brief = "LIME's linear model fits poorly around this input (R² below 0.5)"
+        out.append((brief, f"R² is {r2:.2f}: the linear model explains little of the model's behaviour here"))
     elif r2_shown < LEAST_R2:
-        brief = "the features that LIME selected fit badly (R² below 0.5), while all of them fit; raise num_features="
+        brief = "the features that LIME selected fit poorly (R² below 0.5), while all features fit; raise num_features="
         out.append(
             (brief, f"R² is {r2:.2f} with all features, but {r2_shown:.2f} with those shown: raise num_features=")
         )

@@ -1,4 +1,4 @@
-"""lime's ``Explanation`` objects read as weights of features, of character spans and of words."""
+"""Reads lime's ``Explanation`` objects as weights of features, character spans, words and tokens."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ Sharing = Literal["split", "broadcast", "first"]
 def explanation_weights(explanation: Any, label: int | str | None = None) -> dict[int, float]:
     """Return the weight of each feature id of a lime explanation.
 
-    Reads the explanations of every lime that calls itself 0.2.0.1, for text, rows and images.
+    It reads explanations of texts, rows and images, from every release numbered 0.2.0.1.
 
     Args:
         explanation: A lime ``Explanation`` or ``ImageExplanation``.
-        label: The explained class; needed only if several were explained. Regression has none.
+        label: The explained class; needed only if several were explained. Regressions have none.
 
     Raises:
-        InputError: Not a lime explanation.
-        TargetError: The class was not explained, or several were and none is named.
+        InputError: ``explanation`` is no lime explanation.
+        TargetError: The class was not explained, or several were and ``label`` is None.
     """
     weights = _local_exp(explanation)[explained_label(explanation, label)]
     return {int(feature): float(weight) for feature, weight in weights}
 
 
 def explanation_numbers(explanation: Any, label: int | str | None = None) -> dict[int, float]:
-    """Return the number of each feature id by the semantics of the LIME class that made the explanation.
+    """Return the number of each feature id, by the ``semantics`` of the class that made the explanation.
 
-    For :class:`LimeTabular` and :class:`LimeSequence` these are what their ``attribute`` gives: with
-    ``semantics="gradient"`` slopes, and with ``"times_input"`` what a feature's distance from its mean accounts for,
-    where lime's own weights are per standard deviation. Of all other explanations they are lime's weights.
+    For :class:`LimeTabular` and :class:`LimeSequence` they equal the results of ``attribute``: slopes with
+    ``semantics="gradient"``, and with ``"times_input"`` the contribution of a feature's distance from its mean, where
+    lime's weights are per standard deviation. For all other explanations they are lime's weights.
 
     Args:
         explanation: A lime ``Explanation`` or ``ImageExplanation``.
@@ -56,16 +56,15 @@ def explanation_numbers(explanation: Any, label: int | str | None = None) -> dic
 def explanation_spans(explanation: Any, label: int | str | None = None) -> list[tuple[int, int, float]]:
     """Return the character spans of a text explanation's units with their weights, in the order of the text.
 
-    With lime's default ``bow=True`` a unit is a word wherever it occurs, and its weight is the effect of removing all
-    occurrences; it is divided evenly over them, so that sums stay what they are. A unit that was not selected
-    (``num_features``) has the weight 0.
+    With lime's default ``bow=True`` a unit is all occurrences of a word, and its weight is divided evenly over them,
+    which preserves sums. Units that were not selected (``num_features``) have the weight 0.
 
     Args:
         explanation: The ``Explanation`` of a text.
         label: The explained class; needed only if several were explained.
 
     Raises:
-        InputError: Not the explanation of a text.
+        InputError: It is not the explanation of a text.
     """
     units = _units_of(explanation)
     weights = explanation_weights(explanation, label)
@@ -74,10 +73,10 @@ def explanation_spans(explanation: Any, label: int | str | None = None) -> list[
 
 
 def row_difference(explanation: Any, row: Sequence[float], names: Sequence[str]) -> str | None:
-    """Return what shows that a table explanation is of another row, in words; None where nothing does.
+    """Return how a table explanation differs from a row, as text; None where it may explain the row.
 
-    :meth:`LimeTabular.explain` leaves the row itself. The official explainer leaves what it would display: numbers
-    with two decimals, and "name=category" for categorical columns.
+    :meth:`LimeTabular.explain` stores the row. The official explainer stores only what it displays: numbers with two
+    decimals, and "name=category" for categorical columns.
 
     Args:
         explanation: The ``Explanation`` of a row.
@@ -88,7 +87,7 @@ def row_difference(explanation: Any, row: Sequence[float], names: Sequence[str])
     shown, labels = getattr(mapper, "feature_values", None), getattr(mapper, "feature_names", None)
     if shown is None or labels is None:
         return "it is not lime's explanation of a row"
-    if getattr(mapper, "feature_indexes", None) is not None:  # a sparse row, of which zeros are left out
+    if getattr(mapper, "feature_indexes", None) is not None:  # a sparse row, without its zeros
         return None
     if len(labels) != len(row):
         return f"it has {len(labels)} columns, not {len(row)}"
@@ -98,9 +97,9 @@ def row_difference(explanation: Any, row: Sequence[float], names: Sequence[str])
         rest = _after_name(str(labels[i]), names[i], i, mark="=" if is_category else "")
         if rest is None:
             return f"its column {i} is {labels[i]!r}, not {names[i]!r}"
-        came = exact[i] if exact is not None else rest if is_category else shown[i]
-        if not _may_be(came, float(value), decimals=exact is None and not is_category):
-            return f"its {names[i]!r} is {came}, not {value:g}"
+        seen = exact[i] if exact is not None else rest if is_category else shown[i]
+        if not _may_equal(seen, float(value), decimals=exact is None and not is_category):
+            return f"its {names[i]!r} is {seen}, not {value:g}"
     return None
 
 
@@ -112,20 +111,19 @@ def word_weights(
     share: Sharing = "split",
     unselected: float = 0.0,
 ) -> Tensor:
-    """Return the weight of each word of a text explanation, so that LIME stands beside methods that score words.
+    """Return the weight of each word of a text explanation, to compare LIME with methods that score words.
 
-    Words that share no character with any unit have no weight in LIME: NaN. With lime's default units that is the
+    Words that share no character with any unit have no weight in LIME: NaN. With lime's default units these are
     punctuation.
 
     Args:
         explanation: The ``Explanation`` of a text.
-        words: Words whose spans are in that text, such as ``adapter.encode(text).words[0]``.
+        words: Words of the text, such as ``adapter.encode(text).words[0]``.
         label: The explained class; needed only if several were explained.
-        share: How a unit's weight goes to the words that it covers. ``"split"``: divided over its occurrences and
-            over its characters, so that sums stay what they are. ``"first"``: divided over its occurrences, and all
-            of it to the first word. ``"broadcast"``: the whole weight to every word, as Captum does with the cells of
-            a feature.
-        unselected: The weight of units that lime did not select (``num_features``): 0, or NaN for no value.
+        share: How the words that a unit covers get its weight. ``"split"``: divided over its occurrences and their
+            characters, which preserves sums. ``"first"``: divided over its occurrences, each to its first word.
+            ``"broadcast"``: the whole weight for every word, as Captum does with the cells of a feature.
+        unselected: The weight of units that lime did not select (``num_features``): 0, or NaN.
 
     Returns:
         (words,) float64.
@@ -139,15 +137,15 @@ def token_weights(
 ) -> Tensor:
     """Return the weight of each token of a text explanation, (N,) float64, in the order of ``encoding.inputs``.
 
-    Tokens that LIME has no weight for are NaN: special tokens, those between units, and the other text of a pair.
-    ``.nan_to_num()`` gives them 0.
+    Tokens without a weight in LIME are NaN: special tokens, tokens between units, and the other text of a pair.
+    ``.nan_to_num()`` makes them 0.
 
     Args:
         explanation: The ``Explanation`` of a text.
-        encoding: The encoding of that text alone.
+        encoding: The encoding of that single text.
         label: The explained class; needed only if several were explained.
-        share: As in :func:`word_weights`, with tokens in the place of words: ``"split"`` divides a unit's weight over
-            its tokens in proportion to the characters that each has of it.
+        share: As in :func:`word_weights`, with tokens for words: ``"split"`` divides a unit's weight over its tokens
+            in proportion to the characters that they share with it.
 
     Raises:
         InputError: The explanation is of another text.
@@ -158,33 +156,33 @@ def token_weights(
     found = [k for k, text in enumerate(texts) if text == raw and marked in (None, ("first", "second")[k])]
     if len(encoding) != 1 or not found:
         raise InputError(
-            f"the explanation is of the text {str(raw)[:60]!r}, and the encoding of {len(encoding)} text(s), the first "
-            f"one {encoding.texts[0]!r:.60}; encode the explained text alone."
+            f"the explanation is of the text {str(raw)[:60]!r}, but the encoding has {len(encoding)} text(s), the "
+            f"first {encoding.texts[0]!r:.60}; encode the explained text alone."
         )
     spans = [None if s is None or s[0] != found[0] else (s[1], s[2]) for s in encoding.token_spans[0]]
     return _shared(explanation, spans, label, share, by_characters=False)
 
 
 def explanation_score(explanation: Any, label: int | str | None = None) -> float:
-    """Return how well lime's linear model fits (weighted R²), from the number of one lime or the dict of another.
+    """Return the weighted R² of lime's linear model, from a number or a dict, by the release of lime.
 
     Args:
         explanation: A lime explanation.
-        label: The explained class; needed only if several were explained. PyPI's lime keeps the last one's alone.
+        label: The explained class; needed only if several were explained. lime from PyPI keeps only the last one's.
     """
     return _number(explanation, explanation.score, label)
 
 
 def explanation_prediction(explanation: Any, label: int | str | None = None) -> float:
-    """Return what lime's linear model predicts for the input itself, as :func:`explanation_score` does."""
+    """Return the prediction of lime's linear model for the input; arguments as in :func:`explanation_score`."""
     return _number(explanation, explanation.local_pred, label)
 
 
 def safe_html(explanation: Any) -> str:
-    """Return the explanation of a text or a row as lime's HTML page, with every bar under its class and names escaped.
+    """Return lime's HTML page of a text or row explanation, with every bar under its class and names escaped.
 
-    lime itself draws positive weights of two classes under the second one, whichever was explained, and writes words
-    into a script as they are, where ``</script>`` in a word would end it.
+    lime draws positive weights of two classes under the second one, whichever was explained, and does not escape words
+    in its script, so that ``</script>`` in a word would end it.
 
     Args:
         explanation: An ``Explanation`` of the official explainer. The page of a :class:`LimeExplanation` is safe.
@@ -204,7 +202,7 @@ def _shared(
     by_characters: bool,
     unselected: float = 0.0,
 ) -> Tensor:
-    """Return what falls on each span of the weights of a text explanation's units; NaN where no unit is."""
+    """Return the weight of each span of a text explanation; NaN for spans without a unit."""
     if share not in get_args(Sharing):
         raise InputError(f"share must be one of {', '.join(map(repr, get_args(Sharing)))}, but is {share!r}.")
     units = _units_of(explanation)
@@ -233,22 +231,22 @@ def _units_of(explanation: Any) -> list[tuple[int, int, int]]:
     string = getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None)
     if string is None:
         raise InputError(
-            f"{type(explanation).__name__} is not lime's explanation of a text, so it has no character spans; "
-            "for rows and images use explanation_weights."
+            f"{type(explanation).__name__} is not lime's explanation of a text and has no character spans; for rows "
+            "and images use explanation_weights."
         )
     return occurrences(string)
 
 
 def _overlaps(units: Sequence[Span], spans: Sequence[Span | None]) -> Iterator[dict[int, int]]:
-    """Give for each unit how many characters it shares with each span that it meets, by the span's index."""
+    """Yield for each unit the number of characters that it shares with each overlapping span, by the span's index."""
     order = sorted((s[0], s[1], k) for k, s in enumerate(spans) if s is not None and s[1] > s[0])
-    ends = list(accumulate((end for _, end, _ in order), max))  # no span up to here ends later
+    ends = list(accumulate((end for _, end, _ in order), max))  # the latest end of the spans so far
     for start, end in units:
-        found = {}
+        shared = {}
         for a, b, k in order[bisect_right(ends, start) : bisect_left(order, (end,))]:
             if b > start:
-                found[k] = min(end, b) - max(start, a)
-        yield found
+                shared[k] = min(end, b) - max(start, a)
+        yield shared
 
 
 def _number(explanation: Any, value: Any, label: int | str | None) -> float:
@@ -258,9 +256,9 @@ def _number(explanation: Any, value: Any, label: int | str | None) -> float:
 
 
 def _after_name(label: str, name: str, i: int, *, mark: str) -> str | None:
-    """Return what a column's label says after its name and the mark; None where it is the label of another column.
+    """Return the rest of a column's label after its name and the mark; None for the label of another column.
 
-    Either side may have its columns numbered for lack of names.
+    Unnamed columns are numbered, in the label or in ``name``.
     """
     for known in (name, str(i)):
         if label.startswith(known + mark) and (mark or label == known):
@@ -270,10 +268,10 @@ def _after_name(label: str, name: str, i: int, *, mark: str) -> str | None:
     return label.rpartition(mark)[2] if mark else ""
 
 
-def _may_be(came: Any, value: float, *, decimals: bool) -> bool:
-    """Return whether a number as lime shows it may be this value; what is no number (a category's name) may be."""
+def _may_equal(shown: Any, value: float, *, decimals: bool) -> bool:
+    """Return whether a value that lime shows may equal a number; names of categories may."""
     try:
-        number = float(came)
+        number = float(shown)
     except ValueError:
         return True
     return abs(number - value) <= (0.005 if decimals else 0.0) + 1e-6 * abs(value)
@@ -282,17 +280,19 @@ def _may_be(came: Any, value: float, *, decimals: bool) -> bool:
 def _local_exp(explanation: Any) -> dict[Any, Any]:
     found = getattr(explanation, "local_exp", None)
     if not isinstance(found, dict) or not found:
-        raise InputError(f"expected lime's explanation, but got {type(explanation).__name__} without local_exp.")
+        raise InputError(
+            f"explanation must be an explanation of lime, but is {type(explanation).__name__} without local_exp."
+        )
     return found
 
 
 def explained_label(explanation: Any, label: int | str | None) -> Any:
     """Return the key of the explained class in ``local_exp``."""
-    have = _local_exp(explanation)
+    weights = _local_exp(explanation)
     if getattr(explanation, "mode", "classification") == "regression":
-        return 1  # lime keeps the weights under 1 and their negatives under 0.
-    if label is None and len(have) == 1:
-        return next(iter(have))
+        return 1  # lime keeps the weights under 1 and their negatives under 0
+    if label is None and len(weights) == 1:
+        return next(iter(weights))
     explained = getattr(explanation, "explained", None)
     if isinstance(label, str):
         known = getattr(explanation, "all_diagnostics", {})
@@ -300,13 +300,13 @@ def explained_label(explanation: Any, label: int | str | None) -> Any:
         names = [str(name) for name in getattr(explanation, "class_names", None) or ()]
         label = named[0] if named else names.index(label) if label in names else label
     token = getattr(explanation, "token", None)
-    if token is not None:  # lime itself knows two classes: this token and any other
-        if label in (token, getattr(explained, "name", None)) or (isinstance(label, str) and label in have):
-            return next(iter(have))
+    if token is not None:  # lime has two classes: this token and any other
+        if label in (token, getattr(explained, "name", None)) or (isinstance(label, str) and label in weights):
+            return next(iter(weights))
         raise TargetError(f"token {label} was not explained; the explanation is of token {token}.")
-    if label in have:
+    if label in weights:
         return label
-    classes = sorted(int(key) for key in have)
+    classes = sorted(int(key) for key in weights)
     raise TargetError(
         f"several classes were explained, {classes}; pass label=."
         if label is None

@@ -1,4 +1,4 @@
-"""What lime's public `LimeBase` fits: samples with their answers, and the linear model with its errors."""
+"""Fits lime's public `LimeBase` to samples and their scores, and computes the errors of its weights."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ class FitData:
     """The samples that lime's linear model is fitted to.
 
     Attributes:
-        x: Samples as the linear model sees them, (n, features) of float or bool; those in ``originals`` are the input
-            itself.
-        y: The model's answers, (n,).
+        x: Rows of the linear model, float or bool (n, features).
+        y: The model's scores, (n,).
         kernel: lime's weight of each sample, (n,).
-        originals: Indices of the samples that are the input itself, one a run.
-        label: The label under which the explanation keeps the weights; of a regression 1, as in lime.
+        originals: Indices of the samples that equal the input, one per run.
+        label: The weights' label in the explanation; 1 for regressions, as in lime.
         regressor: lime's ``model_regressor``.
-        features: What is known of the features.
+        features: The features.
     """
 
     x: NDArray[Any]
@@ -43,7 +42,7 @@ class FitData:
 
     @classmethod
     def joined(cls, runs: Sequence[FitData]) -> FitData:
-        """Return the samples of several runs together."""
+        """Return the samples of several runs, concatenated."""
         starts = np.cumsum([0, *(len(run.y) for run in runs)]).tolist()
         return replace(
             runs[0],
@@ -54,14 +53,14 @@ class FitData:
         )
 
     def fit(self, num_features: int | None = None) -> FitResult:
-        """Return what ``LimeBase.explain_instance_with_data`` gives for these samples.
+        """Return the result of ``LimeBase.explain_instance_with_data`` for these samples.
 
         Args:
-            num_features: So many features are selected by lime, with its own default; all if None.
+            num_features: Number of features that lime selects, by its default method; all if None.
         """
         from lime.lime_base import LimeBase
 
-        # Its kernel function maps distances to weights, which are known.
+        # The identity as kernel function: we pass weights where LimeBase expects distances.
         base = LimeBase(np.asarray, random_state=0)
         found: FitResult = base.explain_instance_with_data(
             self._floats,
@@ -75,7 +74,7 @@ class FitData:
         return found
 
     def linear(self, result: FitResult) -> Linear:
-        """Return the linear model that lime has fitted, with its standard errors."""
+        """Return the linear model that lime fitted, with its standard errors."""
         intercept, found, score, _ = result
         weights = {int(k): float(w) for k, w in found}
         ids = sorted(weights)
@@ -88,12 +87,12 @@ class FitData:
             drawn = np.ones(len(x), dtype=bool)
             drawn[list(self.originals)] = False
             residuals = self.y - number(intercept) - x @ coefficients
-            flat = [place for place, k in enumerate(ids) if k in self.features.flat]
-            errors = weight_errors(x, residuals, self.kernel, alpha, coefficients, drawn=drawn, unknown=flat)
+            unknown = [i for i, k in enumerate(ids) if k in self.features.constant]
+            errors = weight_errors(x, residuals, self.kernel, alpha, coefficients, drawn=drawn, unknown=unknown)
         return Linear(tuple(ids), coefficients, errors, number(score))
 
     def full(self, result: FitResult) -> Linear:
-        """Return the linear model over all features, which is fitted again where lime has selected some."""
+        """Return the linear model over all features; fits it where lime selected some."""
         return self.linear(result if len(result[1]) == self.x.shape[1] else self.fit())
 
     @property
@@ -103,12 +102,12 @@ class FitData:
 
 @dataclass(frozen=True)
 class Fit:
-    """One fit of lime's, and what it explains.
+    """One fit of lime, and the number that it explains.
 
     Attributes:
         data: The samples.
-        result: What ``LimeBase.explain_instance_with_data`` returned.
-        explained: The number that is explained.
+        result: The result of ``LimeBase.explain_instance_with_data``.
+        explained: The explained number.
         is_cut: Whether the model sees only a part of the input.
     """
 
@@ -125,19 +124,19 @@ class Fit:
 
 
 class RecordingBase:
-    """Takes the place of an official explainer's public ``base``, and keeps what passes through it.
+    """Replaces an official explainer's public ``base``, and records each fit.
 
     Args:
         base: The explainer's ``LimeBase``.
-        features: What is known of the features.
-        label: The label under which the explanation keeps the weights, where that is not the one that is fitted.
-        then: Called with the samples and the result of each fit.
+        features: The features.
+        label: The weights' label in the explanation, where it differs from the fitted one.
+        on_fit: Called with the samples and the result of each fit.
     """
 
     def __init__(
-        self, base: Any, features: Features, label: int | None, then: Callable[[FitData, FitResult], object]
+        self, base: Any, features: Features, label: int | None, on_fit: Callable[[FitData, FitResult], object]
     ) -> None:
-        self.base, self.features, self.label, self.then = base, features, label, then
+        self.base, self.features, self.label, self.on_fit = base, features, label, on_fit
 
     def explain_instance_with_data(
         self,
@@ -149,14 +148,16 @@ class RecordingBase:
         feature_selection: str = "auto",
         model_regressor: Any = None,
     ) -> FitResult:
-        """Return what the explainer's own ``LimeBase`` returns."""
+        """Return the result of the explainer's ``LimeBase``."""
         options = dict(feature_selection=feature_selection, model_regressor=model_regressor)
         result: FitResult = self.base.explain_instance_with_data(
             neighborhood_data, neighborhood_labels, distances, label, num_features, **options
         )
         x = np.asarray(neighborhood_data, dtype=np.float64)
         data = FitData(
-            x.astype(bool) if ((x == 0) | (x == 1)).all() else x,  # bins and categories, an eighth of the memory
+            x.astype(bool)
+            if ((x == 0) | (x == 1)).all()
+            else x,  # bins and categories as bool need an eighth of the memory
             np.asarray(neighborhood_labels)[:, label].astype(np.float64),
             self.base.kernel_fn(distances),
             (0,),
@@ -164,13 +165,13 @@ class RecordingBase:
             model_regressor,
             self.features,
         )
-        self.then(data, result)
+        self.on_fit(data, result)
         return result
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear model: feature ids, their weights (features,), how far those may be off if it is known, and R²."""
+    """A linear model: feature ids, their weights (features,), the weights' errors if known, and R²."""
 
     ids: tuple[int, ...]
     coefficients: Array
@@ -179,27 +180,27 @@ class Linear:
 
     @property
     def weights(self) -> dict[int, float]:
-        """By feature id its weight."""
+        """Weights by feature id."""
         return dict(zip(self.ids, self.coefficients.tolist(), strict=True))
 
     @property
     def standard_errors(self) -> dict[int, float]:
-        """By feature id its standard error; NaN where it is not known."""
+        """Standard errors by feature id; NaN where unknown."""
         return self._by_id(None if self.errors is None else self.errors.standard_errors)
 
     @property
     def ridge_bias(self) -> dict[int, float]:
-        """By feature id what the penalty adds to its weight; NaN where it is not known."""
+        """The penalty's effect on weights by feature id; NaN where unknown."""
         return self._by_id(None if self.errors is None else self.errors.ridge_bias)
 
     @property
     def order_errors(self) -> OrderErrors | None:
-        """How sure the order of the features is; None where that is not known."""
+        """Error bounds of the features' order; None where unknown."""
         return None if self.errors is None else self.errors.order
 
     @property
     def tied(self) -> list[list[int]]:
-        """Groups of ids of features that go together in every sample."""
+        """Groups of ids of collinear features."""
         return [] if self.errors is None else [[self.ids[k] for k in group] for group in self.errors.tied]
 
     def _by_id(self, values: Array | None) -> dict[int, float]:
@@ -208,5 +209,5 @@ class Linear:
 
 
 def number(value: Any) -> float:
-    """Return the one number that lime gives as a float or as an array of one."""
+    """Return lime's number, a float or an array of one, as a float."""
     return float(np.asarray(value, dtype=np.float64).reshape(-1)[0])

@@ -1,4 +1,4 @@
-"""lime's HTML page of an explanation: bars under the class that they speak for, and names escaped. Imports lime."""
+"""lime's HTML page of an explanation, with bars under their classes and escaped names. Imports lime."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lime.lime_text import TextDomainMapper
 
 from captum_attn_lime._explained import Explained
 
-# lime's JavaScript comes first; nothing of the user's stands before the script after it.
+# lime's JavaScript comes first; user content appears only after it.
 _LIBRARY_END, _SCRIPT, _END = "</script></head>", "<script>", "</script>"
 _STYLE = "font: 16px sans-serif; margin: 8px"
-# What could end the script, written as JavaScript's own escapes: the strings stay what they are.
+# Characters that could end the script, as JavaScript escapes, which keep the strings' values.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
@@ -32,25 +32,25 @@ def html_page(
     numbers: Sequence[Explained] = (),
     **kwargs: Any,
 ) -> str:
-    """Return what ``Explanation.as_html`` returns, with every bar under the class that it speaks for.
+    """Return the page of ``Explanation.as_html`` with every bar under its class.
 
     lime draws positive weights of a two-class explanation under the second class, whichever class was explained, and
-    calls whatever the model puts out probabilities.
+    calls any output of a model a probability.
 
     Args:
-        explanation: The explanation, the official explainer's or this package's.
-        labels: The classes to show; all that were explained by default.
-        predict_proba: Whether to show the model's probabilities, where it is probabilities that are explained.
+        explanation: An explanation of the official explainer or of this package.
+        labels: The classes to show; all explained ones by default.
+        predict_proba: Whether to show the model's probabilities, where probabilities are explained.
         show_predicted_value: Whether to show the prediction of a regression.
-        explained: The number that is explained, where that is known.
-        numbers: The numbers named above the page.
+        explained: The explained number, if known.
+        numbers: The numbers to name at the top of the page.
         **kwargs: Passed to lime.
     """
     drawn, names = copy.copy(explanation), None
     if explanation.mode == "classification":
         shown = explanation.available_labels() if labels is None else labels
         is_two_sided = explained is None or explained.opposite is not None
-        if len(explanation.class_names) == 2 and is_two_sided:  # negative bars stand under the first name
+        if len(explanation.class_names) == 2 and is_two_sided:  # lime draws negative bars under the first name
             drawn.local_exp = {
                 label: [(k, -w if label == 0 else w) for k, w in pairs]
                 for label, pairs in explanation.local_exp.items()
@@ -58,9 +58,9 @@ def html_page(
         elif len(explanation.class_names) == 2:
             names = _names_of_bars([str(name) for name in explanation.class_names], shown)
         is_probability = explained is None or explained.unit == "probability"
-        # Of more than six classes lime sums up the last ones, which do not exclude each other in every model.
-        answers = explanation.predict_proba
-        adds_up = len(answers) <= 6 or abs(float(np.sum(answers)) - 1) < 1e-3
+        # lime sums the last of more than six classes, which not every model makes exclusive.
+        scores = explanation.predict_proba
+        adds_up = len(scores) <= 6 or abs(float(np.sum(scores)) - 1) < 1e-3
         predict_proba = predict_proba and is_probability and adds_up
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # lime leaves the file of its JavaScript open
@@ -69,28 +69,28 @@ def html_page(
 
 
 def _names_of_bars(names: list[str], labels: Sequence[int]) -> tuple[list[str], list[str]]:
-    """Return the names of two classes, and those between which the bars of labels stand in their place.
+    """Return the names of two classes, and the names to write on the two sides of the bars instead.
 
-    With more than two names lime itself writes "NOT a" and "a".
+    With more than two names lime writes "NOT a" and "a".
     """
     one = names[labels[0]]
     return names, ([f"NOT {one}", one] if len(labels) == 1 else [*names, ""])
 
 
 def _escaped(page: str, numbers: Sequence[Explained], names: tuple[list[str], list[str]] | None) -> str:
-    """Return lime's HTML with what came from the user escaped, below a line for each number that is explained.
+    """Return lime's HTML with user content escaped, below a line for each explained number.
 
-    lime writes words and class names as JSON into a script, where ``</script>`` within one would end it. Between its
-    start and its end the script has no ``<``, ``>`` or ``&`` of its own.
+    lime writes words and class names as JSON into a script, where ``</script>`` in a word would end it. lime's part of
+    the script has no ``<``, ``>`` or ``&``.
 
     Args:
         page: lime's page.
-        numbers: What is explained.
-        names: The names of classes as lime writes them, and those that its bars get in their place.
+        numbers: The explained numbers.
+        names: The class names that lime writes, and the names that replace them.
     """
     if names is not None:
-        was, now = (f"new lime.Explanation({json.dumps(own, ensure_ascii=False)})" for own in names)
-        page = page.replace(was, now)
+        old, new = (f"new lime.Explanation({json.dumps(pair, ensure_ascii=False)})" for pair in names)
+        page = page.replace(old, new)
     head = page.index(_LIBRARY_END) + len(_LIBRARY_END)
     start = page.index(_SCRIPT, head) + len(_SCRIPT)
     end = page.rindex(_END)
@@ -102,32 +102,32 @@ def _escaped(page: str, numbers: Sequence[Explained], names: tuple[list[str], li
 
 
 class NamedMapper(DomainMapper):  # type: ignore[misc]
-    """lime's ``DomainMapper`` that calls features by their names."""
+    """A ``DomainMapper`` of lime that shows features by name."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
         self.names = tuple(names)
 
     def map_exp_ids(self, exp: Any, **kwargs: Any) -> Any:
-        """Return pairs of name and weight for pairs of id and weight."""
+        """Return (name, weight) pairs for (id, weight) pairs."""
         return [(self.names[k], weight) for k, weight in exp]
 
 
 class TextMapper(TextDomainMapper):  # type: ignore[misc]
-    """lime's ``TextDomainMapper`` whose page marks the right letters behind an emoji.
+    """A ``TextDomainMapper`` of lime whose page highlights the right letters after an emoji.
 
-    lime counts characters where JavaScript counts 16-bit units, of which an emoji has two.
+    lime counts characters, JavaScript 16-bit code units, of which an emoji has two.
     """
 
     def visualize_instance_html(self, exp: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return what lime returns, with positions as JavaScript counts them."""
+        """Return lime's HTML with positions in 16-bit code units."""
         drawn = copy.copy(self)
         drawn.indexed_string = _Utf16(self.indexed_string)
         return super(TextMapper, drawn).visualize_instance_html(exp, *args, **kwargs)
 
 
 class _Utf16:
-    """A text with its features, whose positions are counted in 16-bit units."""
+    """An indexed string with positions in 16-bit code units."""
 
     def __init__(self, string: Any) -> None:
         self._string = string

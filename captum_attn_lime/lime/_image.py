@@ -26,24 +26,24 @@ from captum_attn_lime.perturb._tensors import MaskedInputs
 if TYPE_CHECKING:
     from captum_attn_lime.lime._image_result import LimeImageExplanation
 
-_MOST_PIXELS = 4096  # of a picture whose features nobody named, so that each pixel is one
+_MOST_PIXELS = 4096  # of a picture without a feature mask, whose features are its pixels
 
 
 class LimeImage(LimeMasks):
     """The ``LimeImageExplainer`` of the official lime package as a Captum attribution.
 
     Samples, kernel and distances are those of the official explainer, random number for random number, and lime's
-    ``LimeBase`` fits: a picture at the model's size gets the weights that the explainer gives it with the same seed.
-    But no picture is made for each sample: the masks go to the model's device, where removed segments are replaced in
-    the normalised pixels. Where segments are made of the model's patches, each patch is embedded once; whether that is
-    the same is tried out on the first samples. :meth:`attribute` takes Captum's arguments, :meth:`explain` a picture.
+    ``LimeBase`` fits: a picture at the model's size gets the explainer's weights for the same seed. Removed segments
+    are replaced in the normalised pixels, on the model's device. Where segments consist of the model's patches, each
+    patch is embedded once; the first samples verify that the scores are equal. :meth:`attribute` has Captum's
+    arguments, :meth:`explain` explains a picture.
 
     Args:
         forward_func: An ``ImageAdapter``; for :meth:`attribute` any function of tensors.
         kernel_width: Width of lime's kernel over distances.
-        distance_metric: Distance between masks, a name that scikit-learn knows.
+        distance_metric: Distance between masks, one of scikit-learn's.
         model_regressor: scikit-learn regressor to fit; lime's ridge regression by default.
-        seed: Every call starts its random numbers here, so that equal calls give equal results.
+        seed: Seed of each call's random numbers, so that equal calls return equal results.
 
     Reference:
         Ribeiro, Singh and Guestrin, "Why Should I Trust You?", KDD 2016.
@@ -91,34 +91,33 @@ class LimeImage(LimeMasks):
     ) -> LimeImageExplanation:
         """Explain a picture as lime does.
 
-        The picture is brought to the model's size first. Its segments and what replaces them are those of
-        ``adapter.encode``, by default the model's patches and each segment's mean colour. lime's default segments are
-        ``lime.explain(adapter.encode(image, features="quickshift"))``. Segments are counted from 0 without gaps.
+        The picture is first resized to the model's size. Segments and baselines are those of ``adapter.encode``, by
+        default the model's patches and each segment's mean colour. For lime's default segments call
+        ``lime.explain(adapter.encode(image, features="quickshift"))``. Segments are numbered from 0 without gaps.
 
         Args:
-            image: One picture in any form that the adapter takes, or an encoding of one.
-            target: The class, by its index or name; the predicted one by default. Of a regression with several
-                outputs one of these; with a single one there is nothing to choose.
-            labels: Several classes, in the place of a target, all from the same samples.
-            top_labels: So many classes with the highest scores, in the place of a target.
+            image: One picture in any form that the adapter accepts, or an encoding of one.
+            target: The class, by index or name, by default the predicted one; or the output of a regression with
+                several.
+            labels: Several classes instead of a target, from the same samples.
+            top_labels: Number of classes with the highest scores, instead of a target.
             num_samples: Number of perturbed pictures.
-            num_features: Greatest number of segments; lime selects them and fits again. All by default.
+            num_features: Largest number of segments, which lime selects and fits again; all by default.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
-                model with a single logit z the logits of the two classes are -z and z. A regression has its prediction
-                in either case.
+                single logit z the logits of the two classes are -z and z. Regressions always explain the prediction.
             seed: Seed of this call; the constructor's by default.
-            show_progress: Show a bar over the samples.
+            show_progress: Show a progress bar over the samples.
 
         Returns:
             :class:`LimeImageExplanation`: a :class:`LimeExplanation` with the picture as ``image``, its ``segments``,
             and ``get_image_and_mask``.
 
         Raises:
-            TargetError: The model does not have that class.
-            InputError: The forward function takes no pictures, or not one picture came.
+            TargetError: The model has no such class.
+            InputError: The forward function is no ``ImageAdapter``, or ``image`` is not one picture.
 
         Warns:
-            LimeWarning: The explanation says less than it seems to; ``diagnostics.warnings`` says why.
+            LimeWarning: The explanation is less reliable than it looks; ``diagnostics.warnings`` says why.
         """
         from captum_attn_lime.lime._html import NamedMapper
         from captum_attn_lime.lime._image_result import LimeImageExplanation
@@ -131,14 +130,15 @@ class LimeImage(LimeMasks):
         unit = unit_of(adapter, output)
         seed = self.seed if seed is None else seed
         with torch.no_grad(), eval_mode(adapter), progress(num_samples, show_progress, "LimeImage") as tick:
-            answers, first = adapter_scores(adapter, tensors, unit)
-            original = first[0]
+            scorer, scores = adapter_scores(adapter, tensors, unit)
+            original = scores[0]
             choice: dict[str, Any] = dict(target=target, labels=labels, top_labels=top_labels)
             found = explained_numbers(adapter, original, unit, None, tensors, **choice)
-            copies = perturbed_tensors(adapter, names, found[0], MaskedInputs(tensors, bases, ids), answers)
-            scores = partial(copies.answers, tick=tick)
+            copies = perturbed_tensors(adapter, names, found[0], MaskedInputs(tensors, bases, ids), scorer)
             numbers = {one.column: one for one in found}
-            fits = self._fits(scores, names, num_samples, seed, numbers, num_features=num_features)
+            fits = self._fits(
+                partial(copies.answers, tick=tick), names, num_samples, seed, numbers, num_features=num_features
+            )
         return LimeImageExplanation(
             x.images[0],
             x.segments[0],
@@ -151,15 +151,15 @@ class LimeImage(LimeMasks):
         )
 
     def _encoded(self, image: Any) -> ImageEncoding:
-        """Return one picture with its segments and what replaces them."""
+        """Return the encoding of one picture."""
         if not isinstance(self.forward_func, ImageAdapter):
             raise InputError(
-                f"explain needs pictures, which {type(self.forward_func).__name__} does not take; make LimeImage with "
-                "an ImageAdapter around the model."
+                f"explain needs an ImageAdapter, but forward_func is {type(self.forward_func).__name__}; make "
+                "LimeImage with an ImageAdapter around the model."
             )
         x = image if isinstance(image, ImageEncoding) else self.forward_func.encode(image)
         if len(x) != 1:
-            raise InputError(f"explain needs one picture, but {len(x)} came; call it for each.")
+            raise InputError(f"explain needs one picture, but got {len(x)}; call it for each.")
         return x
 
     def _default_mask(self, tensors: tuple[Tensor, ...]) -> TensorOrTuple:
@@ -172,7 +172,7 @@ class LimeImage(LimeMasks):
         pixels = x.shape[2] * x.shape[3]
         if pixels > _MOST_PIXELS:
             raise InputError(
-                f"a picture of {x.shape[2]} x {x.shape[3]} pixels came without its segments; pass feature_mask=, such "
-                "as adapter.encode(image, features='slic').feature_mask."
+                f"a picture of {x.shape[2]} x {x.shape[3]} pixels needs segments; pass feature_mask=, such as "
+                "adapter.encode(image, features='slic').feature_mask."
             )
         return torch.arange(pixels).reshape(1, 1, *x.shape[2:]).expand(1, *x.shape[1:])

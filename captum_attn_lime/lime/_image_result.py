@@ -1,4 +1,4 @@
-"""`LimeImageExplanation`: the explanation of a picture, lime's `ImageExplanation` too. Imports lime."""
+"""`LimeImageExplanation`: the explanation of a picture. Imports lime."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from captum_attn_lime.lime._result import LimeExplanation
 
 
 class LimeImageExplanation(LimeExplanation, ImageExplanation):  # type: ignore[misc]
-    """A :class:`LimeExplanation` of a picture, which is lime's ``ImageExplanation`` too.
+    """A :class:`LimeExplanation` and lime's ``ImageExplanation`` of a picture.
 
-    ``top_labels`` holds the labels that were explained.
+    ``top_labels`` are the explained labels.
 
     Args:
         image: The picture, (H, W, 3).
-        segments: The segment of each pixel, (H, W); numbered as the features.
+        segments: The segment of each pixel, (H, W), numbered as the features.
         *args: As for :class:`LimeExplanation`.
         **kwargs: As for :class:`LimeExplanation`.
     """
@@ -28,5 +28,5 @@ class LimeImageExplanation(LimeExplanation, ImageExplanation):  # type: ignore[m
         self.image, self.segments = image, segments
         self.top_labels = list(self.all_diagnostics)
 
-    # A picture's bars are called after segments, which nobody knows by number: a notebook shows the repr.
+    # lime's page would name bars by segment numbers; notebooks show the repr instead
     _repr_html_ = None  # type: ignore[assignment]

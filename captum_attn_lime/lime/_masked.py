@@ -1,4 +1,4 @@
-"""What LIME over texts and over pictures share: masks drawn as lime draws them, and its fit to the answers."""
+"""`LimeMasks`: LIME over features that are kept or removed, the base class for texts and pictures."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ from captum_attn_lime.perturb._masks import Masks
 from captum_attn_lime.perturb._model_outputs import eval_mode, target_scalars
 from captum_attn_lime.perturb._tensors import MaskedInputs
 
-Scores = Callable[[Masks], Array]  # masks (n, features) to answers (n, classes)
+Scores = Callable[[Masks], Array]  # maps masks (n, features) to scores (n, classes)
 
 
 class LimeMasks(PerturbationAttribution):  # type: ignore[misc]
-    """LIME whose features are in or out, as in texts and pictures.
+    """LIME whose features are kept or removed, as in texts and pictures.
 
-    Samples, distances and kernel are those of an official explainer, and lime's public ``LimeBase`` fits.
+    Samples, distances and kernel are those of an official explainer, and lime's public ``LimeBase`` fits the weights.
+    A subclass for another kind of input sets ``_draw``, ``_scale`` and ``_batch``, and adds ``explain``.
 
     Args:
         forward_func: The forward function.
         kernel_width: Width of lime's kernel over distances.
         distance_metric: Distance between masks, a name that scikit-learn knows.
         model_regressor: scikit-learn regressor to fit; lime's ridge regression by default.
-        seed: Every call starts its random numbers here.
+        seed: Seed of each call's random numbers.
     """
 
-    _scale: ClassVar[float]  # what lime multiplies distances with
-    _batch: ClassVar[int]  # perturbed samples in one forward pass
+    _scale: ClassVar[float]  # factor of lime's distances
+    _batch: ClassVar[int]  # default number of samples in one forward pass
 
     def __init__(
         self,
@@ -74,22 +75,22 @@ class LimeMasks(PerturbationAttribution):  # type: ignore[misc]
     ) -> TensorOrTuple:
         r"""Fit lime's linear model to the forward function around each example.
 
-        What is explained is the forward function's own output (logits, for an adapter). Each example is explained
-        alone, with its row of the additional arguments. Every cell carries the weight of its feature. Features whose
-        cells all equal the baseline (special and padding tokens of an encoding) cannot be removed: exactly 0.
+        It explains the forward function's output (logits, for an adapter). Each example is explained alone, with
+        its row of the additional arguments. Every cell gets the weight of its feature. Features whose cells all equal
+        the baseline (special and padding tokens of an encoding) cannot be removed; their weight is exactly 0.
 
         Args:
             inputs: A tensor or a tuple of tensors, (B, ...).
-            baselines: What takes the place of a removed feature's cells: tensors of the inputs' shapes or with one
-                row, numbers, or a tuple of these; 0 by default. Of token ids that is id 0, so pass the encoding's; of
-                normalised pixels it is the mean colour of the normalisation.
+            baselines: Values of removed cells: tensors of the inputs' shapes or with one row, numbers, or a tuple of
+                these; 0 by default. For token ids that is id 0, so pass the encoding's baselines; for normalised pixels
+                it is the mean colour of the normalisation.
             target: Index of the output to explain, in any of Captum's forms.
             additional_forward_args: Further positional arguments of the forward function.
-            feature_mask: Feature ids from 0, as ``adapter.encode`` gives them. By default each position along dimension
-                1 is a feature; :class:`LimeImage` takes an adapter's patches, or each pixel of a small picture.
-            n_samples: Number of perturbed samples an example; 10 to 15 a feature for a steady ranking.
+            feature_mask: Feature ids from 0, as in an encoding. By default each position along dimension 1 is one;
+                :class:`LimeImage` uses an adapter's patches, or each pixel of a small picture.
+            n_samples: Number of samples per example; 10 to 15 per feature give a stable ranking.
             perturbations_per_eval: Number of samples in one forward pass; by default 64 texts or 16 pictures.
-            return_input_shape: Whether to return the inputs' shapes; else (B, features).
+            return_input_shape: Whether attributions have the inputs' shapes; else (B, features).
             show_progress: Whether to show a progress bar.
 
         Returns:
@@ -103,17 +104,18 @@ class LimeMasks(PerturbationAttribution):  # type: ignore[misc]
         check_count("n_samples", n_samples, 2)
         check_count("perturbations_per_eval", batch, 1)
         tensors = as_tuple(inputs)
-        problem = MaskedInputs.of(
+        masked = MaskedInputs.of(
             tensors, baselines, self._default_mask(tensors) if feature_mask is None else feature_mask
         )
-        names = tuple(map(str, range(problem.n_features)))
+        names = tuple(map(str, range(masked.n_features)))
         weights = torch.zeros(len(tensors[0]), len(names), dtype=torch.float64)
         total = len(weights) * n_samples
         with eval_mode(self.forward_func) as function, progress(total, show_progress, type(self).__name__) as tick:
             scalars = target_scalars(function, tensors, target, additional_forward_args)
             for i, scalar in enumerate(scalars):
-                own = (self.forward_func, names, scalar.explained, problem.example(i), scalar)
-                copies = perturbed_tensors(*own, batch_size=batch)
+                copies = perturbed_tensors(
+                    self.forward_func, names, scalar.explained, masked.example(i), scalar, batch_size=batch
+                )
                 features = copies.active
                 if not len(features):
                     tick(n_samples)
@@ -123,15 +125,15 @@ class LimeMasks(PerturbationAttribution):  # type: ignore[misc]
                 for k, weight in data.fit()[1]:
                     weights[i, features[k]] = weight
         out = weights.to(tensors[0].device, result_dtype(tensors))
-        return format_output(isinstance(inputs, tuple), spread(out, problem.ids)) if return_input_shape else out
+        return format_output(isinstance(inputs, tuple), spread(out, masked.ids)) if return_input_shape else out
 
     @staticmethod
     def _draw(seed: int, features: int, n: int) -> Masks:
-        """Return which features each sample keeps, (n, features)."""
+        """Return the features that each sample keeps, (n, features)."""
         raise NotImplementedError
 
     def _default_mask(self, tensors: tuple[Tensor, ...]) -> TensorOrTuple:
-        """Return the features of inputs for which nobody named any."""
+        """Return the default feature mask."""
         return by_position(tensors)
 
     def _samples(
@@ -143,25 +145,25 @@ class LimeMasks(PerturbationAttribution):  # type: ignore[misc]
         columns: Mapping[int, int],
         names: Sequence[str] | None = None,
     ) -> list[FitData]:
-        """Return for each label the samples that lime fits.
+        """Return the samples to fit, for each label.
 
         Args:
-            scores: The answers to masks.
+            scores: Maps masks to scores.
             features: Number of features.
             n: Number of samples.
-            seed: Where the random numbers start.
-            columns: By label the column of the answers.
+            seed: Seed of the random numbers.
+            columns: The column of the scores by label.
             names: The features' names.
         """
         from sklearn.metrics import pairwise_distances
 
         kept = self._draw(seed, features, n)
-        answers = np.asarray(scores(kept), dtype=np.float64)
+        y = np.asarray(scores(kept), dtype=np.float64)
         x = kept.astype(np.float64)
         distances = pairwise_distances(x, x[:1], metric=self.distance_metric).ravel() * self._scale
         kernel = np.sqrt(np.exp(-(distances**2) / self.kernel_width**2))
         return [
-            FitData(kept, answers[:, column], kernel, (0,), label, self.model_regressor, Features(names))
+            FitData(kept, y[:, column], kernel, (0,), label, self.model_regressor, Features(names))
             for label, column in columns.items()
         ]
 
@@ -179,12 +181,12 @@ class LimeMasks(PerturbationAttribution):  # type: ignore[misc]
         """Return lime's fit of each explained number.
 
         Args:
-            scores: The answers to masks.
+            scores: Maps masks to scores.
             names: The features' names.
             n: Number of samples.
-            seed: Where the random numbers start.
-            numbers: By column of the answers what is explained.
-            num_features: So many features are selected by lime; all if None.
+            seed: Seed of the random numbers.
+            numbers: The explained numbers by column of the scores.
+            num_features: Number of features that lime selects; all if None.
             is_cut: Whether the model sees only a part of the input.
         """
         columns = {1 if one.unit == "prediction" else column: column for column, one in numbers.items()}

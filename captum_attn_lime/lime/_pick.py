@@ -1,4 +1,4 @@
-"""`submodular_pick`: a few of many examples whose LIME explanations show most of what a model goes by."""
+"""`submodular_pick`: picks a few of many examples whose LIME explanations cover the most important features."""
 
 from __future__ import annotations
 
@@ -26,17 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SubmodularPicks:
-    """The examples picked, and what they were picked from.
+    """The picked examples, and the explanations that they were picked from.
 
     Attributes:
-        picked: Numbers of the picked examples, in the order in which they were picked.
-        explanations: By an example's number the :class:`LimeExplanation` of each example that was explained.
-        weights: The matrix W: a row for each explained example (by its number) and a column for each of lime's
-            features as lime shows them (words, or conditions such as ``age <= 25.00``); 0 where an explanation has it
-            not.
-        importance: By feature, the root of the sum of its magnitudes over the explained examples.
+        picked: Indices of the picked examples, in the order of picking.
+        explanations: The :class:`LimeExplanation` of each explained example, by its index.
+        weights: The matrix W: a row for each explained example (by its index) and a column for each feature as lime
+            shows it (a word, or a condition such as ``age <= 25.00``); 0 where an explanation does not have it.
+        importance: The root of the sum of magnitudes over the explained examples, by feature.
         global_view: The mean magnitude of each word or column over the explained examples, its standard deviation and
-            the number of explanations that have it, as :func:`captum_attn_lime.global_view` gives for other methods.
+            the number of explanations that have it, as :func:`captum_attn_lime.global_view` returns for other methods.
     """
 
     picked: tuple[int, ...]
@@ -52,7 +51,7 @@ class SubmodularPicks:
 
     @cached_property
     def coverage(self) -> Series[float]:
-        """By picked example, the share of all importance that it and those picked before it cover."""
+        """The share of all importance that each picked example and the earlier ones cover."""
         import pandas as pd
 
         has = self.weights.loc[list(self.picked)].abs().cumsum() > 0
@@ -86,33 +85,32 @@ def submodular_pick(
 ) -> SubmodularPicks:
     """Return a few examples whose explanations together cover the features that matter most.
 
-    The official ``SubmodularPick`` of lime picks, over explanations made by :meth:`LimeText.explain` (or of rows or
-    sequences). It is greedy: each pick adds the most importance of features that no pick before has; a feature's
-    importance is the root of the sum of its magnitudes over all explanations. Where several add as much, the last of
-    them is picked. What it does not do reproducibly, the draw of the examples, is done here, and NumPy's global random
-    numbers are left alone.
+    lime's official ``SubmodularPick`` picks among explanations made by ``lime.explain``. It is greedy: each pick adds
+    the most importance of features that no earlier pick has, in ties the last example; a feature's importance is the
+    root of the sum of its magnitudes over all explanations. The examples are drawn here, reproducibly and without
+    NumPy's global random state.
 
     Args:
-        lime: The explainer: :class:`LimeText`, :class:`LimeTabular` or :class:`LimeSequence`. (Segments of one picture
-            are not those of another, so :class:`LimeImage` has nothing to cover.)
-        examples: The examples in the form that ``lime.explain`` takes: a sequence of texts or pairs, an array or
-            DataFrame of rows, an array of sequences.
+        lime: A :class:`LimeText`, :class:`LimeTabular` or :class:`LimeSequence`. (Pictures share no segments, so
+            :class:`LimeImage` does not apply.)
+        examples: The examples as for ``lime.explain``: a sequence of texts or pairs, an array or DataFrame of rows, an
+            array of sequences.
         picks: Number of examples to pick.
         sample: Number of examples to explain, drawn without replacement; all by default.
-        target: The class; by default each example's predicted one, and the weights of different classes then meet.
+        target: The class; by default each example's predicted one, which mixes the weights of different classes.
         explained_text: As for :meth:`LimeText.explain`, for pairs of texts.
         num_samples: Number of perturbed copies of each example.
-        num_features: Greatest number of features in an explanation, by lime's own selection. With None every
-            explanation has all of its features, and long texts are picked for their length.
+        num_features: Largest number of features in an explanation, selected by lime. With None explanations have all
+            features, and long texts are picked for their length.
         output: ``"probability"`` or ``"logits"``.
-        seed: Seed of the draw and of each explanation; the explainer's own by default.
-        show_progress: Show a bar over the examples.
+        seed: Seed of the draw and of each explanation; the explainer's by default.
+        show_progress: Show a progress bar over the examples.
 
     Raises:
-        InputError: Not one of these explainers, fewer examples than picks, or an example that cannot be explained.
+        InputError: Another explainer, fewer examples than picks, or an example that cannot be explained.
 
     Warns:
-        LimeWarning: Explanations say less than they seem to; once a kind, with the number of explanations.
+        LimeWarning: Explanations are less reliable than they look; once per kind, with the number of explanations.
 
     Reference:
         Ribeiro, Singh and Guestrin, "Why Should I Trust You?", KDD 2016, Algorithm 2; ``lime.submodular_pick``.
@@ -138,7 +136,9 @@ def submodular_pick(
     if sample is not None and sample < len(found):
         drawn = np.random.RandomState(seed).permutation(len(found))[:sample].tolist()
     if picks > len(drawn):
-        raise InputError(f"{picks} picks were asked for, but {len(drawn)} example(s) are explained; pass fewer picks.")
+        raise InputError(
+            f"picks={picks} exceeds the {len(drawn)} explained example(s); pass fewer picks or more examples."
+        )
     options: dict[str, Any] = dict(target=target, num_samples=num_samples, num_features=num_features, output=output)
     if explained_text is not None:
         options["explained_text"] = explained_text
@@ -158,32 +158,32 @@ def submodular_pick(
 
 @dataclass(frozen=True)
 class _Explainer:
-    """What the official class takes for an explainer: it explains an example by its number."""
+    """An explainer for the official class, which explains an example by its index."""
 
     lime: Any
     examples: Sequence[Any]
     options: dict[str, Any]
     tick: Tick
 
-    def explain_instance(self, number: int, *args: Any, **kwargs: Any) -> Any:
-        """Return the explanation of one example; what the official class says of features and classes is known."""
+    def explain_instance(self, index: int, *args: Any, **kwargs: Any) -> Any:
+        """Return the explanation of one example; the official class's further arguments are ignored."""
         try:
-            explanation = self.lime.explain(self.examples[number], **self.options)
+            explanation = self.lime.explain(self.examples[index], **self.options)
         except InputError as error:
-            raise type(error)(f"example {number} cannot be explained: {error}") from error
+            raise type(error)(f"example {index} cannot be explained: {error}") from error
         self.tick(1)
         return explanation
 
 
-def _official(explainer: _Explainer, numbers: list[int], picks: int) -> Any:
+def _official(explainer: _Explainer, indices: list[int], picks: int) -> Any:
     from lime.submodular_pick import SubmodularPick
 
-    # "full" explains what it is given in its order, and so draws nothing from NumPy's global random numbers.
-    return SubmodularPick(explainer, numbers, None, method="full", num_exps_desired=picks)
+    # "full" explains all examples in order, without NumPy's global random state.
+    return SubmodularPick(explainer, indices, None, method="full", num_exps_desired=picks)
 
 
 def _weights(explanations: dict[int, Any]) -> DataFrame:
-    """Return the matrix W, as the official class makes it."""
+    """Return the matrix W of the official class."""
     import pandas as pd
 
     rows = []
@@ -198,7 +198,7 @@ def _weights(explanations: dict[int, Any]) -> DataFrame:
 
 
 def _view(lime: Any, explanations: Sequence[Any]) -> DataFrame:
-    """Return the global view over words, or over columns whatever their values."""
+    """Return the global view over words, or over columns regardless of their values."""
     names, scores = [], []
     for explanation in explanations:
         weights = explanation_weights(explanation)
@@ -211,16 +211,14 @@ def _view(lime: Any, explanations: Sequence[Any]) -> DataFrame:
 
 
 def _label(explanation: Any) -> Any:
-    """Return the one label that was explained."""
+    """Return the explained label."""
     return 1 if explanation.mode == "regression" else next(iter(explanation.local_exp))
 
 
 def _as_list(examples: Any) -> list[Any]:
-    """Return the examples one by one."""
+    """Return the examples as a list."""
     if isinstance(examples, str) or not hasattr(examples, "__len__"):
-        raise InputError(
-            f"examples must be a sequence of texts, or rows or sequences, but came as {type(examples).__name__}."
-        )
+        raise InputError(f"examples must be a sequence of texts, rows or sequences, but is {type(examples).__name__}.")
     if hasattr(examples, "iloc"):
         one = examples.iloc
         return [one[[k]] if examples.ndim == 2 else one[k] for k in range(len(examples))]

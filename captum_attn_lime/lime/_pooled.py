@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES = 5000
 _Z = 1.96
-_PER_FEATURE = 10  # samples; with fewer, standard errors are themselves unsure
+_PER_FEATURE = 10  # samples per feature; with fewer, standard errors are unreliable
 
 
 def pooled(explanations: Iterable[LimeExplanation], *, k: int | None = None) -> LimeExplanation:
-    """Return one explanation of the samples of several explanations of one input, fitted together by lime.
+    """Return one explanation that lime fits to the samples of several explanations of one input.
 
-    Its weights scatter as those of one run of as many samples, and ``diagnostics.replicates`` says how the runs agree.
-    No model call is made.
+    Its weights scatter like those of one run with as many samples, and ``diagnostics.replicates`` measures the runs'
+    agreement. It does not call the model.
 
     Args:
         explanations: Explanations of the same input by the same object, with different seeds and equal ``num_samples``.
-        k: How many features of each run the agreement compares; by default as many as are shown, at most 5.
+        k: Number of features of each run whose agreement is measured; by default the shown ones, at most 5.
 
     Raises:
-        InputError: Fewer than two explanations, or they do not explain the same.
+        InputError: Fewer than two explanations, or explanations of different inputs or numbers.
 
     Example::
 
-        found = pooled(lime.explain(text, seed=seed) for seed in range(5))
-        print(found.diagnostics.replicates)
+        explanation = pooled(lime.explain(text, seed=seed) for seed in range(5))
+        print(explanation.diagnostics.replicates)
     """
     return _pooled(list(explanations), k, None)
 
@@ -58,40 +58,40 @@ def explain_until_separated(
     seed: int | None = None,
     **options: Any,
 ) -> LimeExplanation:
-    """Explain with one seed after the other until the strongest features and their order are told apart.
+    """Explain with further seeds until the strongest features and their order are separated.
 
-    The features are the strongest ``num_features``, or 5. Each run has ``num_samples``; the result is :func:`pooled`,
-    and ``diagnostics.replicates.stopped`` says what ended it.
+    These are the strongest ``num_features``, or 5. Each run has ``num_samples``; the runs are :func:`pooled`, and
+    ``diagnostics.replicates.stopped`` says why they ended.
 
     Args:
         lime: :class:`LimeText`, :class:`LimeTabular`, :class:`LimeSequence` or :class:`LimeImage`.
         example: As for its ``explain``.
         target: As for its ``explain``.
-        num_samples: Number of samples of a run.
-        max_samples: Greatest number of samples of all runs together.
-        confidence: The least :meth:`Diagnostics.top_k_probability`.
-        seed: The first run's seed, from which the others' are derived; the explainer's by default.
+        num_samples: Number of samples per run.
+        max_samples: Largest number of samples over all runs.
+        confidence: The smallest sufficient :meth:`Diagnostics.top_k_probability`.
+        seed: Seed of the first run, from which the others are derived; the explainer's by default.
         **options: Passed to its ``explain``.
 
     Raises:
-        InputError: ``max_samples`` has no room for two runs, or the regressor has no standard errors in closed form.
+        InputError: ``max_samples`` is less than two runs, or the regressor has no standard errors in closed form.
 
     Reference:
-        Zhou, Hooker and Wang, "S-LIME: Stabilized-LIME for Model Explanation", KDD 2021, tests for the same.
+        Zhou, Hooker and Wang, "S-LIME: Stabilized-LIME for Model Explanation", KDD 2021, uses a test for the same.
     """
     check_count("num_samples", num_samples, 2)
     check_count("max_samples", max_samples, 2 * num_samples)
     if ridge_alpha(lime.model_regressor) is None:
         raise InputError(
-            f"explain_until_separated goes by standard errors, which {type(lime.model_regressor).__name__} has not in "
-            "closed form; use scikit-learn's Ridge or LinearRegression with an intercept, or explain with a fixed "
+            f"explain_until_separated needs standard errors, which {type(lime.model_regressor).__name__} does not have "
+            "in closed form; use scikit-learn's Ridge or LinearRegression with an intercept, or explain with a fixed "
             "num_samples=."
         )
     runs: list[LimeExplanation] = []
     stopped: Stopped = "budget"
-    for own in replicate_seeds(lime.seed if seed is None else seed, max_samples // num_samples):
+    for run_seed in replicate_seeds(lime.seed if seed is None else seed, max_samples // num_samples):
         with suppressed_warnings():
-            runs.append(lime.explain(example, target, num_samples=num_samples, seed=own, **options))
+            runs.append(lime.explain(example, target, num_samples=num_samples, seed=run_seed, **options))
         top = _top(runs[0])
         if len(runs) > 1 and all(_is_separated(fits, top, confidence) for fits in _by_label(runs)):
             stopped = "separated"
@@ -100,9 +100,9 @@ def explain_until_separated(
 
 
 def replicate_seeds(seed: int, n: int) -> tuple[int, ...]:
-    """Return the seeds of n runs, the first one the seed itself.
+    """Return the seeds of n runs, beginning with ``seed``.
 
-    The others are hashed from it, so that runs that begin at neighbouring seeds have none in common.
+    The others are hashed from it, so that neighbouring seeds share none.
     """
     further = np.random.SeedSequence(seed).generate_state(n)[1:]
     return (seed, *(int(s) for s in further))
@@ -112,15 +112,15 @@ def _pooled(runs: Sequence[LimeExplanation], k: int | None, stopped: Stopped | N
     _check_same(runs)
     top = _top(runs[0]) if k is None else k
     fits, replicates = [], []
-    for own in _by_label(runs):
-        data = FitData.joined([fit.data for fit in own])
-        fits.append(replace(own[0], data=data, result=data.fit(own[0].selected)))
-        replicates.append(_agreement(own, [run.seed for run in runs], top, stopped))
+    for group in _by_label(runs):
+        data = FitData.joined([fit.data for fit in group])
+        fits.append(replace(group[0], data=data, result=data.fit(group[0].selected)))
+        replicates.append(_agreement(group, [run.seed for run in runs], top, stopped))
     return runs[0].with_fits(fits, replicates)
 
 
 def _by_label(runs: Sequence[LimeExplanation]) -> list[tuple[Fit, ...]]:
-    """Return for each explained class the runs' fits."""
+    """Return the runs' fits of each explained class."""
     return list(zip(*(run.fits for run in runs), strict=True))
 
 
@@ -130,15 +130,17 @@ def _top(run: LimeExplanation) -> int:
 
 
 def _check_same(runs: Sequence[LimeExplanation]) -> None:
-    """Raise unless explanations are runs of one explanation."""
+    """Raise InputError unless the explanations are runs on one input with different seeds."""
     from captum_attn_lime.lime._result import LimeExplanation
 
     if len(runs) < 2 or not all(isinstance(run, LimeExplanation) for run in runs):
-        came = ", ".join(type(run).__name__ for run in runs) or "none"
-        raise InputError(f"pooled needs at least two explanations of this package's explain(), but {came} came.")
+        given = ", ".join(type(run).__name__ for run in runs) or "none"
+        raise InputError(f"pooled needs at least two explanations of this package's explain(), but got {given}.")
     first = runs[0]
     same: dict[str, list[Any]] = {
-        "numbers": [tuple((one.index, one.unit) for one in (fit.explained for fit in run.fits)) for run in runs],
+        "explained numbers": [
+            tuple((one.index, one.unit) for one in (fit.explained for fit in run.fits)) for run in runs
+        ],
         "features": [run.feature_names for run in runs],
         "texts": [run.text for run in runs],
         "numbers of samples": [len(run.fits[0].data.y) for run in runs],
@@ -146,11 +148,13 @@ def _check_same(runs: Sequence[LimeExplanation]) -> None:
     }
     for what, values in same.items():
         if any(value != values[0] for value in values):
-            raise InputError(f"the explanations are of several {what}; pool runs of one input that differ in the seed.")
+            raise InputError(
+                f"the explanations differ in their {what}; pool runs of one input that differ only in the seed."
+            )
     if any(not np.isclose(run.diagnostics.fx, first.diagnostics.fx, rtol=1e-3) for run in runs):
         raise InputError(
-            f"the model's answers for the inputs differ ({[run.diagnostics.fx for run in runs]}); pool runs of one "
-            "input that differ in the seed."
+            f"the model's scores of the inputs differ ({[run.diagnostics.fx for run in runs]}); pool runs of one input "
+            "that differ only in the seed."
         )
     if len({run.seed for run in runs}) < len(runs) or any(
         len(fit.data.originals) > 1 for run in runs for fit in run.fits
@@ -167,15 +171,15 @@ def _is_separated(fits: Sequence[Fit], top: int, confidence: float) -> bool:
 
 
 def _agreement(fits: Sequence[Fit], seeds: Sequence[int], k: int, stopped: Stopped | None) -> Replicates:
-    """Return how runs agree on their k strongest features."""
+    """Return the agreement of runs on their k strongest features."""
     tops, intervals, full = [], [], []
     for fit in fits:
         full.append(fit.data.full(fit.result))
         shown = full[-1] if fit.selected is None else fit.data.linear(fit.result)
         weights, errors = shown.weights, shown.standard_errors
         tops.append([int(feature) for feature, _ in fit.result[1][:k]])
-        sure = [f for f in tops[-1] if not np.isnan(errors[f])]
-        intervals.append({f: (weights[f] - _Z * errors[f], weights[f] + _Z * errors[f]) for f in sure})
+        known = [f for f in tops[-1] if not np.isnan(errors[f])]
+        intervals.append({f: (weights[f] - _Z * errors[f], weights[f] + _Z * errors[f]) for f in known})
     pairs = list(combinations(range(len(full)), 2))
     sets = [set(top) for top in tops]
     return Replicates(

@@ -1,4 +1,4 @@
-"""`LimeExplanation`: lime's explanation with what it explains and how far it can be trusted. Imports lime."""
+"""`LimeExplanation`: lime's explanation with the explained number and diagnostics. Imports lime."""
 
 from __future__ import annotations
 
@@ -23,33 +23,32 @@ _STRONGEST = 3  # features in a repr
 
 
 class LimeExplanation(Explanation):  # type: ignore[misc]
-    """What ``explain`` returns: lime's own ``Explanation``, typed, with the explained number and its diagnostics.
+    """The result of ``explain``: lime's ``Explanation`` with the explained number and diagnostics.
 
-    Everything of lime's works as in lime: ``as_list``, ``as_map``, ``as_html``, ``local_exp``, ``intercept``,
-    ``score``. Where several classes were explained, ``score`` and ``local_pred`` are the last one's, as in lime;
-    ``all_diagnostics`` has each one's. On its page bars stand under the class that they speak for, the page begins with
-    the number that is explained, and names are escaped.
+    lime's interface works as in lime: ``as_list``, ``as_map``, ``as_html``, ``local_exp``, ``intercept``, ``score``.
+    For several classes ``score`` and ``local_pred`` are the last one's, as in lime; ``all_diagnostics`` has each one's.
+    The HTML page names the explained number, draws each bar under its class and escapes names.
 
     Args:
-        domain_mapper: lime's mapper from feature ids to what is shown.
-        fits: What lime fitted, for each explained class.
-        feature_names: A name for each feature id.
-        answers: The model's answers for the input itself, (classes,).
-        class_names: One for each answer; numbered by default.
-        seed: Where the random numbers of the samples began.
+        domain_mapper: lime's mapper from feature ids to names.
+        fits: lime's fit of each explained class.
+        feature_names: The name of each feature id.
+        answers: The model's scores of the input, (classes,).
+        class_names: The classes' names; numbers by default.
+        seed: Seed of the samples.
         text: The text or pair of texts that the model saw.
-        explained_text: ``"first"`` or ``"second"``: which text of a pair was perturbed.
-        token: Of a language model the id of the explained token.
+        explained_text: The perturbed text of a pair, ``"first"`` or ``"second"``.
+        token: The id of a language model's explained token.
         row: The explained row, or the sequence as a row of cells, (features,).
-        factors: What turns lime's weights into numbers by the semantics of :class:`LimeTabular`, (features,).
+        factors: Factors from lime's weights to numbers by the semantics of :class:`LimeTabular`, (features,).
 
     Attributes:
-        explained: The number that is explained; of several classes the first.
+        explained: The explained number; for several classes that of the first.
         diagnostics: Its :class:`Diagnostics`.
-        all_diagnostics: By label the diagnostics, and with them the number, of each class that was explained.
+        all_diagnostics: The diagnostics of each explained class, by label.
 
     Warns:
-        LimeWarning: The explanation says less than it seems to; ``diagnostics.warnings`` says why.
+        LimeWarning: The explanation is less reliable than it looks; ``diagnostics.warnings`` says why.
     """
 
     def __init__(
@@ -82,18 +81,18 @@ class LimeExplanation(Explanation):  # type: ignore[misc]
         self._fill(fits)
 
     def with_fits(self, fits: Sequence[Fit], replicates: Sequence[Replicates]) -> LimeExplanation:
-        """Return the same explanation from other samples of the same input.
+        """Return a copy of the explanation with fits to other samples of the same input.
 
         Args:
-            fits: What lime fitted to them, for each explained class.
-            replicates: For each how its runs agree.
+            fits: lime's fit of each explained class.
+            replicates: The agreement of the runs for each.
         """
         out = copy.copy(self)
         out._fill(fits, replicates)
         return out
 
     def _fill(self, fits: Sequence[Fit], replicates: Sequence[Replicates | None] | None = None) -> None:
-        """Set what follows from the fits, and warn."""
+        """Set the attributes that depend on the fits, and warn."""
         self.fits = tuple(fits)
         self.local_exp: dict[int, list[tuple[int, float]]] = {}
         self.intercept: dict[int, float] = {}
@@ -102,36 +101,33 @@ class LimeExplanation(Explanation):  # type: ignore[misc]
         for fit, agreement in zip(fits, replicates or [None] * len(fits), strict=True):
             label = fit.data.label
             self.intercept[label], self.local_exp[label], self.score, self.local_pred = fit.result
-            self.all_diagnostics[label], own = diagnose(fit, agreement)
-            briefs.update(dict.fromkeys(own))
-        if self.mode == "regression":  # as lime's tabular explainer leaves it
+            self.all_diagnostics[label], messages = diagnose(fit, agreement)
+            briefs.update(dict.fromkeys(messages))
+        if self.mode == "regression":  # as lime's tabular explainer does
             (weights,), y = self.local_exp.values(), fits[0].data.y
             self.local_exp = {0: [(k, -w) for k, w in weights], 1: weights}
             self.intercept = dict.fromkeys((0, 1), self.intercept[1])
             self.predicted_value, self.min_value, self.max_value = float(y[0]), float(y.min()), float(y.max())
-        # lime draws the ids of its page's parts here.
+        # lime draws the element ids of its page from this.
         self.random_state = np.random.RandomState(zlib.crc32(repr(self.local_exp).encode()))
         emit(tuple(briefs))
 
     @property
     def diagnostics(self) -> Diagnostics:
-        """How far the explanation can be trusted; of several classes the first."""
+        """The diagnostics; for several classes those of the first."""
         return next(iter(self.all_diagnostics.values()))
 
     @property
     def explained(self) -> Explained:
-        """The number that is explained; of several classes the first."""
+        """The explained number; for several classes that of the first."""
         return self.diagnostics.explained
 
     def as_list(self, label: int | str | None = None, **kwargs: Any) -> Any:
-        """Return what ``Explanation.as_list`` returns; by default of the one class that was explained.
-
-        lime's own default is class 1, whichever was explained.
-        """
+        """Return the (name, weight) pairs of a class, by default of the explained one (in lime: class 1)."""
         return super().as_list(label=self._only(label), **kwargs)
 
     def as_pyplot_figure(self, label: int | str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Return what ``Explanation.as_pyplot_figure`` returns; by default of the one class that was explained."""
+        """Return lime's bar plot of a class, by default of the explained one."""
         only = self._only(label)
         figure = super().as_pyplot_figure(only, *args, **kwargs)
         figure.axes[0].set_title(f"LIME of the {self._explained(only).label}", parse_math=False)
@@ -144,11 +140,11 @@ class LimeExplanation(Explanation):  # type: ignore[misc]
         show_predicted_value: bool = True,
         **kwargs: Any,
     ) -> str:
-        """Return what ``Explanation.as_html`` returns, with every bar under the class that it speaks for.
+        """Return lime's HTML page, with every bar under its class.
 
         Args:
-            labels: The classes to show, by index or name; all that were explained by default.
-            predict_proba: Whether to show the model's probabilities, where it is probabilities that are explained.
+            labels: The classes to show, by index or name; all explained ones by default.
+            predict_proba: Whether to show the model's probabilities, where probabilities are explained.
             show_predicted_value: Whether to show the prediction of a regression.
             **kwargs: Passed to lime.
         """
@@ -159,7 +155,7 @@ class LimeExplanation(Explanation):  # type: ignore[misc]
         return html_page(self, chosen, predict_proba, show_predicted_value, **how)
 
     def save_to_file(self, file_path: Any, *args: Any, **kwargs: Any) -> None:
-        """Write the page of ``as_html``; a page that was there stays until the new one is whole.
+        """Write the page of ``as_html``; an existing file is replaced only by a complete page.
 
         Raises:
             FileError: The folder does not exist, or the file cannot be written.
@@ -167,13 +163,12 @@ class LimeExplanation(Explanation):  # type: ignore[misc]
         write_whole(file_path, self.as_html(*args, **kwargs))
 
     def show_in_notebook(self, *args: Any, **kwargs: Any) -> None:
-        """Show the explanation in a notebook, also with IPython 9, which lime's own way does not know."""
+        """Show the explanation in a notebook, also with IPython 9, which lime does not support."""
         try:
             from IPython.display import HTML, display  # type: ignore[import-not-found,unused-ignore]
         except ImportError as error:
             raise ImportError(
-                "show_in_notebook needs IPython, which every notebook has; elsewhere write the page with "
-                "save_to_file(path)."
+                "show_in_notebook needs IPython, which notebooks have; elsewhere call save_to_file(path)."
             ) from error
 
         display(HTML(self.as_html(*args, **kwargs)))

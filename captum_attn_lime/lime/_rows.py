@@ -1,4 +1,4 @@
-"""Around lime's tabular explainer: its options checked, its bins mended, rows as a model's tensors."""
+"""Helpers around lime's tabular explainer: checks of its options, a fix of its bins, and its predict function."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ Semantics = Literal["contrast", "gradient", "times_input"]
 
 @contextmanager
 def no_sum_warning() -> Iterator[None]:
-    """Run lime without its warning that scores do not sum to 1, which logits and several labels are not meant to."""
+    """Suppress lime's warning that scores do not sum to 1, which logits and multi-label scores need not."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*Prediction probab", UserWarning)
         yield
 
 
 def rounded_like(training: Array, like: tuple[Tensor, ...], groups: Sequence[Sequence[int]]) -> Array:
-    """Return the training rows rounded as the inputs are.
+    """Return the training rows rounded to the inputs' dtype.
 
-    5.8 is not 5.8 in float32: next to unrounded training data a value that lies on a quartile would fall into the
-    neighbouring bin.
+    5.8 is not 5.8 in float32: with unrounded training data, a value on a quartile would fall into the neighbouring bin.
     """
     out: Array = training.copy()
     for x, group in zip(like, groups, strict=True):
@@ -44,10 +43,10 @@ def rounded_like(training: Array, like: tuple[Tensor, ...], groups: Sequence[Seq
 
 
 def fix_single_value_bins(discretizer: Any) -> None:
-    """Make lime's discretizer give back the value of a bin that holds a single value.
+    """Make lime's discretizer return the value of a bin that holds a single value.
 
-    lime 0.2.0.1 gives such a bin's value in standard units, that is about 0: a column that is 5 in every row would be
-    0 in every perturbed row, which the model has never seen. The other bins and the random draws stay as they are.
+    lime 0.2.0.1 returns it in standard units, that is about 0: a column that is 5 in every training row would be 0 in
+    every perturbed row, which the model has never seen. Other bins and the random draws do not change.
     """
     draw = discretizer.get_undiscretize_values
 
@@ -64,8 +63,8 @@ def features_of(masks: tuple[Tensor, ...], tensors: tuple[Tensor, ...], semantic
     try:
         found = tuple(m.cpu().expand(x.shape) for m, x in zip(masks, tensors, strict=True))
     except (RuntimeError, ValueError):
-        came, wanted = (", ".join(str(tuple(t.shape)) for t in group) for group in (masks, tensors))
-        raise InputError(f"feature_mask of shape {came} does not broadcast to the inputs' {wanted}.") from None
+        given, needed = (", ".join(str(tuple(t.shape)) for t in group) for group in (masks, tensors))
+        raise InputError(f"feature_mask of shape {given} does not broadcast to the inputs' {needed}.") from None
     ids = torch.cat([m.flatten(1) for m in found], dim=1)
     if semantics == "gradient" and any(len(row.unique()) < row.numel() for row in ids):
         raise InputError(
@@ -78,7 +77,7 @@ def features_of(masks: tuple[Tensor, ...], tensors: tuple[Tensor, ...], semantic
 def predictor(
     scalar: TargetScalar, to_tensors: Callable[[Array], Sequence[Tensor]], batch: int, tick: Tick
 ) -> Callable[[Array], Array]:
-    """Return lime's predict function: from examples (n, ...) to the target scalar (n,)."""
+    """Return lime's predict function, from examples (n, ...) to target scalars (n,)."""
 
     def predict(examples: Array) -> Array:
         values = []
@@ -92,12 +91,12 @@ def predictor(
 
 
 def needs_training_data() -> InputError:
-    """Return the error where there is nothing to draw from."""
+    """Return the error for missing training data."""
     return InputError("LIME draws its rows from training data; pass training_data=, here or to the adapter.")
 
 
 def check_options(semantics: str, discretizer: Any, training_labels: Any, sample_around_instance: bool) -> None:
-    """Raise for options that lime would ignore."""
+    """Raise InputError for invalid options and for options that lime would ignore."""
     if semantics not in get_args(Semantics):
         raise InputError(f"semantics must be 'contrast', 'gradient' or 'times_input', but is {semantics!r}.")
     entropy = isinstance(discretizer, str) and discretizer == "entropy"
@@ -108,13 +107,13 @@ def check_options(semantics: str, discretizer: Any, training_labels: Any, sample
     if semantics != "contrast" and discretizer != "quartile":
         raise InputError(f"discretizer has no effect with semantics={semantics!r}; leave it out or use 'contrast'.")
     if training_labels is not None and not entropy:
-        raise InputError("training_labels are used by discretizer='entropy' only; leave them out.")
+        raise InputError("training_labels are used only by discretizer='entropy'; leave them out.")
     if entropy and training_labels is None:
         raise InputError("discretizer='entropy' needs training_labels=.")
 
 
 def training_rows(given: Any, adapter: TabularAdapter | None, names: Sequence[str] | None) -> Array:
-    """Return the training rows as an array, checked."""
+    """Return the checked training rows as an array."""
     if given is None:
         if adapter is None or adapter.training_data is None:
             raise needs_training_data()

@@ -1,4 +1,4 @@
-"""`LimeSequence`: the official recurrent LIME over the cells of sequences, one step of one series each."""
+"""`LimeSequence`: the official recurrent LIME over the cells of sequences."""
 
 from __future__ import annotations
 
@@ -29,39 +29,38 @@ from captum_attn_lime.lime._tabular import LimeTabular
 class LimeSequence(LimeTabular):
     r"""The ``RecurrentTabularExplainer`` of the official lime package as a Captum attribution.
 
-    Its features are the cells: the value of one series at one step. It is :class:`LimeTabular` over sequences as flat
-    rows of cells, as lime's own class is: step t of series f is column f * steps + t, called ``"f_t-k"`` where k steps
-    follow. Perturbed sequences are drawn cell by cell from the training data's distribution of that cell, so there are
-    no baselines. What a cell's number means is that of :class:`LimeTabular`'s columns:
+    Its features are the cells: the value of one series at one step. Like lime's class, it is :class:`LimeTabular` over
+    sequences as flat rows of cells: step t of series f is column f * steps + t, named ``"f_t-k"`` where k steps follow.
+    Perturbed sequences are drawn cell by cell from the training data's distribution, so there are no baselines. A
+    cell's number means the same as a column's in :class:`LimeTabular`:
 
-    - ``"contrast"`` (lime's default): a value in the cell's own quartile against a value in another.
+    - ``"contrast"`` (lime's default): a value in the cell's quartile against a value in another.
     - ``"gradient"``: the slope of the local linear model.
     - ``"times_input"``: the slope times the distance from the cell's mean (compare Integrated Gradients from the mean).
 
-    TextTokens of categorical series always give the contrast of their own category against others. As in
-    :class:`LimeTabular`, a bin that holds a single value is drawn as that value.
+    Cells of categorical series always give the contrast of their category against others. As in :class:`LimeTabular`,
+    bins that hold a single value are drawn as that value.
 
-    lime draws cells independently: neighbouring steps of a perturbed sequence do not follow each other as those of
-    real ones do.
+    lime draws cells independently: perturbed sequences do not have the temporal correlations of real ones.
 
     Args:
         forward_func: A ``SequenceAdapter``; for :meth:`attribute` any function of a tensor (B, steps, series).
         training_data: Sequences (n, steps, series); by default the adapter's.
-        semantics: What the numbers mean, as above.
-        categorical_features: Indices or names of the categorical series; by default the adapter's. (lime itself wants
-            the indices of their cells.) For a function of an integer tensor all are.
+        semantics: The meaning of the numbers, as above.
+        categorical_features: Indices or names of the categorical series (lime needs the indices of their cells); by
+            default the adapter's. For a function of an integer tensor all are.
         feature_names: Names of the series; by default the adapter's.
         categorical_names: For a categorical series, by index or name, the names of its categories, for explanations.
         class_names: Names of the classes in explanations; by default the adapter's.
-        discretizer: ``"quartile"``, ``"decile"``, ``"entropy"`` (needs ``training_labels``) or lime's own
-            ``BaseDiscretizer`` of rows of cells; for ``"contrast"`` only.
+        discretizer: ``"quartile"``, ``"decile"``, ``"entropy"`` (needs ``training_labels``) or a ``BaseDiscretizer`` of
+            lime over rows of cells; for ``"contrast"`` only.
         training_labels: Labels of the training sequences, for ``"entropy"`` only.
         sample_around_instance: Whether numeric cells are drawn around the sequence, not around their means; not for
             ``"contrast"``.
         kernel_width: Width of lime's kernel; 0.75 times the root of the number of cells by default.
-        distance_metric: Distance between rows of cells, a name that scikit-learn knows.
+        distance_metric: Distance between rows of cells, one of scikit-learn's.
         model_regressor: scikit-learn regressor to fit; lime's ridge regression by default.
-        seed: Every call starts its random numbers here, so that equal calls give equal results.
+        seed: Seed of each call's random numbers, so that equal calls return equal results.
 
     Example:
         >>> sequences = np.random.RandomState(0).normal(size=(200, 3, 1))
@@ -127,12 +126,12 @@ class LimeSequence(LimeTabular):
         adapter = self.forward_func
         if not isinstance(adapter, SequenceAdapter):
             raise InputError(
-                f"explain needs probabilities of sequences, which {type(adapter).__name__} does not give; "
-                "make LimeSequence with a SequenceAdapter around the model."
+                f"explain needs a SequenceAdapter, but forward_func is {type(adapter).__name__}; make LimeSequence "
+                "with a SequenceAdapter around the model."
             )
         cells = self._checked(adapter.arrays(row.sequences if isinstance(row, SequenceEncoding) else row))
         if len(cells) != 1:
-            raise InputError(f"explain needs one sequence, but {len(cells)} came; call it for each.")
+            raise InputError(f"explain needs one sequence, but got {len(cells)}; call it for each.")
         return cells
 
     def _examples(self, rows: Array) -> Array:
@@ -141,10 +140,10 @@ class LimeSequence(LimeTabular):
     def _groups(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
         shape = (self.n_steps, len(self.series_names))
         if len(tensors) != 1 or tensors[0].dim() != 3 or tuple(tensors[0].shape[1:]) != shape:
-            came = ", ".join(str(tuple(x.shape)) for x in tensors)
+            given = ", ".join(str(tuple(x.shape)) for x in tensors)
             raise InputError(
-                f"the training data has {shape[0]} steps of {shape[1]} series, but the inputs have shape {came}; pass "
-                f"one tensor (B, {shape[0]}, {shape[1]}), and what the model takes besides as additional_forward_args."
+                f"the training data has {shape[0]} steps of {shape[1]} series, but the inputs have shape {given}; pass "
+                f"one tensor (B, {shape[0]}, {shape[1]}), and further arguments as additional_forward_args."
             )
         return (tuple(range(len(self.feature_names))),)
 
@@ -155,7 +154,7 @@ class LimeSequence(LimeTabular):
         return torch.from_numpy(sequences_of(rows.numpy(), self.n_steps))
 
     def _checked(self, sequences: Any) -> Array:
-        """Return sequences as rows of cells: finite numbers, and categories that lime has drawn from."""
+        """Return sequences as rows of cells, with finite numbers and categories of the training data."""
         found = as_sequences(sequences, self.series_names, len(self.series_names), self.n_steps)
         cells: Array = cells_of(found)
         check_categories(cells, self.categorical_features, self.feature_names, self._known)
@@ -163,7 +162,7 @@ class LimeSequence(LimeTabular):
 
 
 def _training(given: Any, adapter: SequenceAdapter | None, names: Sequence[str] | None) -> Array:
-    """Return the training sequences, checked."""
+    """Return the checked training sequences."""
     if given is not None:
         sequences = training_sequences(given, names)
         return sequences if adapter is None else adapter.arrays(sequences)

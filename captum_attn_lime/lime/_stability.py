@@ -1,4 +1,4 @@
-"""How runs of LIME with several seeds agree: `Replicates` and the published indices."""
+"""The agreement of LIME runs with several seeds: `Replicates` and the published indices."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Stopped = Literal["separated", "budget"]
 
 @dataclass(frozen=True)
 class Replicates:
-    """How runs of LIME with several seeds agree on the same input.
+    """The agreement of LIME runs with several seeds on one input.
 
     Attributes:
-        seeds: The seed of each run; the official explainer gives each run's weights with it.
+        seeds: The seed of each run, which reproduces it with the official explainer.
         samples: Number of samples of each run.
-        k: How many features of each run the indices compare: the strongest ones that lime shows.
+        k: Number of features of each run that the indices compare, the strongest ones.
         vsi: Variables stability index, 0 to 100: :func:`variables_stability`.
         csi: Coefficients stability index, 0 to 100: :func:`coefficients_stability`; NaN without standard errors.
-        jaccard: Mean over pairs of runs of the overlap of their top k: features in both among those in either.
-        spearman: Mean over pairs of runs of the rank correlation of all weights; NaN for a single feature.
+        jaccard: Mean Jaccard index of the top k over pairs of runs.
+        spearman: Mean rank correlation of all weights over pairs of runs; NaN for a single feature.
         weights: Each run's weights of all features, by feature id.
-        stopped: Of :func:`explain_until_separated`: ``"separated"`` if the top k and their order are told apart,
-            ``"budget"`` if ``max_samples`` were spent before; None where the runs were given.
+        stopped: Why :func:`explain_until_separated` stopped: ``"separated"`` if the top k and their order are
+            separated, ``"budget"`` if ``max_samples`` were used up; None for other runs.
     """
 
     seeds: tuple[int, ...]
@@ -41,17 +41,17 @@ class Replicates:
     stopped: Stopped | None = None
 
     def standard_errors(self) -> dict[int, float]:
-        """Return by feature id the standard error of the mean weight, from the spread over the runs."""
+        """Return the standard error of the mean weight by feature id, from the scatter over runs."""
         table = np.array([list(run.values()) for run in self.weights])
         errors = table.std(axis=0, ddof=1) / np.sqrt(len(table))
         return dict(zip(self.weights[0], errors.tolist(), strict=True))
 
     def __str__(self) -> str:
-        """Return the numbers in one line."""
+        """Return a one-line summary."""
         end = {
             None: "",
-            "separated": f"; enough: the top {self.k} are told apart",
-            "budget": f"; max_samples were spent before the top {self.k} were told apart",
+            "separated": f"; the top {self.k} are separated",
+            "budget": f"; max_samples reached before the top {self.k} were separated",
         }
         return (
             f"{len(self.seeds)} of {self.samples} samples, top {self.k}: VSI {self.vsi:.0f}, CSI {self.csi:.0f}, "
@@ -60,11 +60,11 @@ class Replicates:
 
 
 def variables_stability(tops: Sequence[Sequence[int]]) -> float:
-    r"""Return the variables stability index of the features that several runs selected, from 0 to 100.
+    r"""Return the variables stability index (0 to 100) of the features that several runs selected.
 
     .. math:: VSI = 100 \binom{m}{2}^{-1} \sum_{a < b} |V_a \cap V_b| / p
 
-    with the m runs' selections :math:`V` of p features each.
+    for the selections :math:`V` of m runs with p features each.
 
     Reference:
         Visani et al., "Statistical stability indices for LIME", 2020 (arXiv 2001.11757).
@@ -78,13 +78,13 @@ def variables_stability(tops: Sequence[Sequence[int]]) -> float:
 
 
 def coefficients_stability(intervals: Sequence[Mapping[int, Interval]]) -> float:
-    """Return the coefficients stability index of several runs, from 0 to 100.
+    """Return the coefficients stability index (0 to 100) of several runs.
 
-    For each feature the share of pairs of runs, among those that selected it, whose confidence intervals overlap; the
-    mean of that over the features that at least two runs selected, times 100. NaN where there is none.
+    It is the share of pairs of runs that selected a feature and whose confidence intervals of it overlap, averaged over
+    the features that at least two runs selected. NaN without such features or intervals.
 
     Args:
-        intervals: For each run the confidence interval of each selected feature's weight.
+        intervals: The confidence interval of each selected feature's weight, for each run.
 
     Reference:
         Visani et al., "Statistical stability indices for LIME", 2020 (arXiv 2001.11757).
@@ -95,8 +95,8 @@ def coefficients_stability(intervals: Sequence[Mapping[int, Interval]]) -> float
     """
     shares = []
     for feature in {k for run in intervals for k in run}:
-        own = [run[feature] for run in intervals if feature in run]
-        if len(own) > 1:
-            shares.append(np.mean([a[0] <= b[1] and b[0] <= a[1] for a, b in combinations(own, 2)]))
+        pairs = list(combinations([run[feature] for run in intervals if feature in run], 2))
+        if pairs:
+            shares.append(np.mean([a[0] <= b[1] and b[0] <= a[1] for a, b in pairs]))
     known = bool(shares) and not any(np.isnan(end) for run in intervals for pair in run.values() for end in pair)
     return 100 * float(np.mean(shares)) if known else float("nan")

@@ -1,4 +1,4 @@
-"""How far the weights of LIME's linear model may be off: their scatter over other samples, and what ridge does."""
+"""Errors of the weights of LIME's linear model: their scatter over samples, and the bias of the ridge penalty."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from captum_attn_lime.lime._base import Array
 
-_LEAST_SLACK = 1e-3  # of 1 minus a sample's leverage, which rounding can bring to 0 or below
-_SINGULAR = 1e-10  # of a column's own variance: what is left of it beside the others' where they determine it
-_RANKED = 200  # strongest features whose order is compared with all others; each costs a row of the covariance
-_ROWS = 256  # rows of a matrix that are compared at once
+_LEAST_SLACK = 1e-3  # lower bound of 1 minus a leverage, which rounding can bring to 0 or below
+_SINGULAR = 1e-10  # share of a column's variance that the other columns leave, below which they determine it
+_RANKED = 200  # number of strongest features compared with all others; each needs a row of the covariance
+_ROWS = 256  # rows of a matrix compared at once
 
 
 def ridge_alpha(regressor: Any) -> float | None:
-    """Return the penalty of a regressor whose standard errors have a closed form; None for any other.
+    """Return the penalty of a regressor whose standard errors have a closed form; None for others.
 
     Args:
-        regressor: lime's ``model_regressor``; None stands for lime's own, ``Ridge(alpha=1)``.
+        regressor: lime's ``model_regressor``; None means lime's default, ``Ridge(alpha=1)``.
     """
     from sklearn.linear_model import LinearRegression, Ridge
 
@@ -34,13 +34,13 @@ def ridge_alpha(regressor: Any) -> float | None:
 
 @dataclass(frozen=True)
 class OrderErrors:
-    """Bounds on the probability that the strongest features are others, or in another order.
+    """Bounds on the probability that the strongest features, or their order, are wrong.
 
-    NaN beyond the first 200 features, and beyond those that have standard errors.
+    NaN beyond the first 200 features and beyond those with standard errors.
 
     Attributes:
-        of_set: At index k - 1, a bound on the probability that the k strongest features are not these k.
-        of_order: At index k - 1, the same for these k in this order.
+        of_set: At index k - 1, an upper bound on the probability that the set of the k strongest features is wrong.
+        of_order: At index k - 1, the same for the set and its order.
     """
 
     of_set: tuple[float, ...]
@@ -49,15 +49,15 @@ class OrderErrors:
 
 @dataclass(frozen=True)
 class WeightErrors:
-    """How far the weights of a ridge regression may be off.
+    """Errors of the weights of a ridge regression.
 
     Attributes:
-        standard_errors: How each weight would scatter over other samples, (features,); NaN where the samples say
-            nothing of a feature.
-        ridge_bias: What the penalty adds to each weight, (features,): weight minus weight without a penalty. NaN where
+        standard_errors: The scatter of each weight over samples, (features,); NaN where the samples do not determine
+            it.
+        ridge_bias: The penalty's effect on each weight, (features,): weight minus weight without a penalty. NaN where
             the samples do not determine the latter.
-        order: How sure the order of the features with standard errors is.
-        tied: Groups of features that go together in every sample.
+        order: Error bounds of the order of the features with standard errors.
+        tied: Groups of collinear features.
         is_determined: Whether the samples determine the weights of all other features.
     """
 
@@ -69,7 +69,7 @@ class WeightErrors:
 
 
 def varying(x: Array) -> NDArray[np.bool_]:
-    """Return which features are not the same in all samples, (features,)."""
+    """Return which features vary over the samples, bool (features,)."""
     return np.asarray(x.max(axis=0) > x.min(axis=0))
 
 
@@ -83,30 +83,29 @@ def weight_errors(
     drawn: Any = None,
     unknown: Any = (),
 ) -> WeightErrors:
-    r"""Return how far the weights of a ridge regression with an intercept may be off.
+    r"""Return the errors of the weights of a ridge regression with an intercept.
 
     With the rows centred by their weighted mean, :math:`A = X^T W X + \alpha I` and
     :math:`h_i = w_i (1 / \sum w + x_i^T A^{-1} x_i)`, their covariance is
 
     .. math:: A^{-1} \left[ \sum_i \frac{w_i^2 e_i^2}{1 - h_i} x_i x_i^T \right] A^{-1}
 
-    over the samples that are drawn: how the weights would scatter over other seeds. The model is not linear, so the
-    residuals are its own, of unequal size, and not noise; the sandwich asks nothing else of them. What the penalty does
-    is no scatter: every seed has it alike. It is
+    over the drawn samples: the scatter of the weights over seeds. The residuals are not noise but the model's
+    nonlinearity, of unequal size, which the sandwich estimator allows. The bias of the penalty is the same for all
+    seeds. It is
 
     .. math:: -\alpha A^{-1} \beta \quad \text{with} \quad \beta = (X^T W X)^{-1} A w
 
-    the weights without a penalty. Beside the samples' own size, memory goes to two copies of them and a matrix of their
-    lesser side.
+    the weights without a penalty. It needs memory for two copies of the samples and a matrix of their smaller side.
 
     Args:
         x: The samples' features, (n, features).
-        residuals: Answer minus fit, (n,).
+        residuals: Score minus fit, (n,).
         kernel: lime's weight of each sample, (n,).
         alpha: The penalty; the intercept has none.
-        weights: What was fitted, (features,).
-        drawn: Which samples another seed would replace, (n,) bool; all by default. The input itself always stays.
-        unknown: Features of which nothing can be said for other reasons.
+        weights: The fitted weights, (features,).
+        drawn: Samples that depend on the seed, bool (n,); all by default. The input itself does not.
+        unknown: Features whose errors are unknown for other reasons.
 
     Reference:
         MacKinnon and White, "Some heteroskedasticity-consistent covariance matrix estimators", 1985 (HC2).
@@ -118,7 +117,7 @@ def weight_errors(
     scaled -= (kernel @ scaled) / total
     scaled *= np.sqrt(kernel)[:, None]
     is_wide = len(seen) > n
-    # (A^T A + a)^-1 A^T = A^T (A A^T + a)^-1: of the two matrices the smaller one is made.
+    # (A^T A + a)^-1 A^T = A^T (A A^T + a)^-1: use the smaller of the two matrices.
     inner = scaled @ scaled.T if is_wide else scaled.T @ scaled
     tied = [] if is_wide else _tied(inner)
     bias = None if is_wide else _ridge_bias(inner, weights[seen], alpha, tied)
@@ -130,38 +129,38 @@ def weight_errors(
 
     known = ~np.isin(seen, list(unknown))
     known[[k for group in tied for k in group]] = False
-    errors, found = np.full(d, np.nan), np.full(d, np.nan)
+    errors, ridge_bias = np.full(d, np.nan), np.full(d, np.nan)
     errors[seen[known]] = np.sqrt(np.einsum("ij,ij->j", half, half))[known]
     if bias is not None:
-        found[seen[known]] = bias[known]
+        ridge_bias[seen[known]] = bias[known]
     return WeightErrors(
         errors,
-        found,
-        order_errors(weights[seen], half, known, places=d),
+        ridge_bias,
+        order_errors(weights[seen], half, known, size=d),
         tuple(tuple(seen[group].tolist()) for group in tied),
         bias is not None,
     )
 
 
 def _solved(inner: Array, scaled: Array, alpha: float, *, is_wide: bool) -> Array:
-    """Return ``scaled @ inverse(scaled.T @ scaled + alpha)`` from the Gram matrix of the lesser side.
+    """Return ``scaled @ inverse(scaled.T @ scaled + alpha)`` from the Gram matrix of the smaller side.
 
-    It writes into ``inner``.
+    It overwrites ``inner``.
     """
     from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
     if alpha > 0:
         inner[np.diag_indices_from(inner)] += alpha
         try:
-            # Symmetric, so that its transpose is itself in the order of LAPACK: solved in place, without a copy.
+            # The transpose of a symmetric matrix is itself in LAPACK's order, so this works in place.
             factor = cho_factor(inner.T, lower=True, overwrite_a=True, check_finite=False)
-        except LinAlgError:  # a penalty that is lost beside the numbers
+        except LinAlgError:  # the penalty is lost in rounding
             inner = scaled @ scaled.T if is_wide else scaled.T @ scaled
         else:
             right = np.array(scaled if is_wide else scaled.T, order="F")
             half = cho_solve(factor, right, overwrite_b=True, check_finite=False)
             return np.asarray(half if is_wide else half.T)
-    # Without a penalty features that always go together have no inverse, and share their weight.
+    # Without a penalty collinear features have no inverse, and share their weight.
     inverse = np.linalg.pinv(inner, hermitian=True)
     return np.asarray(inverse @ scaled if is_wide else scaled @ inverse)
 
@@ -188,41 +187,41 @@ def _tied(inner: Array) -> list[list[int]]:
 
 
 def _ridge_bias(inner: Array, weights: Array, alpha: float, tied: list[list[int]]) -> Array | None:
-    """Return what the penalty adds to each weight, (features,); None where the samples do not determine the weights.
+    """Return the penalty's effect on each weight, (features,); None where the samples do not determine the weights.
 
-    The weights without a penalty solve the same equations without it, and the penalised ones tell the right side.
+    The weights without a penalty solve the normal equations, whose right side follows from the penalised weights.
     """
     from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
     chosen = np.ones(len(weights), dtype=bool)
-    chosen[[k for group in tied for k in group[1:]]] = False  # they share what the first one has
+    chosen[[k for group in tied for k in group[1:]]] = False  # they have the bias of the first one
     part = inner.T.copy(order="F") if chosen.all() else np.asfortranarray(inner[np.ix_(chosen, chosen)])
-    own = part.diagonal().copy()
+    variance = part.diagonal().copy()
     try:
         factor = cho_factor(part, lower=True, overwrite_a=True, check_finite=False)
     except LinAlgError:
         return None
-    if (factor[0].diagonal() ** 2 <= _SINGULAR * own).any():
+    if (factor[0].diagonal() ** 2 <= _SINGULAR * variance).any():
         return None
     bias = np.zeros(len(weights))
     if alpha == 0:
         return bias
-    answers = (inner @ weights + alpha * weights)[chosen]
-    bias[chosen] = weights[chosen] - cho_solve(factor, answers, check_finite=False)
+    right = (inner @ weights + alpha * weights)[chosen]
+    bias[chosen] = weights[chosen] - cho_solve(factor, right, check_finite=False)
     return bias
 
 
-def order_errors(weights: Array, half: Array, known: Any = None, *, places: int | None = None) -> OrderErrors:
-    """Return how probable it is that features are ordered by magnitude otherwise than their weights say.
+def order_errors(weights: Array, half: Array, known: Any = None, *, size: int | None = None) -> OrderErrors:
+    """Return bounds on the probability that the order of features by magnitude is wrong.
 
-    Weights are taken as normal around what is found. For each pair it is asked whether the weaker one is stronger
-    after all, with either sign; over pairs the probabilities are summed, which can only be too much.
+    Weights are assumed normal around their estimates. The probabilities that the weaker of a pair is stronger, with
+    either sign, are summed over pairs, which gives upper bounds.
 
     Args:
         weights: (features,).
-        half: A root of their covariance: ``half.T @ half``.
-        known: Which features take part, (features,) bool; all by default.
-        places: Number of entries; those that no feature with a weight is for are NaN.
+        half: A root of their covariance ``half.T @ half``.
+        known: The features to compare, bool (features,); all by default.
+        size: Number of entries of the result, padded by NaN; by default one per weight.
 
     Example:
         >>> order_errors(np.array([3.0, -1.0]), np.eye(2) * 0.5**0.5).of_set
@@ -234,21 +233,21 @@ def order_errors(weights: Array, half: Array, known: Any = None, *, places: int 
     if known is not None:
         order = order[known[order]]
     n, top = len(order), order[:_RANKED]
-    size = np.abs(weights)[order]
+    magnitude = np.abs(weights)[order]
     sign = np.where(weights < 0, -1.0, 1.0)[order]
     shared = (half[:, top].T @ half)[:, order] * sign[: len(top), None] * sign
-    own = np.einsum("ij,ij->j", half, half)[order]
+    variance = np.einsum("ij,ij->j", half, half)[order]
     wrong = np.zeros(shared.shape)
     for joint in (1, -1):
-        gap = size[: len(top), None] - joint * size
-        error = np.sqrt(np.maximum(own[: len(top), None] + own - 2 * joint * shared, 0.0))
+        gap = magnitude[: len(top), None] - joint * magnitude
+        error = np.sqrt(np.maximum(variance[: len(top), None] + variance - 2 * joint * shared, 0.0))
         with np.errstate(divide="ignore", invalid="ignore"):
             z = np.where(gap > 0, gap / error, 0.0)
         wrong += ndtr(-z)
     wrong = np.triu(wrong, 1)
     below, above = wrong.sum(axis=1), wrong.sum(axis=0)[: len(top)]
-    of_set, of_order = (np.full(len(weights) if places is None else places, np.nan) for _ in range(2))
-    # From k to k + 1 features the next one's pairs with those above it leave, and those with all below it come.
+    of_set, of_order = (np.full(len(weights) if size is None else size, np.nan) for _ in range(2))
+    # Adding feature k + 1 removes its pairs with the features above it and adds those with the features below.
     of_set[: len(top)] = np.cumsum(below - above)
     of_order[: len(top)] = np.cumsum(below)
     if n:

@@ -49,38 +49,38 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
     r"""The ``LimeTabularExplainer`` of the official lime package as a Captum attribution.
 
     Perturbed rows are drawn from the training data's distribution, so there are no baselines, and the features are the
-    columns. What a column's number means depends on how lime is set up, and ``semantics`` says it:
+    columns. ``semantics`` chooses what a column's number means:
 
     - ``"contrast"`` (lime's default): numeric columns are cut into quartiles; the number is the effect of a value in
-      the row's own bin against a value in another bin. It does not change while the value moves inside its bin.
+      the row's bin against a value in another bin. It is constant within a bin.
     - ``"gradient"``: no bins; the number is the slope of the local linear model, ``w / scale``.
-    - ``"times_input"``: no bins; ``w * (x - mean) / scale``, the part of the local linear model's output that the
-      column's distance from its mean accounts for (compare Integrated Gradients from the mean).
+    - ``"times_input"``: no bins; ``w * (x - mean) / scale``, the contribution of the column's distance from its
+      mean to the local linear model (compare Integrated Gradients from the mean).
 
-    Categorical columns always give the contrast of the row's own category against others.
+    Categorical columns always give the contrast of the row's category against others.
 
-    In one point the explainer is mended: where all training values of a bin are equal (a constant column, many ties at
-    the least value), lime 0.2.0.1 would draw about 0 in their place; here it draws that value.
+    One bug of lime 0.2.0.1 is fixed: where all training values of a bin are equal (a constant column, many ties at the
+    minimum), it draws about 0 instead of that value.
 
     Args:
         forward_func: A ``TabularAdapter``; for :meth:`attribute` any function of row tensors (B, columns).
         training_data: Rows (n, columns), array or DataFrame; by default the adapter's.
-        semantics: What the numbers mean, as above.
+        semantics: The meaning of the numbers, as above.
         categorical_features: Indices or names of the categorical columns; by default the adapter's. For a function of
-            tensors the columns of integer tensors are always among them.
+            tensors, columns of integer tensors are always categorical.
         feature_names: Names of the columns; by default the adapter's or the DataFrame's.
-        categorical_names: For each categorical column, by index or name, the names of its categories from 0 on, for
+        categorical_names: The names of the categories of categorical columns, by index or name of the column, for
             explanations.
         class_names: Names of the classes in explanations; by default the adapter's.
-        discretizer: ``"quartile"``, ``"decile"``, ``"entropy"`` (needs ``training_labels``) or lime's own
-            ``BaseDiscretizer``; for ``"contrast"`` only.
+        discretizer: ``"quartile"``, ``"decile"``, ``"entropy"`` (needs ``training_labels``) or a ``BaseDiscretizer`` of
+            lime; for ``"contrast"`` only.
         training_labels: Labels of the training rows, for ``"entropy"`` only.
         sample_around_instance: Whether numeric columns are drawn around the row, not around their means; not for
             ``"contrast"``.
         kernel_width: Width of lime's kernel; 0.75 times the root of the number of columns by default.
-        distance_metric: Distance between rows, a name that scikit-learn knows.
+        distance_metric: Distance between rows, one of scikit-learn's.
         model_regressor: scikit-learn regressor to fit; lime's ridge regression by default.
-        seed: Every call starts its random numbers here, so that equal calls give equal results.
+        seed: Seed of each call's random numbers, so that equal calls return equal results.
 
     Example:
         >>> rows = np.random.RandomState(0).normal(size=(200, 2))
@@ -149,20 +149,20 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
     ) -> TensorOrTuple:
         r"""Fit lime's linear model to the forward function around each row.
 
-        Lime runs in its regression mode on the target scalar, which is the forward function's own output (logits, for
-        an adapter). There are no baselines: lime draws other values from the training data.
+        lime runs in its regression mode on the forward function's output at the target (logits, for an adapter). There
+        are no baselines: lime draws other values from the training data.
 
         Args:
             inputs: Rows (B, columns), or a tuple such as numeric and categorical columns. The columns are those of
                 the training data: in the adapter's order, or one tensor after the other.
             target: Index of the output to explain, in any of Captum's forms.
             additional_forward_args: Further positional arguments of the forward function.
-            feature_mask: Feature ids from 0 that broadcast to the inputs. lime's features stay the columns; a feature
-                of several columns gets the sum of their numbers, what the local linear model owes to them together,
-                and each of them carries it. Not for ``"gradient"``: slopes do not add up.
-            n_samples: Number of perturbed rows for each row.
-            perturbations_per_eval: Number of perturbed rows in one forward pass.
-            return_input_shape: Whether to return the inputs' shapes; else (B, features), by default the
+            feature_mask: Feature ids from 0 that broadcast to the inputs. lime's features remain the columns; each
+                column of a feature gets the sum of the feature's numbers, its contribution to the local linear
+                model. Not for ``"gradient"``: slopes do not add up.
+            n_samples: Number of samples per row.
+            perturbations_per_eval: Number of samples in one forward pass.
+            return_input_shape: Whether attributions have the inputs' shapes; else (B, features), by default the
                 columns in the training data's order.
             show_progress: Whether to show a progress bar.
 
@@ -171,7 +171,7 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
 
         Raises:
             TargetError: The output does not have the target.
-            InputError: The inputs are not rows of the training data's columns, or ``feature_mask`` joins slopes.
+            InputError: The inputs do not have the training data's columns, or ``feature_mask`` joins slopes.
         """
         check_count("n_samples", n_samples, 2)
         check_count("perturbations_per_eval", perturbations_per_eval, 1)
@@ -188,17 +188,17 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         with eval_mode(self.forward_func) as function, progress(total, show_progress, type(self).__name__) as tick:
             scalars = target_scalars(function, tensors, target, additional_forward_args)
             for i, scalar in enumerate(scalars):
-                explainer.random_state.seed(self.seed)  # The explainer's parts share this generator.
+                explainer.random_state.seed(self.seed)  # the explainer's parts share this generator
                 predict = predictor(scalar, to_tensors, perturbations_per_eval, tick)
-                found = self._run(explainer, rows[i], predict, n_samples)
+                explanation = self._run(explainer, rows[i], predict, n_samples)
                 factors = self._factors(explainer, rows[i])
-                for column, weight in found.local_exp[1]:
+                for column, weight in explanation.local_exp[1]:
                     weights[i, column] = weight * factors[column]
-        own = tuple(self._cells(weights, group) for group in groups)
-        of_features = weights if masks is None else pool(own, masks)
+        by_cell = tuple(self._cells(weights, group) for group in groups)
+        by_feature = weights if masks is None else pool(by_cell, masks)
         if not return_input_shape:
-            return of_features.to(tensors[0].device, result_dtype(tensors))
-        shaped = own if masks is None else spread(of_features, tuple(m.to(torch.int64) for m in masks))
+            return by_feature.to(tensors[0].device, result_dtype(tensors))
+        shaped = by_cell if masks is None else spread(by_feature, tuple(m.to(torch.int64) for m in masks))
         out = tuple(part.contiguous().to(tensors[0].device, result_dtype(tensors)) for part in shaped)
         return format_output(isinstance(inputs, tuple), out)
 
@@ -217,31 +217,30 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
     ) -> LimeExplanation:
         """Explain a row as lime does.
 
-        Classification explains the probability of the class or its logit, regression the prediction.
+        It explains the probability or the logit of the class, or the prediction of a regression.
 
         Args:
-            row: One row, in any form that the adapter takes, or an encoding of one.
-            target: The class, by its index or name; the predicted one by default. Of a regression with several
-                outputs one of these; with a single one there is nothing to choose.
-            labels: Several classes, in the place of a target, all from the same samples.
-            top_labels: So many classes with the highest scores, in the place of a target.
+            row: One row in any form that the adapter accepts, or an encoding of one.
+            target: The class, by index or name, by default the predicted one; or the output of a regression with
+                several.
+            labels: Several classes instead of a target, from the same samples.
+            top_labels: Number of classes with the highest scores, instead of a target.
             num_samples: Number of perturbed rows.
-            num_features: Greatest number of columns; lime selects them and fits again. All by default.
+            num_features: Largest number of columns, which lime selects and fits again; all by default.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
-                model with a single logit z the logits of the two classes are -z and z. A regression has its prediction
-                in either case.
+                single logit z the logits of the two classes are -z and z. Regressions always explain the prediction.
             seed: Seed of this call; the constructor's by default.
-            show_progress: Show a bar over the rows that the model runs on.
+            show_progress: Show a progress bar over the rows that the model runs on.
 
         Returns:
-            :class:`LimeExplanation`, its weights untouched: per bin or per scaled unit. :func:`explanation_numbers`
-            gives the numbers by ``semantics``.
+            :class:`LimeExplanation` with lime's weights, per bin or per scaled unit; :func:`explanation_numbers`
+            converts them by ``semantics``.
 
         Raises:
-            TargetError: The model does not have that class.
+            TargetError: The model has no such class.
 
         Warns:
-            LimeWarning: The explanation says less than it seems to; ``diagnostics.warnings`` says why.
+            LimeWarning: The explanation is less reliable than it looks; ``diagnostics.warnings`` says why.
         """
         from captum_attn_lime.lime._result import LimeExplanation
 
@@ -260,17 +259,17 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         mode = "regression" if is_regression else "classification"
         explainer = self._explainer(self._training, mode, seed, selects=num_features is not None)
 
-        def answers(copies: Array) -> Array:
+        def predict(copies: Array) -> Array:
             scores: Array = function(self._examples(copies), show_progress=show_progress)
             return scores[:, index] if is_regression else scores
 
         fits: list[Fit] = []
 
-        def keep(data: FitData, result: FitResult) -> None:
+        def record(data: FitData, result: FitResult) -> None:
             fits.append(Fit(data, result, numbers[index if is_regression else data.label]))
 
-        explainer.base = RecordingBase(explainer.base, Features.of(explainer), 1 if is_regression else None, keep)
-        official = self._run(explainer, rows[0], answers, num_samples, tuple(numbers), num_features)
+        explainer.base = RecordingBase(explainer.base, Features.of(explainer), 1 if is_regression else None, record)
+        official = self._run(explainer, rows[0], predict, num_samples, tuple(numbers), num_features)
         return LimeExplanation(
             official.domain_mapper,
             fits,
@@ -311,8 +310,8 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         Args:
             training: The training rows.
             mode: ``"regression"`` or ``"classification"``.
-            seed: Where its random numbers start.
-            integer: Columns that hold categories, beside those that are declared.
+            seed: Seed of its random numbers.
+            integer: Categorical columns besides the declared ones.
             selects: Whether it selects features.
         """
         from lime.lime_tabular import LimeTabularExplainer
@@ -337,9 +336,9 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         return explainer
 
     def _factors(self, explainer: Any, row: Array) -> Array:
-        """Return what turns lime's weights of a row into numbers by the declared semantics, (columns,)."""
+        """Return the factors from lime's weights of a row to numbers by ``semantics``, (columns,)."""
         factors = np.ones(len(row))
-        # lime has set the mean to 0 and the scale to 1 for categorical columns, whose variable is 1 at the row itself.
+        # lime sets mean 0 and scale 1 for categorical columns, whose indicator is 1 at the row.
         if self.semantics != "contrast":
             mean, scale = explainer.scaler.mean_, explainer.scaler.scale_
             factors = 1 / scale if self.semantics == "gradient" else (row - mean) / scale
@@ -347,39 +346,39 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         return factors
 
     def _encoded(self, row: Any) -> Array:
-        """Return one row of what the adapter takes, (1, columns)."""
+        """Return one row as an array (1, columns)."""
         if not isinstance(self.forward_func, TabularAdapter):
             raise InputError(
-                f"explain needs probabilities of rows, which {type(self.forward_func).__name__} does not give; "
-                "make LimeTabular with a TabularAdapter around the model."
+                f"explain needs a TabularAdapter, but forward_func is {type(self.forward_func).__name__}; make "
+                "LimeTabular with a TabularAdapter around the model."
             )
         table = self.forward_func.arrays(row.rows if isinstance(row, TabularEncoding) else row)
         if len(table) != 1:
-            raise InputError(f"explain needs one row, but {len(table)} came; call it for each.")
+            raise InputError(f"explain needs one row, but got {len(table)}; call it for each.")
         return table
 
     def _examples(self, rows: Array) -> Array:
-        """Return rows (n, columns) as the adapter takes them."""
+        """Return rows (n, columns) in the form of the adapter's examples."""
         return rows
 
     def _rows(self, tensors: tuple[Tensor, ...], groups: Sequence[Sequence[int]]) -> Array:
-        """Return input tensors as rows of the training data's columns, (B, columns), checked."""
+        """Return input tensors as checked rows of the training data's columns, (B, columns)."""
         rows = np.empty((len(tensors[0]), self._training.shape[1]))
         for x, group in zip(tensors, groups, strict=True):
             rows[:, list(group)] = x.detach().to(device="cpu", dtype=torch.float64).numpy()
         return as_table(rows, self.feature_names)  # finite values only
 
     def _tensors(self, rows: Array, like: tuple[Tensor, ...], groups: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
-        """Return rows (n, columns) as tensors like the inputs."""
+        """Return rows (n, columns) as tensors of the inputs' devices and dtypes."""
         cells = torch.from_numpy(np.ascontiguousarray(rows))
         return tuple(self._cells(cells, g).to(x.device, x.dtype) for g, x in zip(groups, like, strict=True))
 
     def _cells(self, rows: Tensor, group: Sequence[int]) -> Tensor:
-        """Return what one input tensor holds of rows (n, columns)."""
+        """Return the part of rows (n, columns) that one input tensor holds."""
         return rows[:, list(group)]
 
     def _groups(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
-        """Return for each tensor the columns of the training data that it holds."""
+        """Return the columns of the training data that each tensor holds."""
         n = self._training.shape[1]
         shapes = [tuple(x.shape) for x in tensors]
         if any(x.dim() != 2 for x in tensors) or sum(x.shape[1] for x in tensors) != n:
@@ -388,8 +387,8 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
             groups = self.forward_func.column_groups(n)
             if [len(g) for g in groups] != [x.shape[1] for x in tensors]:
                 raise InputError(
-                    f"the adapter takes {[len(g) for g in groups]} columns per tensor, but the inputs have shapes "
-                    f"{shapes}; take them from adapter.encode(rows).inputs."
+                    f"the adapter needs {[len(g) for g in groups]} columns per tensor, but the inputs have shapes "
+                    f"{shapes}; pass adapter.encode(rows).inputs."
                 )
             return groups
         ends = np.cumsum([x.shape[1] for x in tensors]).tolist()

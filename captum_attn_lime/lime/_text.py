@@ -27,43 +27,42 @@ if TYPE_CHECKING:
 class LimeText(LimeMasks):
     """The ``LimeTextExplainer`` of the official lime package as a Captum attribution.
 
-    :meth:`attribute` perturbs what Captum's own methods perturb: the features of a feature mask, in place, by
-    baselines. Samples, kernel and distances are those of the official explainer, random number for random number, and
-    lime's ``LimeBase`` fits. :meth:`explain` is lime as it is known: words are deleted from the text, and the result is
-    lime's ``Explanation``.
+    :meth:`attribute` replaces features of a feature mask by baselines, as Captum's methods do. :meth:`explain` deletes
+    words from the text, as lime does, and returns lime's ``Explanation``. Samples, kernel and distances are those of
+    the official explainer, random number for random number, and lime's ``LimeBase`` fits the weights.
 
-    How :meth:`explain` perturbs:
+    :meth:`explain` removes features as follows:
 
     ================== ==================================================================================
-    ``removal``        what becomes of a removed feature's tokens
+    ``removal``        how a removed feature's tokens change
     ================== ==================================================================================
-    None               with ``features="lime"`` what lime does to the text: words are deleted, or replaced by
+    None               with ``features="lime"`` lime's way: words are deleted from the text, or replaced by
                        ``mask_string`` with ``bow=False``; with other features as ``"delete"``
-    ``"delete"``       they are left out of the encoded text, and what follows moves up
-    ``"mask"``         the adapter's baseline token, by default the mask token, stands in each one's place
-    ``"pad"``          the padding token stands in each one's place
-    ``"attention"``    they stay, and the attention mask hides them, as it hides padding
+    ``"delete"``       they are deleted from the encoded text, and later tokens move up
+    ``"mask"``         the adapter's baseline token, by default the mask token, replaces each
+    ``"pad"``          the padding token replaces each
+    ``"attention"``    the attention mask hides them, as it hides padding
     ================== ==================================================================================
 
-    With None and lime's features the tokens are left out, too, where that gives exactly what tokenising each perturbed
-    text gives: with tokenizers whose words do not depend on their neighbours, as BERT's. This is tried out on the
-    text, and where it does not hold (byte pairs, SentencePiece) the perturbed texts are tokenised.
+    With None and lime's features tokens are deleted too, where that equals tokenizing each perturbed text: with
+    tokenizers whose words do not depend on their neighbours, such as BERT's. This is checked on each text; where it
+    fails (byte pairs, SentencePiece), the perturbed texts are tokenized.
 
     Args:
         forward_func: A ``TextAdapter``; for :meth:`attribute` any function of tensors.
         class_names: Names of the classes in explanations; by default the adapter's.
         kernel_width: Width of lime's kernel over distances (x 100).
         split_expression: For :meth:`explain`: regular expression between words, or a function from text to words.
-        bow: For :meth:`explain`: whether all occurrences of a word are one feature, and are removed together.
-        mask_string: For :meth:`explain`: what replaces a word with ``bow=False``.
-        features: For :meth:`explain`: what is removed. ``"lime"``: lime's own words, by ``split_expression``;
-            ``"word"``: the adapter's words, among which are signs and emoji, and the tokens of scripts without spaces;
-            ``"token"``: each token; a compiled pattern of one feature; or a function from the text to its features in
-            order (substrings, or pairs of start and end). Features without a token are left out.
+        bow: For :meth:`explain`: whether all occurrences of a word are one feature.
+        mask_string: For :meth:`explain`: the replacement of a word with ``bow=False``.
+        features: For :meth:`explain`: the features. ``"lime"``: lime's words, by ``split_expression``; ``"word"``: the
+            adapter's words, with punctuation, emoji, and the tokens of scripts without spaces; ``"token"``: each token;
+            a compiled pattern of one feature; or a function from the text to its features in order (substrings, or
+            pairs of start and end). Features without a token are dropped.
         removal: For :meth:`explain`: ``"delete"``, ``"mask"``, ``"pad"`` or ``"attention"``; see above.
-        distance_metric: Distance between masks, a name that scikit-learn knows.
+        distance_metric: Distance between masks, one of scikit-learn's.
         model_regressor: scikit-learn regressor to fit; lime's ridge regression by default.
-        seed: Every call starts its random numbers here, so that equal calls give equal results.
+        seed: Seed of each call's random numbers, so that equal calls return equal results.
 
     Reference:
         Ribeiro, Singh and Guestrin, "Why Should I Trust You?", KDD 2016.
@@ -124,38 +123,37 @@ class LimeText(LimeMasks):
     ) -> LimeExplanation:
         """Explain a text as lime does.
 
-        Words are deleted from the part of the text that the model sees: a text that is too long is cut first, or
-        deleting would draw words into view that the model never saw.
+        Texts that are too long are truncated first; otherwise deleting words would bring words into view that the model
+        never saw.
 
         Args:
             text: The text, or a pair of texts as a tuple, of which one is explained; or an encoding of one, whose words
                 are then the features.
-            target: The class, by its index or name; the predicted one by default. For a language model the next
-                token: its explanation has two classes, label 1 for this token and 0 for any other. Of a regression
-                with several outputs one of these.
-            labels: Several classes, in the place of a target, all from the same samples. Not for language models.
-            top_labels: So many classes with the highest scores, in the place of a target.
-            explained_text: ``"first"`` or ``"second"``: the text of a pair to explain, while the other stays.
+            target: The class, by index or name, by default the predicted one; or the output of a regression with
+                several. For a language model the next token: its explanation has two classes, label 1 for this token
+                and 0 for any other.
+            labels: Several classes instead of a target, from the same samples. Not for language models.
+            top_labels: Number of classes with the highest scores, instead of a target.
+            explained_text: The text of a pair to explain, ``"first"`` or ``"second"``; the other is not perturbed.
             num_samples: Number of perturbed texts.
-            num_features: Greatest number of words; lime selects them and fits again. All by default.
+            num_features: Largest number of words, which lime selects and fits again; all by default.
             output: ``"probability"``, or ``"logits"``, which stay informative where probabilities saturate. For a
-                model with a single logit z the logits of the two classes are -z and z. A regression has its prediction
-                in either case.
+                single logit z the logits of the two classes are -z and z. Regressions always explain the prediction.
             seed: Seed of this call; the constructor's by default.
-            show_progress: Show a bar over the distinct texts that the model runs on.
+            show_progress: Show a progress bar over the distinct texts that the model runs on.
 
         Returns:
-            :class:`LimeExplanation`; :func:`word_weights` and :func:`token_weights` bring it to the adapter's words and
-            tokens.
+            :class:`LimeExplanation`; :func:`word_weights` and :func:`token_weights` convert it to the adapter's words
+            and tokens.
 
         Raises:
             TextError: The text has no word, or none by ``split_expression`` or ``features``.
-            TargetError: The model does not have that class.
+            TargetError: The model has no such class.
             InputError: The model predicts for each token: use :meth:`attribute`, which masks words in place. Or the
-                model or the adapter does not allow this removal.
+                model or the adapter does not support this removal.
 
         Warns:
-            LimeWarning: The explanation says less than it seems to; ``diagnostics.warnings`` says why.
+            LimeWarning: The explanation is less reliable than it looks; ``diagnostics.warnings`` says why.
         """
         from captum_attn_lime.lime._html import TextMapper
         from captum_attn_lime.lime._result import LimeExplanation
@@ -170,16 +168,16 @@ class LimeText(LimeMasks):
             show_progress=show_progress,
         )
         string, text_input = self._features_of(text_input, spans)
-        answers, original = text_input.original()
+        scorer, original = text_input.original()
         names = None if text_input.is_next_token else self.class_names
         choice = dict(target=text_input.token_id(target), labels=labels, top_labels=top_labels)
         numbers = explained_numbers(
             text_input.adapter, original[0], text_input.unit, names, text_input.tensors, **choice
         )
         if text_input.is_next_token:
-            text_input, numbers = text_input.about(numbers)
+            text_input, numbers = text_input.for_token(numbers)
             original = text_input.two_columns(original[:, [numbers[0].column]])
-        copies = None if answers is None else text_input.copies(answers, numbers[0])
+        copies = text_input.copies(scorer, numbers[0])
 
         def scores(kept: Masks) -> Array:
             if copies is None:
@@ -188,9 +186,9 @@ class LimeText(LimeMasks):
 
         seed = self.seed if seed is None else seed
         words = [str(string.word(k)) for k in range(string.num_words())]
-        own = {text_input.label(one): one for one in numbers}
+        by_label = {text_input.label(one): one for one in numbers}
         is_cut = not isinstance(text, TextEncoding) and text_input.seen != text
-        fits = self._fits(scores, words, num_samples, seed, own, num_features=num_features, is_cut=is_cut)
+        fits = self._fits(scores, words, num_samples, seed, by_label, num_features=num_features, is_cut=is_cut)
         return LimeExplanation(
             TextMapper(string),
             fits,
@@ -204,15 +202,15 @@ class LimeText(LimeMasks):
         )
 
     def _features_of(self, text_input: TextInput, spans: Sequence[Span] | None) -> tuple[Any, TextInput]:
-        """Return the text with its features, and the text_input with what is perturbed: its tokens or its text.
+        """Return the text with its features, and the input to perturb: its tokens or its text.
 
         Args:
-            text_input: The text.
-            spans: Where the features of an encoding stand; None of a raw text.
+            text_input: The input.
+            spans: The spans of an encoding's features; None for a raw text.
         """
         if spans is not None and self.mask_string is not None:
             raise InputError(
-                "mask_string replaces lime's words, and an encoding has its own; pass the text, or removal='mask'."
+                "mask_string replaces lime's words, but an encoding has the adapter's; pass the text or removal='mask'."
             )
         if spans is None and self.features == "lime":
             string = lime_string(text_input.text, self.split_expression, bow=self.bow, mask_string=self.mask_string)
@@ -229,7 +227,7 @@ class LimeText(LimeMasks):
 
 
 def _check_features(features: Any, removal: Any, *, bow: bool, has_mask_string: bool) -> None:
-    """Raise where the options that say what is removed, and how, do not go together."""
+    """Raise InputError for invalid combinations of ``features``, ``removal``, ``bow`` and ``mask_string``."""
     if isinstance(features, str) and features not in ("lime", "word", "token"):
         raise InputError(
             f"features must be 'lime', 'word', 'token', a compiled pattern of one feature or a function from text to "
@@ -244,4 +242,4 @@ def _check_features(features: Any, removal: Any, *, bow: bool, has_mask_string: 
     if has_mask_string and bow:
         raise InputError("mask_string replaces words only with bow=False (lime would ignore it); pass bow=False.")
     if has_mask_string and (features != "lime" or removal is not None):
-        raise InputError("mask_string is lime's way to remove words: it goes with features='lime' and removal=None.")
+        raise InputError("mask_string requires features='lime' and removal=None; leave it, or these, out.")

@@ -1,4 +1,4 @@
-"""The units of a text that LIME removes: lime's own words, the adapter's, or anyone's, with where they stand."""
+"""The units of a text that LIME removes, and their positions: lime's words, the adapter's, or the user's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Occurrence = tuple[int, int, int]
 
 
 class UnitText:
-    """A text with its units, with the interface of lime's ``IndexedString``, so that lime can show them.
+    """A text with its units and the interface of lime's ``IndexedString``, so that lime can show them.
 
     Args:
         text: The text.
@@ -28,10 +28,10 @@ class UnitText:
     Attributes:
         raw: The text.
         bow: Whether equal units are one feature.
-        as_list: The text in pieces: the units, and what stands between them.
+        as_list: The text in pieces: the units, and the text between them.
         string_start: Index of each piece's first character, (pieces,).
-        positions: For each feature the indices of its pieces; with ``bow=False`` the index of its one piece.
-        inverse_vocab: For each feature its text.
+        positions: The indices of each feature's pieces; with ``bow=False`` the index of its one piece.
+        inverse_vocab: The text of each feature.
 
     Example:
         >>> text = UnitText("so good, so", [(0, 2), (3, 7), (9, 11)], bow=True)
@@ -44,23 +44,23 @@ class UnitText:
         self.bow = bow
         self.as_list: list[str] = []
         starts: list[int] = []
-        places: list[int] = []
+        pieces: list[int] = []
         end = 0
         for a, b in [*spans, (len(text), len(text))]:
             if a > end:
                 starts.append(end)
                 self.as_list.append(text[end:a])
             if b > a:
-                places.append(len(starts))
+                pieces.append(len(starts))
                 starts.append(a)
                 self.as_list.append(text[a:b])
             end = b
         self.string_start = np.array(starts, dtype=np.int64)
-        found: dict[Any, list[int]] = {}
-        for place in places:
-            found.setdefault(self.as_list[place] if bow else place, []).append(place)
-        self.inverse_vocab = [self.as_list[own[0]] for own in found.values()]
-        self.positions: Any = list(found.values()) if bow else np.array(places, dtype=np.int64)
+        by_feature: dict[Any, list[int]] = {}
+        for piece in pieces:
+            by_feature.setdefault(self.as_list[piece] if bow else piece, []).append(piece)
+        self.inverse_vocab = [self.as_list[group[0]] for group in by_feature.values()]
+        self.positions: Any = list(by_feature.values()) if bow else np.array(pieces, dtype=np.int64)
 
     def raw_string(self) -> str:
         """Return the text."""
@@ -80,8 +80,8 @@ class UnitText:
 
     def inverse_removing(self, words_to_remove: Iterable[int]) -> str:
         """Return the text without some features."""
-        gone = {p for k in words_to_remove for p in np.atleast_1d(self.positions[k]).tolist()}
-        return "".join(piece for k, piece in enumerate(self.as_list) if k not in gone)
+        removed = {p for k in words_to_remove for p in np.atleast_1d(self.positions[k]).tolist()}
+        return "".join(piece for k, piece in enumerate(self.as_list) if k not in removed)
 
 
 def occurrences(string: Any) -> list[Occurrence]:
@@ -93,37 +93,37 @@ def occurrences(string: Any) -> list[Occurrence]:
     starts = _starts(string.as_list)
     return sorted(
         (
-            (feature, starts[place], starts[place + 1])
+            (feature, starts[piece], starts[piece + 1])
             for feature in range(string.num_words())
-            for place in (string.positions[feature] if string.bow else [string.positions[feature]])
+            for piece in (string.positions[feature] if string.bow else [string.positions[feature]])
         ),
         key=lambda unit: unit[1],
     )
 
 
 def _starts(pieces: Sequence[str]) -> list[int]:
-    """Return where each piece of a text begins, and where the last one ends.
+    """Return the start of each piece of a text, and the end of the last one.
 
-    lime measures its pieces as numpy strings, which end before a NUL character.
+    lime measures its pieces as NumPy strings, which end before a NUL character.
     """
     return list(accumulate(map(len, pieces), initial=0))
 
 
 def lime_string(text: str, split_expression: Any, *, bow: bool, mask_string: str | None) -> Any:
-    """Return lime's own ``IndexedString`` of a text.
+    """Return lime's ``IndexedString`` of a text.
 
     Raises:
-        TextError: It has no word, or one that ends in a NUL character.
+        TextError: The text has no word, or a word that ends in a NUL character.
     """
     from lime.lime_text import IndexedString
 
     string = IndexedString(text, split_expression=split_expression, bow=bow, mask_string=mask_string)
     if _loses_nul(string, split_expression):
         raise TextError(
-            f"a word of the text {text[:40]!r} ends in a NUL character, which lime's strings lose; take it out of the "
+            f"a word of the text {text[:40]!r} ends in a NUL character, which lime's strings lose; remove it from the "
             "text, or pass features=, which keeps it."
         )
-    # lime's own are wrong behind a NUL, and of a single word they are floats: 0.0 would be shown.
+    # lime's positions are wrong after a NUL, and floats for a single word, which would be shown as 0.0.
     string.string_start = np.array(_starts(string.as_list)[:-1], dtype=np.int64)
     if not string.num_words():
         raise TextError(
@@ -134,16 +134,16 @@ def lime_string(text: str, split_expression: Any, *, bow: bool, mask_string: str
 
 
 def _loses_nul(string: Any, split_expression: Any) -> bool:
-    """Return whether lime took a word without the NUL at its end, for another word or for none."""
+    """Return whether lime lost the NUL at the end of a word."""
     ends = [piece for piece in string.as_list if piece.endswith("\0")]
     if callable(split_expression):
         return bool(ends) and not set(ends).isdisjoint(split_expression(string.raw))
-    is_no_word = re.compile(f"({split_expression})|$").match  # as lime asks
+    is_no_word = re.compile(f"({split_expression})|$").match  # lime's test
     return not all(map(is_no_word, ends))
 
 
 def split_spans(text: str, units: re.Pattern[str] | Splitter) -> list[Span]:
-    """Return where the units of a text stand, as a pattern or a function finds them.
+    """Return the spans of the units that a pattern or a function finds in a text.
 
     Args:
         text: The text.
@@ -151,7 +151,7 @@ def split_spans(text: str, units: re.Pattern[str] | Splitter) -> list[Span]:
             and end.
 
     Raises:
-        InputError: What the function returned is not in the text, or not in order.
+        InputError: The function returned units that are not in the text, or not in order.
         TextError: There are no units.
 
     Example:
@@ -164,11 +164,11 @@ def split_spans(text: str, units: re.Pattern[str] | Splitter) -> list[Span]:
     else:
         end = 0
         for unit in units(text):
-            start, stop = _found(text, unit, end)
+            start, stop = _span(text, unit, end)
             if not end <= start <= stop <= len(text):
                 raise InputError(
-                    f"features= gave {unit!r}, which is not in the text from character {end} on; it must return "
-                    "substrings of the text as they are written, or (start, end) pairs, in order and not overlapping."
+                    f"features= returned {unit!r}, which is not in the text from character {end} on; it must return "
+                    "substrings of the text, or (start, end) pairs, in order and not overlapping."
                 )
             end = stop
             if stop > start:
@@ -178,13 +178,13 @@ def split_spans(text: str, units: re.Pattern[str] | Splitter) -> list[Span]:
     return spans
 
 
-def _found(text: str, unit: Any, start: int) -> Span:
-    """Return the span of one unit that a splitter gave; (-1, -1) where it is not in the rest of the text."""
+def _span(text: str, unit: Any, start: int) -> Span:
+    """Return the span of a splitter's unit; (-1, -1) where the text from ``start`` on does not have it."""
     if isinstance(unit, str):
         place = text.find(unit, start)
         return (place, place + len(unit)) if place >= 0 else (-1, -1)
     if isinstance(unit, (tuple, list)) and len(unit) == 2 and all(isinstance(k, (int, np.integer)) for k in unit):
         return int(unit[0]), int(unit[1])
     raise InputError(
-        f"features= must return substrings or (start, end) pairs, but gave {type(unit).__name__}: {unit!r}."
+        f"features= must return substrings or (start, end) pairs, but returned {type(unit).__name__}: {unit!r}."
     )

@@ -1,4 +1,4 @@
-"""How warnings about explanations reach the user: each at the user's line, and once for many explanations."""
+"""Issues warnings about explanations: at the user's line, and once for many explanations."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from types import TracebackType
 from captum_attn_lime._util.warn import warn
 from captum_attn_lime.errors import LimeWarning
 
-_Collected = list[tuple[str, ...]]  # by explanation what there is to warn of
+_Collected = list[tuple[str, ...]]  # the messages of each explanation
 
 _collecting: ContextVar[_Collected | None] = ContextVar("_collecting", default=None)
 
 
 class collected_warnings:
-    """A block whose explanations warn once at its end, each warning with the number of explanations that it is about.
+    """Context manager that issues each warning about explanations once, at its end, with their number.
 
-    Within another such block the outer one collects. After an exception nothing is said.
+    In nested blocks the outermost one collects. After an exception it does not warn.
 
     Warns:
-        LimeWarning: At the end: explanations say less than they seem to.
+        LimeWarning: At the end: explanations are less reliable than they look.
 
     Example::
 
@@ -50,7 +50,7 @@ class collected_warnings:
 
 @contextmanager
 def suppressed_warnings() -> Iterator[None]:
-    """Run a block whose explanations warn of nothing: another one will be made of them, and warns."""
+    """Suppress warnings within a block, whose explanations are pooled into one that warns."""
     token = _collecting.set([])
     try:
         yield
@@ -59,7 +59,7 @@ def suppressed_warnings() -> Iterator[None]:
 
 
 def emit(briefs: Sequence[str]) -> None:
-    """Warn of one explanation. The words hold no numbers, so that Python shows each once over many explanations."""
+    """Warn about one explanation; messages hold no numbers, so that Python shows each once."""
     collected = _collecting.get()
     if collected is not None:
         collected.append(tuple(briefs))
@@ -72,12 +72,12 @@ def _one(brief: str) -> str:
 
 
 def _counted(found: _Collected) -> list[str]:
-    """Return each warning once, with the number of explanations that have it, in the order in which they came up."""
-    briefs = dict.fromkeys(brief for own in found for brief in own)
+    """Return each message once, in order of appearance, with the number of explanations that have it."""
+    briefs = dict.fromkeys(brief for messages in found for brief in messages)
     if len(found) == 1:
         return [_one(brief) for brief in briefs]
-    total = len(found)
-    return [f"{sum(brief in own for own in found)} of {total} explanations: {_one(brief)}" for brief in briefs]
+    counts = {brief: sum(brief in messages for messages in found) for brief in briefs}
+    return [f"{count} of {len(found)} explanations: {_one(brief)}" for brief, count in counts.items()]
 
 
 def _warn(messages: Iterable[str]) -> None:

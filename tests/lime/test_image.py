@@ -404,7 +404,7 @@ def test_functions_without_an_adapter_and_other_tensors():
     lime = LimeImage(f, model_regressor=LinearRegression())
     found = lime.attribute(x, target=0, n_samples=200)  # each pixel is a feature
     torch.testing.assert_close(found, torch.ones_like(found), atol=1e-4, rtol=0)
-    with pytest.raises(InputError, match=r"224 x 224 pixels came without its segments; pass feature_mask="):
+    with pytest.raises(InputError, match=r"224 x 224 pixels needs segments; pass feature_mask="):
         lime.attribute(torch.ones(1, 3, 224, 224), target=0)
     rows = torch.tensor([[1.0, 2.0, 3.0]])
     plain = LimeImage(lambda x: x.sum(dim=1), model_regressor=LinearRegression()).attribute(rows, n_samples=50)
@@ -491,7 +491,7 @@ def test_what_is_refused():
         lime.explain(x, 7)
     with pytest.raises(TargetError):
         lime.attribute(**x.arguments(lime), target=7)
-    with pytest.raises(InputError, match="one picture, but 2 came"):
+    with pytest.raises(InputError, match="one picture, but got 2"):
         lime.explain([picture(), picture()], 0)
     with pytest.raises(InputError, match="output must be"):
         lime.explain(x, 0, output="odds")

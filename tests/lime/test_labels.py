@@ -132,10 +132,10 @@ def test_one_of_several_is_read_by_its_name():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (dict(target=1, labels=[2]), InputError, "pass one of them"),
-        (dict(labels=[2], top_labels=3), InputError, "pass one of them"),
+        (dict(target=1, labels=[2]), InputError, "pass only one of them"),
+        (dict(labels=[2], top_labels=3), InputError, "pass only one of them"),
         (dict(labels=[]), InputError, "at least one class"),
-        (dict(labels="class 1"), InputError, "one class is a target"),
+        (dict(labels="class 1"), InputError, "pass a single class as target"),
         (dict(labels=[1, "class 1"]), InputError, "twice"),
         (dict(labels=[20]), TargetError, "target 20"),
         (dict(top_labels=0), InputError, "top_labels"),

@@ -156,12 +156,12 @@ def examples(a: ImageAdapter, batch: int) -> tuple[PerturbedTensors, PerturbedTe
     x = a.encode(picture())
     example = MaskedInputs.of((x.inputs,), x.baselines, x.feature_mask)
 
-    def ask(tensor):
+    def score_batch(tensor):
         return a(tensor)[:, 1:2].detach().double().numpy()
 
     kept = np.random.default_rng(0).random((40, 16)) < 0.5
-    one = perturbed_tensors(a, x.feature_names[0], a.explained(x.inputs), example, ask, batch_size=batch)
-    own = dict(example=example, ask=ask, batch_size=batch)
+    one = perturbed_tensors(a, x.feature_names[0], a.explained(x.inputs), example, score_batch, batch_size=batch)
+    own = dict(example=example, score_batch=score_batch, batch_size=batch)
     return one, PerturbedTensors(one.names, one.explained, **own), x.inputs, kept
 
 

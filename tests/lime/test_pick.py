@@ -174,9 +174,9 @@ def test_pairs_of_texts_and_a_bar(capsys):
 
 def test_what_cannot_be_picked_is_refused():
     lime, given = LimeText(bag()), texts(3)
-    with pytest.raises(InputError, match=r"4 picks were asked for, but 3 example\(s\)"):
+    with pytest.raises(InputError, match=r"picks=4 exceeds the 3 explained example"):
         submodular_pick(lime, given, picks=4)
-    with pytest.raises(InputError, match=r"2 picks were asked for, but 1 example\(s\)"):
+    with pytest.raises(InputError, match=r"picks=2 exceeds the 1 explained example"):
         submodular_pick(lime, given, picks=2, sample=1)
     with pytest.raises(InputError, match="picks must be a whole number"):
         submodular_pick(lime, given, picks=0)

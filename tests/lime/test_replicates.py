@@ -119,21 +119,21 @@ def test_what_cannot_be_pooled():
     one, two = (lime.explain(TEXT, 1, num_samples=60, seed=seed) for seed in (0, 1))
     for others, message in [
         ([], "at least two"),
-        ([one.local_exp], "dict came"),
+        ([one.local_exp], "but got .*dict"),
         ([one], "same samples"),
         ([pooled([one, two])], "numbers of samples"),
-        ([lime.explain(TEXT, 0, num_samples=60, seed=1)], "several numbers;"),
-        ([lime.explain(TEXT, 1, num_samples=60, seed=1, output="logits")], "several numbers;"),
+        ([lime.explain(TEXT, 0, num_samples=60, seed=1)], "explained numbers;"),
+        ([lime.explain(TEXT, 1, num_samples=60, seed=1, output="logits")], "explained numbers;"),
         ([lime.explain(TEXT, 1, num_samples=60, seed=1, num_features=2)], "numbers of features shown"),
-        ([lime.explain(TEXT + " good", 1, num_samples=60, seed=1)], "several texts"),
-        ([lime.explain(TEXT[:20], 1, num_samples=60, seed=1)], "several features"),
+        ([lime.explain(TEXT + " good", 1, num_samples=60, seed=1)], "their texts"),
+        ([lime.explain(TEXT[:20], 1, num_samples=60, seed=1)], "their features"),
     ]:
         with pytest.raises(InputError, match=message):
             pooled([one, *others])
     rows = LimeTabular(
         TabularAdapter(torch.nn.Linear(2, 2), training_data=np.random.RandomState(0).normal(size=(40, 2)))
     )
-    with pytest.raises(InputError, match="answers for the inputs differ"):
+    with pytest.raises(InputError, match="scores of the inputs differ"):
         pooled([rows.explain([0.1, 0.2], 1, num_samples=60), rows.explain([2.1, 0.2], 1, num_samples=60, seed=1)])
 
 
@@ -177,7 +177,7 @@ def test_auto_stops_when_the_order_is_plain():
     assert found.replicates.stopped == "separated"
     assert (len(found.replicates.seeds), found.n_samples) == (2, 500)
     assert found.separated(2)
-    assert "told apart" in str(found)
+    assert "are separated" in str(found)
 
 
 def test_auto_stops_at_the_budget_where_features_are_equal():
@@ -258,7 +258,7 @@ def test_bad_calls(options, message):
 
 def test_separation_needs_standard_errors():
     lime = LimeText(bag(), model_regressor=Lasso(alpha=0.001))
-    with pytest.raises(InputError, match="Lasso has not"):
+    with pytest.raises(InputError, match="Lasso does not have"):
         explain_until_separated(lime, TEXT, 1)
     found = runs_of(lime, TEXT, 1, num_samples=80, seeds=range(2))
     assert np.isnan(found.diagnostics.replicates.csi)

@@ -520,7 +520,7 @@ def test_what_cannot_be_explained():
         LimeSequence("model")
     with pytest.raises(InputError, match="SequenceAdapter around the model"):
         LimeSequence(lambda x: x.sum((1, 2)), data()).explain(SEQUENCE)
-    with pytest.raises(InputError, match="one sequence, but 2"):
+    with pytest.raises(InputError, match="one sequence, but got 2"):
         LimeSequence(adapter()).explain(data()[:2])
     with pytest.raises(TargetError, match="target 2"):
         LimeSequence(adapter()).explain(SEQUENCE, 2)

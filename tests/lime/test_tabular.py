@@ -267,7 +267,7 @@ def test_rows_that_cannot_be_explained():
         LimeTabular(lambda x: x.sum(1).log(), table()[:, :1]).attribute(torch.tensor([[-1.0]]))
     with pytest.raises(InputError, match="TabularAdapter"):
         LimeTabular(lambda x: x.sum(1), np.ones((3, 2))).explain([1.0, 2.0])
-    with pytest.raises(InputError, match="one row, but 2"):
+    with pytest.raises(InputError, match="one row, but got 2"):
         lime().explain([ROW, ROW])
     with pytest.raises(TargetError, match="target 2"):
         lime().explain(ROW, 2)

@@ -17,7 +17,7 @@ from captum_attn_lime.adapters import TextAdapter, WordTokenizer
 from captum_attn_lime.errors import InputError, TextError, TruncationWarning
 from captum_attn_lime.lime import LimeText, explanation_weights
 from captum_attn_lime.lime._draws import text_masks
-from captum_attn_lime.lime._text_input import Subject
+from captum_attn_lime.lime._text_input import TextInput
 from captum_attn_lime.lime._units import UnitText, occurrences, split_spans
 from captum_attn_lime.perturb._masks import distinct
 from tests.models import heads
@@ -196,15 +196,15 @@ def test_a_text_that_is_cut_is_perturbed_within_what_is_seen(removal):
 def ways(monkeypatch) -> list[str]:
     """Return a list that notes which way each later explanation takes."""
     taken: list[str] = []
-    masks, texts = Subject.scores_of_masks, Subject.scores
+    masks, texts = TextInput.scores_of_masks, TextInput.scores
 
     def of_texts(self, items):
         if len(items) > 1:  # one text is only looked at for its class
             taken.append("texts")
         return texts(self, items)
 
-    monkeypatch.setattr(Subject, "scores_of_masks", lambda *a, **k: (taken.append("tokens"), masks(*a, **k))[1])
-    monkeypatch.setattr(Subject, "scores", of_texts)
+    monkeypatch.setattr(TextInput, "scores_of_masks", lambda *a, **k: (taken.append("tokens"), masks(*a, **k))[1])
+    monkeypatch.setattr(TextInput, "scores", of_texts)
     return taken
 
 
