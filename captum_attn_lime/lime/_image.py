@@ -137,7 +137,7 @@ class LimeImage(LimeMasks):
             copies = perturbed_tensors(adapter, names, found[0], MaskedInputs(tensors, bases, ids), scorer)
             numbers = {one.column: one for one in found}
             fits = self._fits(
-                partial(copies.answers, tick=tick), names, num_samples, seed, numbers, num_features=num_features
+                partial(copies.class_scores, tick=tick), names, num_samples, seed, numbers, num_features=num_features
             )
         return LimeImageExplanation(
             x.images[0],
@@ -145,7 +145,7 @@ class LimeImage(LimeMasks):
             NamedMapper(names),
             fits,
             feature_names=names,
-            answers=original,
+            class_scores=original,
             class_names=adapter.names_of(len(original)),
             seed=seed,
         )

@@ -120,7 +120,7 @@ class LimeMasks(PerturbationAttribution):  # type: ignore[misc]
                 if not len(features):
                     tick(n_samples)
                     continue
-                scores = partial(copies.answers_of_active, tick=tick)
+                scores = partial(copies.class_scores_of_active, tick=tick)
                 data = self._samples(scores, len(features), n_samples, self.seed, {0: 0})[0]
                 for k, weight in data.fit()[1]:
                     weights[i, features[k]] = weight

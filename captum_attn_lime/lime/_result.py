@@ -33,7 +33,7 @@ class LimeExplanation(Explanation):  # type: ignore[misc]
         domain_mapper: lime's mapper from feature ids to names.
         fits: lime's fit of each explained class.
         feature_names: The name of each feature id.
-        answers: The model's scores of the input, (classes,).
+        class_scores: The model's scores of the input, (classes,).
         class_names: The classes' names; numbers by default.
         seed: Seed of the samples.
         text: The text or pair of texts that the model saw.
@@ -57,7 +57,7 @@ class LimeExplanation(Explanation):  # type: ignore[misc]
         fits: Sequence[Fit],
         *,
         feature_names: Sequence[str],
-        answers: Array,
+        class_scores: Array,
         class_names: Sequence[str] | None = None,
         seed: int = 0,
         text: str | tuple[str, str] | None = None,
@@ -70,10 +70,10 @@ class LimeExplanation(Explanation):  # type: ignore[misc]
         super().__init__(
             domain_mapper,
             mode="regression" if is_regression else "classification",
-            class_names=[str(k) for k in range(len(answers))] if class_names is None else list(class_names),
+            class_names=[str(k) for k in range(len(class_scores))] if class_names is None else list(class_names),
         )
         if not is_regression:
-            self.predict_proba = np.asarray(answers)
+            self.predict_proba = np.asarray(class_scores)
         self.feature_names = tuple(str(name) for name in feature_names)
         self.seed = seed
         self.text, self.explained_text, self.token = text, explained_text, token

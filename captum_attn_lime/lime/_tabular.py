@@ -274,7 +274,7 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
             official.domain_mapper,
             fits,
             feature_names=self.feature_names,
-            answers=original,
+            class_scores=original,
             class_names=official.class_names,
             seed=seed,
             row=rows[0],

@@ -193,7 +193,7 @@ class LimeText(LimeMasks):
             TextMapper(string),
             fits,
             feature_names=words,
-            answers=original[0],
+            class_scores=original[0],
             class_names=text_input.names(self.class_names, original.shape[1]),
             seed=seed,
             text=text_input.seen,

@@ -136,7 +136,7 @@ class TextInput:
         rest = ~kept.all(axis=1)
         out: Array = np.repeat(known, len(kept), axis=0)
         if rest.any():
-            scores = copies.answers(kept[rest])
+            scores = copies.class_scores(kept[rest])
             out[rest] = scores if self.token is None else self.two_columns(scores)
         return out
 

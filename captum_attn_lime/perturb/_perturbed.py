@@ -54,10 +54,10 @@ class Perturbed(ABC):
             InputError: ``kept`` has another shape or other values.
             ForwardError: The model returned NaN or an infinite value.
         """
-        scores = self.answers(kept)
+        scores = self.class_scores(kept)
         return scores[:, self._column(scores)]
 
-    def answers(self, kept: Any, *, tick: Tick | None = None) -> Array:
+    def class_scores(self, kept: Any, *, tick: Tick | None = None) -> Array:
         """Return the scores of all classes for copies of the example, in the explained number's unit, (n, classes).
 
         Vocabularies, models with one output per token, and functions that are no adapters have one column: the

@@ -98,8 +98,8 @@ class PerturbedTensors(Perturbed):
         active = self.example.active
         return np.arange(len(self.names)) if active is None else np.flatnonzero(active[0].cpu().numpy())
 
-    def answers_of_active(self, kept: Masks, *, tick: Tick | None = None) -> Array:
-        """Return :meth:`answers` for masks of the active features; all other features are kept.
+    def class_scores_of_active(self, kept: Masks, *, tick: Tick | None = None) -> Array:
+        """Return :meth:`class_scores` for masks of the active features; all other features are kept.
 
         Args:
             kept: Which of the active features each copy keeps, (n, active features).
@@ -107,7 +107,7 @@ class PerturbedTensors(Perturbed):
         """
         masks = np.ones((len(kept), len(self.names)), dtype=bool)
         masks[:, self.active] = kept
-        return self.answers(masks, tick=tick)
+        return self.class_scores(masks, tick=tick)
 
     def _run(self, kept: Masks, tick: Tick) -> Array:
         found: Array = np.empty((0, 0))

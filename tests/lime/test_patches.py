@@ -171,7 +171,7 @@ def test_models_that_make_something_else_of_the_pixels(make, batch, short):
     one, plain, inputs, kept = examples(adapter_of(make), batch)
     before = inputs.clone()
     assert type(one) is PerturbedPicture
-    np.testing.assert_array_equal(one.answers(kept), plain.answers(kept))
+    np.testing.assert_array_equal(one.class_scores(kept), plain.class_scores(kept))
     assert len(short) == 1  # tried out once
     assert torch.equal(inputs, before)
 
@@ -179,20 +179,20 @@ def test_models_that_make_something_else_of_the_pixels(make, batch, short):
 def test_a_model_that_stops_taking_the_known_patches(short):
     a = adapter_of(Dims)
     one, plain, _, kept = examples(a, 16)
-    np.testing.assert_allclose(one.answers(kept), plain.answers(kept), rtol=1e-5)
+    np.testing.assert_allclose(one.class_scores(kept), plain.class_scores(kept), rtol=1e-5)
     assert short == [True] * 3
     a.model.dim = True
-    np.testing.assert_array_equal(one.answers(kept), plain.answers(kept))
+    np.testing.assert_array_equal(one.class_scores(kept), plain.class_scores(kept))
     assert short == [True] * 3 + [False]
 
 
 def test_other_weights_have_other_patches():
     a = adapter_of(Patches)
     one, plain, _, kept = examples(a, 16)
-    one.answers(kept)
+    one.class_scores(kept)
     with torch.no_grad():
         a.model.cut.weight.mul_(2)
-    np.testing.assert_allclose(one.answers(kept), plain.answers(kept), rtol=1e-5)
+    np.testing.assert_allclose(one.class_scores(kept), plain.class_scores(kept), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_text(make, removal):
     kept = masks(len(game.names))
     expected = one_by_one(adapter, x, kept, removal)
     np.testing.assert_allclose(game.scores(kept), expected[:, 1], atol=2e-5)
-    np.testing.assert_allclose(game.answers(torch.from_numpy(kept)), expected, atol=2e-5)
+    np.testing.assert_allclose(game.class_scores(torch.from_numpy(kept)), expected, atol=2e-5)
     assert expected[:, 1].std() > 1e-3
     assert game.explained.value == pytest.approx(expected[0, 1], abs=1e-5)
 
@@ -191,7 +191,7 @@ def test_a_language_models_next_token(removal):
     x = adapter.encode(TEXT)
     game = perturbed(adapter, x, 17, removal=removal, unit="probability")
     kept = masks(len(game.names), 8)
-    assert game.answers(kept).shape == (8, 1)  # and not the vocabulary
+    assert game.class_scores(kept).shape == (8, 1)  # and not the vocabulary
     for row, score in zip(kept, game.scores(kept), strict=True):
         cells = torch.tensor([int(k) >= len(row) or bool(row[k]) for k in x.feature_mask[0]])
         ids = x.inputs[:, cells] if removal == "delete" else torch.where(cells, x.inputs, adapter.mask_id)
