@@ -33,7 +33,7 @@ def diagnosed(explainer: Any, *, output: Output = "probability") -> Iterator[dic
         >>> with diagnosed(explainer) as found:
         ...     explanation = explainer.explain_instance("a fine film", lambda t: np.array([[0.2, 0.8]] * len(t)))
         >>> found[1].warnings
-        ("the model's answer is 0.8 for every perturbed copy: weights and R² say nothing",)
+        ("the model's score is 0.8 for every perturbed copy: weights and R² mean nothing",)
     """
     is_regression = getattr(explainer, "mode", None) == "regression"
     unit: Unit = "prediction" if is_regression else "logit" if check_output(output) == "logits" else "probability"
