@@ -47,10 +47,10 @@ class LimeMasks(PerturbationAttribution):  # type: ignore[misc]
         self,
         forward_func: Callable[..., Any],
         *,
-        kernel_width: float,
-        distance_metric: str,
-        model_regressor: Any,
-        seed: int,
+        kernel_width: float = 25,
+        distance_metric: str = "cosine",
+        model_regressor: Any = None,
+        seed: int = 0,
     ) -> None:
         check_callable(forward_func)
         super().__init__(forward_func)
