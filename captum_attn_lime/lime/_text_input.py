@@ -196,8 +196,8 @@ class TextInput:
             return self
         names = _names(string)
         feature = np.array([*(feature for feature, _, _ in units), len(names)], dtype=np.int64)[by_unit.feature]
-        cells = replace(by_unit, feature=feature, n_features=len(names))
-        options: dict[str, Any] = dict(adapter=self.adapter, cells=cells, show_progress=self.show_progress)
+        tokens = replace(by_unit, feature=feature, n_features=len(names))
+        options: dict[str, Any] = dict(adapter=self.adapter, tokens=tokens, show_progress=self.show_progress)
         return replace(self, make=lambda scorer, number: PerturbedTokens(names, number, score_batch=scorer, **options))
 
     @property
@@ -292,7 +292,7 @@ def text_input_of(
     return text_input, [(word.start, word.end) for word, index in words if index == text_input.index]
 
 
-def is_exact(adapter: TextAdapter, cells: TextTokens, pieces: Sequence[int], tokenize: Callable[..., Any]) -> bool:
+def is_exact(adapter: TextAdapter, tokens: TextTokens, pieces: Sequence[int], tokenize: Callable[..., Any]) -> bool:
     """Return whether deleting tokens equals tokenizing the text without these units.
 
     It holds where a word's tokens do not depend on its neighbours. The check covers every pattern of four neighbouring
@@ -300,14 +300,14 @@ def is_exact(adapter: TextAdapter, cells: TextTokens, pieces: Sequence[int], tok
 
     Args:
         adapter: The adapter.
-        cells: The tokens, each unit a feature.
+        tokens: The tokens, each unit a feature.
         pieces: The index of each unit among the pieces of the text.
         tokenize: Maps copies, each given by the indices of its removed pieces, to rows of tokens.
     """
-    n = cells.n_features
+    n = tokens.n_features
     patterns = [np.resize(np.roll(_CIRCLE, k), n) for k in range(len(_CIRCLE))]
     kept = np.stack([*patterns, np.ones(n, dtype=bool), np.zeros(n, dtype=bool)])
-    copies = DeletedCopies(cells, kept)
+    copies = DeletedCopies(tokens, kept)
     if adapter.max_length is not None and copies.longest > adapter.max_length:  # the tokenizer would cut these
         return False
     rows = tokenize([[piece for piece, is_kept in zip(pieces, row, strict=True) if not is_kept] for row in kept])

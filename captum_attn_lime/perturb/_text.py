@@ -53,12 +53,12 @@ def perturbed_text(
     ids, *further = tensors
     if isinstance(removal, str) and removal == "delete":
         adapter.check_one_row()
-        cells = text_tokens(adapter, tensors, features, len(names))
+        tokens = text_tokens(adapter, tensors, features, len(names))
         return PerturbedTokens(
             names,
             explained,
             adapter=adapter,
-            cells=cells,
+            tokens=tokens,
             score_batch=scorer,
             batch_size=batch_size,
             show_progress=show_progress,

@@ -78,21 +78,21 @@ class DeletedCopies:
     """Copies of one text as rows of tokens for ``TextAdapter.run_rows``.
 
     Args:
-        cells: The tokens of the text.
+        tokens: The tokens of the text.
         kept: Which features each copy keeps, (n, features).
     """
 
-    def __init__(self, cells: TextTokens, kept: Masks) -> None:
-        self._cells, self._kept = cells, kept
-        original, new = cells.counts()
+    def __init__(self, tokens: TextTokens, kept: Masks) -> None:
+        self._tokens, self._kept = tokens, kept
+        original, new = tokens.counts()
         # Counting by feature avoids a table of copies by tokens.
         self.lengths: Ints = original[-1] + new.sum() + kept @ (original - new)[:-1]
         self.longest = max(int(original[-1] + np.maximum(original, new)[:-1].sum()), 1)
 
     def cells(self, rows: Sequence[int]) -> tuple[Ints, Ints | None]:
         """Return the concatenated token ids of rows, and their token types, if any."""
-        present = self._cells.present(self._kept[rows]).nonzero()[1]
-        return self._cells.ids[present], None if self._cells.types is None else self._cells.types[present]
+        present = self._tokens.present(self._kept[rows]).nonzero()[1]
+        return self._tokens.ids[present], None if self._tokens.types is None else self._tokens.types[present]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,19 +101,19 @@ class PerturbedTokens(Perturbed):
 
     Attributes:
         adapter: The ``TextAdapter``.
-        cells: The tokens of the text.
+        tokens: The tokens of the text.
         score_batch: Scores a batch of copies.
         batch_size: Largest number of copies in one forward pass; by default what the adapter's ``batch_tokens`` allows.
     """
 
     adapter: Any = field(kw_only=True)
-    cells: TextTokens = field(kw_only=True)
+    tokens: TextTokens = field(kw_only=True)
     score_batch: BatchScorer = field(kw_only=True)
     batch_size: int | None = field(default=None, kw_only=True)
     input_kind: str = field(default="text", kw_only=True)
 
     def _run(self, kept: Masks, tick: Tick) -> Array:
-        rows = DeletedCopies(self.cells, kept)
+        rows = DeletedCopies(self.tokens, kept)
         options = dict(batch_size=self.batch_size, show_progress=self.show_progress)
         scores: Array = self.adapter.run_rows(rows, self.score_batch, **options)
         tick(len(scores))
@@ -121,18 +121,18 @@ class PerturbedTokens(Perturbed):
 
     def _distinct(self, kept: Masks) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         first, where = distinct(kept)
-        cells = self.cells
-        tokens = {cells.ids[cells.feature == k].tobytes() for k in range(cells.n_features)}
-        if len(tokens) == cells.n_features:
+        tokens = self.tokens
+        contents = {tokens.ids[tokens.feature == k].tobytes() for k in range(tokens.n_features)}
+        if len(contents) == tokens.n_features:
             return first, where
         # Features with equal tokens: "so so good" without its first word equals it without its second.
-        table = np.stack([x for x in (cells.ids, cells.types) if x is not None], axis=1)  # (M, 1 or 2)
+        table = np.stack([x for x in (tokens.ids, tokens.types) if x is not None], axis=1)  # (M, 1 or 2)
         numbers: dict[bytes, int] = {}
         copy_of = np.empty(len(first), dtype=np.intp)
         keep: list[int] = []
         for start in range(0, len(first), _CHUNK):
             rows = first[start : start + _CHUNK]
-            present = cells.present(kept[rows])
+            present = tokens.present(kept[rows])
             cuts = np.cumsum([0, *present.sum(axis=1)]) * table[0].nbytes
             content = table[present.nonzero()[1]].tobytes()
             for k, row in enumerate(rows.tolist()):
