@@ -155,9 +155,7 @@ class RecordingBase:
         )
         x = np.asarray(neighborhood_data, dtype=np.float64)
         data = FitData(
-            x.astype(bool)
-            if ((x == 0) | (x == 1)).all()
-            else x,  # bins and categories as bool need an eighth of the memory
+            x.astype(bool) if ((x == 0) | (x == 1)).all() else x,  # bins and categories, to save memory
             np.asarray(neighborhood_labels)[:, label].astype(np.float64),
             self.base.kernel_fn(distances),
             (0,),

@@ -319,7 +319,7 @@ def test_a_good_explanation_warns_of_nothing():
 def test_a_constant_target():
     diagnostics, messages = warned(lambda: LimeText(bag(factor=0.0)).explain(TEXT, 1, num_samples=200))
     assert len(diagnostics.warnings) == len(messages) == 1
-    assert "same answer" in messages[0]
+    assert "same score" in messages[0]
     assert "0.5 for every" in diagnostics.warnings[0]
     assert np.isnan(diagnostics.r2)
     assert diagnostics.target_sd < 1e-9
