@@ -215,7 +215,7 @@ class LimeText(LimeMasks):
         if spans is None and self.features == "lime":
             string = lime_string(text_input.text, self.split_expression, bow=self.bow, mask_string=self.mask_string)
             if self.removal is None:
-                return string, text_input.as_lime_does(string)
+                return string, text_input.on_tokens_if_exact(string)
             return string, text_input.on_tokens(string, self.removal)
         if spans is None and self.features in ("word", "token"):
             spans = [(word.start, word.end) for word in text_input.encoding.words[0]]

@@ -17,7 +17,7 @@ from captum_attn_lime.lime._base import Array, unit_of
 from captum_attn_lime.lime._units import Occurrence, occurrences
 from captum_attn_lime.perturb import Perturbed
 from captum_attn_lime.perturb._masks import Masks
-from captum_attn_lime.perturb._model_outputs import AdapterScores, adapter_scores
+from captum_attn_lime.perturb._model_outputs import AdapterScorer, adapter_scores
 from captum_attn_lime.perturb._text import Removal, perturbed_text, text_tokens
 from captum_attn_lime.perturb._token_deletion import DeletedCopies, PerturbedTokens, TextTokens
 
@@ -48,7 +48,7 @@ class TextInput:
     unit: Unit
     show_progress: bool
     token: int | None = None
-    make: Callable[[AdapterScores, Explained], Perturbed] | None = None
+    make: Callable[[AdapterScorer, Explained], Perturbed] | None = None
 
     @property
     def seen(self) -> str | tuple[str, str]:
@@ -110,7 +110,7 @@ class TextInput:
         function = self.adapter.predict_proba if self.unit == "probability" else self.adapter.logits
         return self.two_columns(function(items, target=self.token, show_progress=show))
 
-    def original(self) -> tuple[AdapterScores | None, Array]:
+    def original(self) -> tuple[AdapterScorer | None, Array]:
         """Return the scorer of tokens, and the scores of the unperturbed text, (1, classes)."""
         if self.make is None:
             return None, self.scores([self.text])
@@ -119,7 +119,7 @@ class TextInput:
         self.adapter.check_one_row()  # the first output may reveal one row per token
         return scorer, scores
 
-    def copies(self, scorer: AdapterScores | None, number: Explained) -> Perturbed | None:
+    def copies(self, scorer: AdapterScorer | None, number: Explained) -> Perturbed | None:
         """Return the value function over tokens for an explained number; None where texts are perturbed."""
         if self.make is None or scorer is None:
             return None
@@ -163,13 +163,13 @@ class TextInput:
         names = _names(string)
         features = self._features_of_tokens(occurrences(string), len(names))
 
-        def make(scorer: AdapterScores, number: Explained) -> Perturbed:
+        def make(scorer: AdapterScorer, number: Explained) -> Perturbed:
             options: dict[str, Any] = dict(removal=removal, show_progress=self.show_progress)
             return perturbed_text(scorer, self.tensors, features, names, number, **options)
 
         return replace(self, make=make)
 
-    def as_lime_does(self, string: Any) -> TextInput:
+    def on_tokens_if_exact(self, string: Any) -> TextInput:
         """Return the input with units removed from its tokens where that equals lime's texts, else the same input.
 
         Args:

@@ -12,7 +12,7 @@ from captum_attn_lime._explained import Explained, Unit
 from captum_attn_lime._util.captum import TensorOrTuple, as_tuple
 from captum_attn_lime.adapters import Adapter, Encoding, ImageAdapter, SequenceAdapter, TabularAdapter, TextAdapter
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.perturb._model_outputs import AdapterScores, BatchScorer, adapter_scores, target_scalars
+from captum_attn_lime.perturb._model_outputs import AdapterScorer, BatchScorer, adapter_scores, target_scalars
 from captum_attn_lime.perturb._patches import PerturbedPicture
 from captum_attn_lime.perturb._perturbed import Perturbed
 from captum_attn_lime.perturb._replacements import replacement_values
@@ -162,7 +162,7 @@ def _is_baseline(removal: Any) -> bool:
 
 def _scorer(
     adapter: Adapter, tensors: tuple[Tensor, ...], target: Any, unit: Unit | None
-) -> tuple[AdapterScores, Explained]:
+) -> tuple[AdapterScorer, Explained]:
     """Return the scorer of copies of an example, and the explained number.
 
     Args:

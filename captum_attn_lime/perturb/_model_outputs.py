@@ -27,7 +27,7 @@ BatchScorer = Callable[..., Array]
 
 
 @dataclass(frozen=True)
-class AdapterScores:
+class AdapterScorer:
     """Scores an adapter's batches in one unit.
 
     Attributes:
@@ -63,7 +63,7 @@ class AdapterScores:
 
 def adapter_scores(
     adapter: Adapter, tensors: tuple[Tensor, ...], unit: Unit | None = None
-) -> tuple[AdapterScores, Array]:
+) -> tuple[AdapterScorer, Array]:
     """Return an adapter's scorer and the scores of the unperturbed example, (1, classes).
 
     Args:
@@ -74,7 +74,7 @@ def adapter_scores(
     outputs = adapter.outputs_of(*tensors)
     kind = adapter.kind_of(outputs, *tensors)
     unit = OWN_UNIT[kind] if unit is None else unit
-    return AdapterScores(adapter, unit, kind, outputs.shape[-1]), adapter.as_unit(outputs, unit, kind)
+    return AdapterScorer(adapter, unit, kind, outputs.shape[-1]), adapter.as_unit(outputs, unit, kind)
 
 
 @dataclass(frozen=True)

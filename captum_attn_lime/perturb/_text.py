@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_attn_lime._explained import Explained
 from captum_attn_lime.adapters import TextAdapter
 from captum_attn_lime.errors import InputError
-from captum_attn_lime.perturb._model_outputs import AdapterScores
+from captum_attn_lime.perturb._model_outputs import AdapterScorer
 from captum_attn_lime.perturb._perturbed import Perturbed
 from captum_attn_lime.perturb._tensors import MaskedInputs, PerturbedTensors
 from captum_attn_lime.perturb._token_deletion import PerturbedTokens, TextTokens
@@ -21,7 +21,7 @@ Removal = Literal["delete", "mask", "pad", "attention"]
 
 
 def perturbed_text(
-    scorer: AdapterScores,
+    scorer: AdapterScorer,
     tensors: tuple[Tensor, ...],
     features: Tensor,
     names: tuple[str, ...],
