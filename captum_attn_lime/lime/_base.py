@@ -71,12 +71,12 @@ def explained_numbers(
             f"labels must be a sequence of at least one class, but is {labels!r}; pass a single class as target=."
         )
     unit, two_sided = adapter.naming(unit, example)
-    found = tuple(
+    numbers = tuple(
         choose(scores, one, unit, names, two_sided=two_sided) for one in ([target] if labels is None else labels)
     )
-    if len({one.index for one in found}) < len(found):
-        raise InputError(f"labels names a class twice: {[one.index for one in found]}.")
-    return found
+    if len({one.index for one in numbers}) < len(numbers):
+        raise InputError(f"labels names a class twice: {[one.index for one in numbers]}.")
+    return numbers
 
 
 def check_callable(forward_func: Any) -> None:

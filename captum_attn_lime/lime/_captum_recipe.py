@@ -98,7 +98,7 @@ class RecipeLime(captum.attr.Lime):  # type: ignore[misc]
         show_progress: bool = False,
     ) -> TensorOrTuple:
         """Return what ``captum.attr.Lime.attribute`` returns; its arguments are the same."""
-        found: TensorOrTuple = super().attribute(
+        attributions: TensorOrTuple = super().attribute(
             inputs,
             baselines=baselines,
             target=target,
@@ -109,7 +109,7 @@ class RecipeLime(captum.attr.Lime):  # type: ignore[misc]
             return_input_shape=return_input_shape,
             show_progress=show_progress,
         )
-        return found
+        return attributions
 
 
 def _samples(inputs: TensorOrTuple, *, seed: int, **of_features: Any) -> Iterator[Tensor]:

@@ -30,25 +30,25 @@ def diagnosed(explainer: Any, *, output: Output = "probability") -> Iterator[dic
         >>> import numpy as np
         >>> from lime.lime_text import LimeTextExplainer
         >>> explainer = LimeTextExplainer(random_state=0)
-        >>> with diagnosed(explainer) as found:
+        >>> with diagnosed(explainer) as diagnostics:
         ...     explanation = explainer.explain_instance("a fine film", lambda t: np.array([[0.2, 0.8]] * len(t)))
-        >>> found[1].warnings
+        >>> diagnostics[1].warnings
         ("the model's score is 0.8 for every perturbed copy: weights and R² mean nothing",)
     """
     is_regression = getattr(explainer, "mode", None) == "regression"
     unit: Unit = "prediction" if is_regression else "logit" if check_output(output) == "logits" else "probability"
-    found: dict[int, Diagnostics] = {}
+    diagnostics: dict[int, Diagnostics] = {}
 
     def record(data: FitData, result: FitResult) -> None:
         names = None if is_regression else getattr(explainer, "class_names", None)
         index = 0 if is_regression else data.label
         explained = Explained(index, unit, None if names is None else str(names[index]), float(data.y[0]))
-        found[data.label], briefs = diagnose(Fit(data, result, explained))
+        diagnostics[data.label], briefs = diagnose(Fit(data, result, explained))
         emit(briefs)
 
     base = explainer.base
     explainer.base = RecordingBase(base, Features.of(explainer), 1 if is_regression else None, record)
     try:
-        yield found
+        yield diagnostics
     finally:
         explainer.base = base

@@ -154,8 +154,8 @@ def diagnose(fit: Fit, replicates: Replicates | None = None) -> tuple[Diagnostic
         fit: The samples, lime's fit of them, and the explained number.
         replicates: The agreement of the runs.
     """
-    data, (intercept, found, score, prediction) = fit.data, fit.result
-    weights = {int(k): float(w) for k, w in found}
+    data, (intercept, pairs, score, prediction) = fit.data, fit.result
+    weights = {int(k): float(w) for k, w in pairs}
     full = data.full(fit.result)
     everything = fit.selected is None
     shown = full if everything else data.linear(fit.result)

@@ -153,13 +153,13 @@ def token_weights(
     raw = getattr(getattr(getattr(explanation, "domain_mapper", None), "indexed_string", None), "raw", None)
     texts = encoding.texts[0] if isinstance(encoding.texts[0], tuple) else (encoding.texts[0],)
     marked = getattr(explanation, "explained_text", None)
-    found = [k for k, text in enumerate(texts) if text == raw and marked in (None, ("first", "second")[k])]
-    if len(encoding) != 1 or not found:
+    matches = [k for k, text in enumerate(texts) if text == raw and marked in (None, ("first", "second")[k])]
+    if len(encoding) != 1 or not matches:
         raise InputError(
             f"the explanation is of the text {str(raw)[:60]!r}, but the encoding has {len(encoding)} text(s), the "
             f"first {encoding.texts[0]!r:.60}; encode the explained text alone."
         )
-    spans = [None if s is None or s[0] != found[0] else (s[1], s[2]) for s in encoding.token_spans[0]]
+    spans = [None if s is None or s[0] != matches[0] else (s[1], s[2]) for s in encoding.token_spans[0]]
     return _shared(explanation, spans, label, share, by_characters=False)
 
 
@@ -278,12 +278,12 @@ def _may_equal(shown: Any, value: float, *, decimals: bool) -> bool:
 
 
 def _local_exp(explanation: Any) -> dict[Any, Any]:
-    found = getattr(explanation, "local_exp", None)
-    if not isinstance(found, dict) or not found:
+    weights = getattr(explanation, "local_exp", None)
+    if not isinstance(weights, dict) or not weights:
         raise InputError(
             f"explanation must be an explanation of lime, but is {type(explanation).__name__} without local_exp."
         )
-    return found
+    return weights
 
 
 def explained_label(explanation: Any, label: int | str | None) -> Any:

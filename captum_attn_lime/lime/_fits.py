@@ -62,7 +62,7 @@ class FitData:
 
         # The identity as kernel function: we pass weights where LimeBase expects distances.
         base = LimeBase(np.asarray, random_state=0)
-        found: FitResult = base.explain_instance_with_data(
+        result: FitResult = base.explain_instance_with_data(
             self._floats,
             self.y[:, None],
             self.kernel,
@@ -71,12 +71,12 @@ class FitData:
             feature_selection="none" if num_features is None else "auto",
             model_regressor=copy.deepcopy(self.regressor),
         )
-        return found
+        return result
 
     def linear(self, result: FitResult) -> Linear:
         """Return the linear model that lime fitted, with its standard errors."""
-        intercept, found, score, _ = result
-        weights = {int(k): float(w) for k, w in found}
+        intercept, pairs, score, _ = result
+        weights = {int(k): float(w) for k, w in pairs}
         ids = sorted(weights)
         x = self._floats
         x = x if len(ids) == x.shape[1] else x[:, ids]
@@ -202,8 +202,8 @@ class Linear:
         return [] if self.errors is None else [[self.ids[k] for k in group] for group in self.errors.tied]
 
     def _by_id(self, values: Array | None) -> dict[int, float]:
-        found = np.full(len(self.ids), np.nan) if values is None else values
-        return dict(zip(self.ids, found.tolist(), strict=True))
+        known = np.full(len(self.ids), np.nan) if values is None else values
+        return dict(zip(self.ids, known.tolist(), strict=True))
 
 
 def number(value: Any) -> float:

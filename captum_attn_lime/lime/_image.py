@@ -133,9 +133,9 @@ class LimeImage(LimeMasks):
             scorer, scores = adapter_scores(adapter, tensors, unit)
             original = scores[0]
             choice: dict[str, Any] = dict(target=target, labels=labels, top_labels=top_labels)
-            found = explained_numbers(adapter, original, unit, None, tensors, **choice)
-            copies = perturbed_tensors(adapter, names, found[0], MaskedInputs(tensors, bases, ids), scorer)
-            numbers = {one.column: one for one in found}
+            chosen = explained_numbers(adapter, original, unit, None, tensors, **choice)
+            copies = perturbed_tensors(adapter, names, chosen[0], MaskedInputs(tensors, bases, ids), scorer)
+            numbers = {one.column: one for one in chosen}
             fits = self._fits(
                 partial(copies.class_scores, tick=tick), names, num_samples, seed, numbers, num_features=num_features
             )

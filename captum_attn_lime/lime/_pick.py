@@ -127,14 +127,14 @@ def submodular_pick(
             f"submodular_pick needs LimeText, LimeTabular or LimeSequence, whose features examples share; got "
             f"{type(lime).__name__}."
         )
-    found = _as_list(examples)
+    examples = _as_list(examples)
     check_count("picks", picks, 1)
     if sample is not None:
         check_count("sample", sample, 1)
     seed = lime.seed if seed is None else seed
-    drawn = range(len(found))
-    if sample is not None and sample < len(found):
-        drawn = np.random.RandomState(seed).permutation(len(found))[:sample].tolist()
+    drawn = range(len(examples))
+    if sample is not None and sample < len(examples):
+        drawn = np.random.RandomState(seed).permutation(len(examples))[:sample].tolist()
     if picks > len(drawn):
         raise InputError(
             f"picks={picks} exceeds the {len(drawn)} explained example(s); pass fewer picks or more examples."
@@ -143,7 +143,7 @@ def submodular_pick(
     if explained_text is not None:
         options["explained_text"] = explained_text
     with progress(len(drawn), show_progress, "submodular_pick") as tick, collected_warnings():
-        explainer = _Explainer(lime, found, options | {"seed": seed}, tick)
+        explainer = _Explainer(lime, examples, options | {"seed": seed}, tick)
         official = _official(explainer, list(drawn), picks)
     explanations = dict(zip(drawn, official.explanations, strict=True))
     weights = _weights(explanations)

@@ -194,5 +194,5 @@ class LimeExplanation(Explanation):  # type: ignore[misc]
         return 1 if label is None else label
 
     def _explained(self, label: int) -> Explained:
-        found = self.all_diagnostics.get(label)
-        return self.explained if found is None else found.explained
+        diagnostics = self.all_diagnostics.get(label)
+        return self.explained if diagnostics is None else diagnostics.explained

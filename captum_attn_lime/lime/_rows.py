@@ -61,17 +61,17 @@ def fix_single_value_bins(discretizer: Any) -> None:
 def features_of(masks: tuple[Tensor, ...], tensors: tuple[Tensor, ...], semantics: Semantics) -> tuple[Tensor, ...]:
     """Return the feature of each cell, in the inputs' shapes, checked."""
     try:
-        found = tuple(m.cpu().expand(x.shape) for m, x in zip(masks, tensors, strict=True))
+        expanded = tuple(m.cpu().expand(x.shape) for m, x in zip(masks, tensors, strict=True))
     except (RuntimeError, ValueError):
         given, needed = (", ".join(str(tuple(t.shape)) for t in group) for group in (masks, tensors))
         raise InputError(f"feature_mask of shape {given} does not broadcast to the inputs' {needed}.") from None
-    ids = torch.cat([m.flatten(1) for m in found], dim=1)
+    ids = torch.cat([m.flatten(1) for m in expanded], dim=1)
     if semantics == "gradient" and any(len(row.unique()) < row.numel() for row in ids):
         raise InputError(
             "feature_mask joins several cells into one feature, and slopes do not add up; use "
             "semantics='times_input' or 'contrast', or leave feature_mask out."
         )
-    return found
+    return expanded
 
 
 def predictor(

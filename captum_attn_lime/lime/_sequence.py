@@ -155,8 +155,8 @@ class LimeSequence(LimeTabular):
 
     def _checked(self, sequences: Any) -> Array:
         """Return sequences as rows of cells, with finite numbers and categories of the training data."""
-        found = as_sequences(sequences, self.series_names, len(self.series_names), self.n_steps)
-        cells: Array = cells_of(found)
+        arrays = as_sequences(sequences, self.series_names, len(self.series_names), self.n_steps)
+        cells: Array = cells_of(arrays)
         check_categories(cells, self.categorical_features, self.feature_names, self._known)
         return cells
 

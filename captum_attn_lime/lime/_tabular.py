@@ -252,8 +252,8 @@ class LimeTabular(PerturbationAttribution):  # type: ignore[misc]
         examples = self._examples(rows)
         original = function(examples)[0]
         choice: dict[str, Any] = dict(target=target, labels=labels, top_labels=top_labels)
-        found = explained_numbers(adapter, original, unit, self.class_names, adapter.tensors(examples), **choice)
-        numbers = {one.column: one for one in found}
+        chosen = explained_numbers(adapter, original, unit, self.class_names, adapter.tensors(examples), **choice)
+        numbers = {one.column: one for one in chosen}
         index, is_regression = next(iter(numbers)), unit == "prediction"
         seed = self.seed if seed is None else seed
         mode = "regression" if is_regression else "classification"

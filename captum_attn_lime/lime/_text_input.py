@@ -241,9 +241,9 @@ class TextInput:
         first, second = self.seen
         return (text, second) if self.explained_text == "first" else (first, text)
 
-    def two_columns(self, found: Array) -> Array:
+    def two_columns(self, scores: Array) -> Array:
         """Return the columns of any other token and of a token, from its logits or probabilities (n, 1)."""
-        return np.concatenate([1 - found if self.unit == "probability" else -found, found], axis=1)
+        return np.concatenate([1 - scores if self.unit == "probability" else -scores, scores], axis=1)
 
 
 def text_input_of(

@@ -41,11 +41,11 @@ class collected_warnings:
     ) -> None:
         if self._token is None:
             return
-        found = _collecting.get() or []
+        collected = _collecting.get() or []
         _collecting.reset(self._token)
         self._token = None
         if kind is None:
-            _warn(_counted(found))
+            _warn(_counted(collected))
 
 
 @contextmanager
@@ -71,13 +71,13 @@ def _one(brief: str) -> str:
     return f"{brief}; see explanation.diagnostics."
 
 
-def _counted(found: _Collected) -> list[str]:
+def _counted(collected: _Collected) -> list[str]:
     """Return each message once, in order of appearance, with the number of explanations that have it."""
-    briefs = dict.fromkeys(brief for messages in found for brief in messages)
-    if len(found) == 1:
+    briefs = dict.fromkeys(brief for messages in collected for brief in messages)
+    if len(collected) == 1:
         return [_one(brief) for brief in briefs]
-    counts = {brief: sum(brief in messages for messages in found) for brief in briefs}
-    return [f"{count} of {len(found)} explanations: {_one(brief)}" for brief, count in counts.items()]
+    counts = {brief: sum(brief in messages for messages in collected) for brief in briefs}
+    return [f"{count} of {len(collected)} explanations: {_one(brief)}" for brief, count in counts.items()]
 
 
 def _warn(messages: Iterable[str]) -> None:

@@ -29,14 +29,14 @@ def as_masks(kept: Any, n_features: int) -> Masks:
         >>> as_masks([[1, 0]], 2)
         array([[ True, False]])
     """
-    found = kept.detach().cpu().numpy() if isinstance(kept, Tensor) else np.asarray(kept)
-    if found.ndim != 2 or found.shape[1] != n_features:
+    given = kept.detach().cpu().numpy() if isinstance(kept, Tensor) else np.asarray(kept)
+    if given.ndim != 2 or given.shape[1] != n_features:
         raise InputError(
             f"kept must have a row for each copy and a column for each feature, (n, {n_features}), but has shape "
-            f"{found.shape}."
+            f"{given.shape}."
         )
-    masks = found.astype(bool)
-    if found.dtype != bool and not (found == masks).all():
+    masks = given.astype(bool)
+    if given.dtype != bool and not (given == masks).all():
         raise InputError("kept must be bool, or hold only 0 and 1.")
     return np.asarray(masks)
 

@@ -120,8 +120,8 @@ class _ReplacedConvolution(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _are_close(found: Array, exact: Array) -> bool:
-    return float(np.abs(found - exact).max()) <= _TOLERANCE * float(np.abs(exact).max())
+def _are_close(fast: Array, exact: Array) -> bool:
+    return float(np.abs(fast - exact).max()) <= _TOLERANCE * float(np.abs(exact).max())
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -110,17 +110,17 @@ class PerturbedTensors(Perturbed):
         return self.class_scores(masks, tick=tick)
 
     def _run(self, kept: Masks, tick: Tick) -> Array:
-        found: Array = np.empty((0, 0))
+        scores: Array = np.empty((0, 0))
         done = 0
         with torch.no_grad(), progress(len(kept), self.show_progress, f"{self.input_kind}s") as bar:
             for values in self._batches(kept):
-                if not found.size:
-                    found = np.empty((len(kept), values.shape[1]))
-                found[done : done + len(values)] = values
+                if not scores.size:
+                    scores = np.empty((len(kept), values.shape[1]))
+                scores[done : done + len(values)] = values
                 done += len(values)
                 bar(len(values))
                 tick(len(values))
-        return found
+        return scores
 
     def _batches(self, kept: Masks) -> Iterator[Array]:
         """Yield the scores batch by batch."""
@@ -135,8 +135,8 @@ class PerturbedTensors(Perturbed):
 
     def _scores_of(self, kept: Tensor) -> Array:
         """Return the scores of copies, (n, columns), each the mean over the replacements."""
-        found = self.score_batch(*self.example.without(kept))
-        return np.asarray(found.reshape(len(kept), self.example.n_replacements, -1).mean(axis=1), dtype=np.float64)
+        scores = self.score_batch(*self.example.without(kept))
+        return np.asarray(scores.reshape(len(kept), self.example.n_replacements, -1).mean(axis=1), dtype=np.float64)
 
 
 def kept_cells(kept: Tensor, ids: Tensor) -> Tensor:
