@@ -35,7 +35,7 @@ class LimeMasks(PerturbationAttribution):  # type: ignore[misc]
     Args:
         forward_func: The forward function.
         kernel_width: Width of lime's kernel over distances.
-        distance_metric: Distance between masks, a name that scikit-learn knows.
+        distance_metric: Distance between masks, one of scikit-learn's.
         model_regressor: scikit-learn regressor to fit; lime's ridge regression by default.
         seed: Seed of each call's random numbers.
     """

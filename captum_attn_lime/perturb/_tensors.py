@@ -54,7 +54,7 @@ class MaskedInputs:
 
     @property
     def n_features(self) -> int:
-        """One more than the greatest feature id."""
+        """One more than the largest feature id."""
         return max(int(ids.max()) for ids in self.ids) + 1
 
     @property
