@@ -220,7 +220,7 @@ def test_what_is_not_an_encoding_or_not_one_text():
     adapter = TextAdapter(nn.Embedding(9, 2), WordTokenizer.fit(["a fine film"]))
     with pytest.raises(InputError, match=r"adapter's encode\(\), but is str"):
         compare({"a": [1.0]}, "a fine film")
-    with pytest.raises(InputError, match="a list came, of 2; call it for each"):
+    with pytest.raises(InputError, match="a list of 2; call it for each"):
         LimeText(adapter).explain(["a film", "a fine film"])
 
 

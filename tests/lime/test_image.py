@@ -479,7 +479,7 @@ def test_compare_over_segments_that_cut_patches():
     weights = explanation_weights(explanation)
     drawn = np.vectorize(weights.get)(explanation.segments)
     np.testing.assert_allclose(panels["LIME"].images[1].get_array(), drawn)
-    with pytest.raises(InputError, match="'LIME' is over other segments than the encoding's 16"):
+    with pytest.raises(InputError, match="'LIME' has other segments than the encoding, which has 16"):
         compare(methods, a.encode(picture()), target=1)
 
 

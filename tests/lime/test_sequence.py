@@ -424,7 +424,7 @@ def test_side_by_side_on_steps():
     np.testing.assert_allclose(found.scores["ixg"], gradients.sum(dim=1), atol=1e-6)
     np.testing.assert_allclose(found.scores["rollout"].sum(), 1.0, atol=1e-5)
     explanation = LimeSequence(a).explain(SEQUENCE, 1, num_samples=50)
-    with pytest.raises(InputError, match="over 12 cells, and the encoding's features are 4"):
+    with pytest.raises(InputError, match="over 12 cells, but the encoding has 4 other features"):
         compare({"lime": explanation}, x, target=1)
 
 

@@ -72,12 +72,12 @@ def test_only_what_the_model_sees_of_a_pair_is_explained():
 @pytest.mark.parametrize(
     ("raw", "options", "error", "message"),
     [
-        ((FIRST, SECOND), {}, InputError, "explained_text= 'first' or 'second'"),
+        ((FIRST, SECOND), {}, InputError, "explained_text='first' or 'second'"),
         ((FIRST, SECOND), dict(explained_text="third"), InputError, "'third'"),
-        (FIRST, dict(explained_text="first"), InputError, "str came"),
+        (FIRST, dict(explained_text="first"), InputError, "but got str"),
         ((FIRST, ""), dict(explained_text="first"), TextError, "the second text of pair 0 is empty"),
         ((FIRST, SECOND), dict(explained_text="first", target=3), TargetError, "target 3"),
-        ([FIRST, SECOND], dict(explained_text="first"), InputError, "a list came, of 2"),
+        ([FIRST, SECOND], dict(explained_text="first"), InputError, "a list of 2"),
     ],
 )
 def test_bad_calls_with_pairs(raw, options, error, message):

@@ -265,7 +265,7 @@ def test_adapters_that_answer_in_their_own_way_get_texts(monkeypatch):
     taken = ways(monkeypatch)
     LimeText(adapter).explain(TEXT, 1, num_samples=10)
     assert taken == ["texts"]
-    with pytest.raises(InputError, match="its own predict_proba"):
+    with pytest.raises(InputError, match="overrides predict_proba"):
         LimeText(adapter, removal="mask").explain(TEXT, 1, num_samples=10)
 
 
@@ -446,7 +446,7 @@ def test_a_function_gives_substrings_or_spans():
         (lambda t: ["Two", "One"], "'One', which is not in the text from character 8"),
         (lambda t: [(0, 4), (3, 6)], r"\(3, 6\), which is not"),
         (lambda t: [(0, 99)], "which is not"),
-        (lambda t: [3], "gave int"),
+        (lambda t: [3], "returned int"),
     ]:
         with pytest.raises(InputError, match=message):
             split_spans(text, bad)
@@ -460,8 +460,8 @@ def test_a_function_gives_substrings_or_spans():
         (dict(features="words"), "features must be 'lime'"),
         (dict(features=3), "not int"),
         (dict(removal="hide"), "removal must be None or one of"),
-        (dict(bow=False, mask_string="x", removal="mask"), "mask_string is lime's way"),
-        (dict(bow=False, mask_string="x", features="word"), "mask_string is lime's way"),
+        (dict(bow=False, mask_string="x", removal="mask"), "mask_string requires features"),
+        (dict(bow=False, mask_string="x", features="word"), "mask_string requires features"),
     ],
 )
 def test_bad_options(options, message):
