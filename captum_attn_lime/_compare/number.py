@@ -15,7 +15,7 @@ from captum.attr import DeepLift, LayerDeepLift, NeuronDeepLift
 from captum_attn_lime._explained import Explained, Output, Unit, check_output, one_number, single_target
 from captum_attn_lime._util.captum import run_forward, select_target
 from captum_attn_lime.adapters import Adapter, Encoding
-from captum_attn_lime.adapters._answering import Answering
+from captum_attn_lime.adapters._unit_override import UnitOverride
 from captum_attn_lime.adapters._captum_methods import innermost_method
 from captum_attn_lime.adapters._state import evaluating
 from captum_attn_lime.errors import ForwardError, InputError, TargetError
@@ -72,15 +72,15 @@ class Number:
         forward_func = getattr(inner, "forward_func", None)
         adapter = forward_func if isinstance(forward_func, Adapter) else self.adapter
         for ours in (adapter,) if adapter is None else (adapter, None):
-            with _answering(
+            with _output_unit(
                 ours, self.explained.unit, encoding, eval_mode=not hasattr(inner, "uses_target")
-            ) as answering:
+            ) as override:
                 target = self._target_of(forward_func, encoding)
                 if target is _NONE_FITS:
                     continue
-                _check_deep_lift(name, inner, answering)
+                _check_deep_lift(name, inner, override)
                 found = method.attribute(**arguments, target=target)
-                if forward_func is not None or self._surely_explains(answering):
+                if forward_func is not None or self._surely_explains(override):
                     return found
         raise InputError(
             f"the comparison explains the {self.explained}, but {name!r} runs another function, which returns another "
@@ -96,11 +96,11 @@ class Number:
         fitting = [t for t in (self.explained.index, None) if self._returns_it(forward_func, encoding, t)]
         return fitting[0] if fitting else _NONE_FITS
 
-    def _surely_explains(self, answering: Answering | None) -> bool:
+    def _surely_explains(self, override: UnitOverride | None) -> bool:
         """Return whether a method without a visible forward function is sure to have explained this number."""
         assert self.explained is not None
-        if answering is not None:
-            return answering.is_used or answering.is_plain
+        if override is not None:
+            return override.is_used or override.is_plain
         return self.adapter is None and self.explained.unit != "probability" and self.explained.opposite is None
 
     def _returns_it(self, forward_func: Any, encoding: Encoding, target: Any) -> bool:
@@ -119,9 +119,9 @@ class Number:
 
 
 @contextmanager
-def _answering(
+def _output_unit(
     adapter: Adapter | None, unit: Unit, encoding: Encoding, *, eval_mode: bool
-) -> Iterator[Answering | None]:
+) -> Iterator[UnitOverride | None]:
     """Run a block in which an adapter returns its outputs in a unit.
 
     Args:
@@ -134,16 +134,16 @@ def _answering(
         yield None
         return
     mode = evaluating(adapter.model) if eval_mode else nullcontext()
-    with adapter.answering_in(unit, encoding.inputs, encoding.forward_args) as answering, mode:
-        yield answering
+    with adapter.output_unit(unit, encoding.inputs, encoding.forward_args) as override, mode:
+        yield override
 
 
-def _check_deep_lift(name: str, method: Any, answering: Answering | None) -> None:
+def _check_deep_lift(name: str, method: Any, override: UnitOverride | None) -> None:
     """Raise for DeepLift if the adapter converts logits to probabilities, for which DeepLift has no rule.
 
     DeepLift replaces the gradients of modules with hooks; any other operation would keep its plain gradient.
     """
-    if answering is None or answering.is_linear or not isinstance(method, (DeepLift, LayerDeepLift, NeuronDeepLift)):
+    if override is None or override.is_linear or not isinstance(method, (DeepLift, LayerDeepLift, NeuronDeepLift)):
         return
     raise InputError(
         f"{name!r} is DeepLift, which has no rule for the step from logits to probabilities in an adapter. Compare "

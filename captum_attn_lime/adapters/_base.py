@@ -1,4 +1,4 @@
-"""What all adapters share: the forward function, and logits and probabilities of raw input for lime."""
+"""`Adapter`, the base class: a Captum forward function, and logits and probabilities of raw input for lime."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from captum_attn_lime._explained import Explained, Unit, choose, class_index
 from captum_attn_lime._util.random import without_drawing
-from captum_attn_lime.adapters._answering import OWN_UNIT, Answering
-from captum_attn_lime.adapters._answering import current as current_answering
 from captum_attn_lime.adapters._encoding import Tensors
 from captum_attn_lime.adapters._outputs import Array, Kind, Outputs, as_logits, in_unit, kind_of
-from captum_attn_lime.adapters._state import asked, evaluating, fast_path_off, modes_kept
+from captum_attn_lime.adapters._state import active_model, evaluating, fast_path_off, modes_kept
+from captum_attn_lime.adapters._unit_override import NATIVE_UNIT, UnitOverride, active_override
 from captum_attn_lime.adapters._wrappers import configuration
 from captum_attn_lime.errors import InputError
 
@@ -26,15 +25,15 @@ _SHOWN = 8  # class names in a repr
 class Adapter(nn.Module):
     """A model as a function from tensors to its outputs, and from raw input to logits and probabilities.
 
-    Subclasses write :meth:`_call` (run the wrapped model on tensors), :meth:`outputs` (raw input to the model's
+    Subclasses implement :meth:`_call` (run the wrapped model on tensors), :meth:`outputs` (raw input to the model's
     outputs) and :meth:`_one` (one raw input to tensors).
 
     Args:
-        model: The wrapped model. Its training flags stay the user's; only :meth:`predict_proba` and :meth:`logits`
-            run it in eval mode, and put every flag back.
-        class_names: Names of the classes, if there are any; of a regression with several outputs, their names.
-        outputs: What the model puts out: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid),
-            ``"predictions"`` of a regression, or ``"auto"`` to find out.
+        model: The wrapped model. :meth:`forward` runs it in its current mode, :meth:`predict_proba` and :meth:`logits`
+            in eval mode. Its training flags never change.
+        class_names: Names of the classes, or of a regression's outputs.
+        outputs: What the model returns: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid),
+            ``"predictions"`` (a regression), or ``"auto"`` to find out.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Adapter(nn.Module):
         self.model = model
         self.training = model.training
         self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
-        self._names_are_given = class_names is not None  # those of a configuration may be of a part of the model
+        self._names_are_given = class_names is not None  # a configuration's names may belong to a part of the model
         self.outputs_are: Outputs = outputs
 
     def __repr__(self) -> str:
@@ -59,47 +58,47 @@ class Adapter(nn.Module):
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _settings(self) -> list[str]:
-        """Return what the repr says besides the model and its classes."""
+        """Return the settings that the repr shows between the model and its classes."""
         return []
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Return the model's outputs, (n, columns), for encoded inputs; the form in which Captum calls a model."""
+        """Return the model's outputs, (n, columns), for encoded inputs. Captum calls this method."""
         if not tensors or not all(isinstance(t, Tensor) for t in tensors):
-            came = ", ".join(type(t).__name__ for t in tensors) or "nothing"
-            raise InputError(f"an adapter runs on tensors, but got {came}; call adapter.encode(...) for them.")
-        # A model may write into its input, unless that is one row in the place of many.
+            found = ", ".join(type(t).__name__ for t in tensors) or "nothing"
+            raise InputError(f"an adapter runs on tensors, but got {found}; get them from adapter.encode(...).")
+        # A model may write into its input, so it gets a copy, except of one row expanded to many.
         tensors = tuple(t if len(t) > 1 and t.stride(0) == 0 else t.clone() for t in tensors)
-        with fast_path_off(), modes_kept(self._asked):
+        with fast_path_off(), modes_kept(self._active_model):
             outputs = self._read(self._call(tensors), tensors)
-        answering = current_answering.get()
+        answering = active_override.get()
         if answering is None or answering.adapter is not self:
             return outputs
         answering.is_used = True
         return self._in_unit(outputs, answering.unit, answering.kind)
 
     def outputs(self, raw: Any, *, show_progress: bool = False) -> Array:
-        """Return what the model puts out for raw inputs, (n, columns) float64, in eval mode and without gradients.
+        """Return the model's outputs for raw inputs, (n, columns) float64, in eval mode and without gradients.
 
         Args:
             raw: One input or several, in any form that :meth:`encode` accepts.
-            show_progress: Show a bar over the inputs.
+            show_progress: Show a progress bar over the inputs.
 
         Raises:
-            InputError: It is no such input.
-            ForwardError: The model gives NaN, or something else than its task needs.
+            InputError: :meth:`encode` does not accept the input.
+            ForwardError: The model returns NaN, or not what its task needs.
         """
         raise NotImplementedError
 
     def logits(self, raw: Any, *, target: Any = None, show_progress: bool = False) -> Array:
-        """Return the logits of raw inputs, (n, columns) float64; of a regression its predictions.
+        """Return the logits of raw inputs, (n, columns) float64; for a regression its predictions.
 
-        A classifier of one logit has one column. A model that puts out probabilities has the logits that these are
-        made of: log p, or log p / (1 - p) where classes do not exclude each other.
+        A classifier with a single logit has one column. Probabilities are converted back to logits: log p, or
+        log p / (1 - p) where classes do not exclude each other.
 
         Args:
             raw: One input or several.
-            target: Return this class alone, (n, 1): its index or name. Of one logit z the classes are -z and z.
-            show_progress: Show a bar over the inputs.
+            target: Index or name of the only class to return, (n, 1). The two classes of a single logit z are -z and z.
+            show_progress: Show a progress bar over the inputs.
 
         Raises:
             TargetError: There is no such class.
@@ -116,21 +115,21 @@ class Adapter(nn.Module):
     def predict_proba(self, raw: Any, *, target: Any = None, show_progress: bool = False) -> Array:
         """Return class probabilities of raw inputs, (n, classes) float64: lime's ``classifier_fn``.
 
-        A single logit z gives the two columns 1 - sigmoid(z) and sigmoid(z). Several logits give their softmax, or,
-        where a HuggingFace configuration says ``"multi_label_classification"``, the sigmoid of each. Outputs that are
-        probabilities already are returned as they are.
+        A single logit z gives the two columns 1 - sigmoid(z) and sigmoid(z). Several logits give their softmax, or the
+        sigmoid of each if a HuggingFace configuration says ``"multi_label_classification"``. Outputs that already are
+        probabilities stay unchanged.
 
         Args:
             raw: One input or several.
-            target: Return this class alone, (n, 1): its index or name.
-            show_progress: Show a bar over the inputs.
+            target: Index or name of the only class to return, (n, 1).
+            show_progress: Show a progress bar over the inputs.
 
         Raises:
-            InputError: The model is a regression: there are no probabilities.
+            InputError: The model is a regression, which has no probabilities.
             TargetError: There is no such class.
 
         Warns:
-            OutputsWarning: Whether outputs are probabilities had to be guessed.
+            OutputsWarning: The adapter had to guess whether outputs are probabilities.
         """
         self._check_probabilities()
         if target is not None:
@@ -139,17 +138,17 @@ class Adapter(nn.Module):
         return self.as_unit(outputs, "probability", self._kind(outputs, raw))
 
     def scores(self, raw: Any, unit: Unit, *, show_progress: bool = False) -> Array:
-        """Return answers to raw inputs in a unit, with a column for each class, (n, classes) float64.
+        """Return scores of raw inputs in a unit, one column per class, (n, classes) float64.
 
-        Of a classifier of one logit z these are -z and z, or 1 - p and p; of a regression its outputs.
+        A single logit z gives -z and z, or 1 - p and p. A regression gives its outputs.
 
         Args:
             raw: One input or several.
-            unit: ``"probability"`` or ``"logit"`` of a classifier, ``"prediction"`` of a regression.
-            show_progress: Show a bar over the inputs.
+            unit: ``"probability"`` or ``"logit"`` for a classifier, ``"prediction"`` for a regression.
+            show_progress: Show a progress bar over the inputs.
 
         Raises:
-            InputError: The model has no answers in that unit.
+            InputError: The model has no scores in that unit.
         """
         if unit == "probability":
             return self.predict_proba(raw, show_progress=show_progress)
@@ -159,32 +158,32 @@ class Adapter(nn.Module):
     def explained(
         self, inputs: Tensors, forward_args: Any = (), target: Any = None, *, unit: Unit | None = None
     ) -> Explained:
-        """Return the number that is explained of one encoded example.
+        """Return the explained number of one encoded example.
 
         Args:
             inputs: The encoding's inputs, (1, ...) each.
-            forward_args: Its further arguments.
-            target: The class: its index or name, (position, class), or None for the class that is predicted. Of a
-                regression with several outputs one of these; of a vocabulary the id or the text of a token.
-            unit: The unit; by default that of the model's own outputs, which Captum's methods explain.
+            forward_args: The encoding's further arguments.
+            target: Index or name of the class, (position, class), or None for the predicted class. For a regression
+                an output; for a vocabulary the id or the text of a token.
+            unit: The unit; by default that of the model's outputs, which Captum's methods explain.
 
         Raises:
             TargetError: There is no such class.
         """
         outputs, kind = self._found(_tensors(inputs, forward_args))
-        unit = OWN_UNIT[kind] if unit is None else unit
+        unit = NATIVE_UNIT[kind] if unit is None else unit
         scores = self._in_unit(outputs.double(), unit, kind)
         return self.choose(scores[0].cpu(), target, unit, kind, outputs.shape[-1])
 
     def choose(self, scores: Any, target: Any, unit: Unit, kind: Kind, columns: int) -> Explained:
-        """Return the number that is explained, out of the model's answers to one example.
+        """Return the explained number, chosen from the scores of one example.
 
         Args:
-            scores: The answers in the unit, (classes,), or (N, classes) of a model that predicts for each token.
+            scores: Scores in the unit, (classes,), or (N, classes) from a model that predicts for each token.
             target: As in :meth:`explained`.
             unit: The unit.
-            kind: What the model puts out.
-            columns: How many columns it puts out.
+            kind: What the model returns.
+            columns: How many columns it returns.
 
         Raises:
             TargetError: There is no such class.
@@ -196,29 +195,29 @@ class Adapter(nn.Module):
     def outputs_of(self, *tensors: Tensor) -> Array:
         """Return the model's outputs for one batch of encoded examples, float64.
 
-        The model runs once on the inputs and further arguments, each (n, ...): in eval mode, without gradients, and as
-        if it drew no random numbers.
+        The model runs once on the inputs and further arguments, each (n, ...): in eval mode and without gradients. The
+        random state is restored.
         """
         with evaluating(self.model), torch.no_grad(), without_drawing():
             return self._run(*tensors)
 
     def kind_of(self, outputs: Array, *tensors: Tensor) -> Kind:
-        """Return what the model puts out, found out on what :meth:`outputs_of` gave for encoded examples.
+        """Return the kind of the outputs that :meth:`outputs_of` returned for encoded examples.
 
         Warns:
-            OutputsWarning: Whether outputs are probabilities had to be guessed.
+            OutputsWarning: The adapter had to guess whether outputs are probabilities.
         """
         return self._kind_of(torch.from_numpy(outputs), lambda: tuple(t[:1] for t in tensors))
 
     def columns(self, inputs: Tensors, forward_args: Any = ()) -> int:
-        """Return how many columns the model puts out, looked up on the first of encoded examples."""
+        """Return how many columns the model returns, from a run on the first encoded example."""
         return int(self._run_once(tuple(t[:1] for t in _tensors(inputs, forward_args))).shape[-1])
 
     def naming(self, unit: Unit, inputs: Tensors, forward_args: Any = ()) -> tuple[Unit, bool]:
-        """Return what a unit is called, and whether what lowers one of two classes raises the other just as much.
+        """Return the name of a unit, and whether what lowers one of two classes raises the other by the same amount.
 
-        Of probabilities that sum to 1 the logits are log probabilities. Two classes are p and 1 - p, or, of one logit,
-        -z and z. The model runs on the first of encoded examples where that does not follow from the unit.
+        Logits of probabilities that sum to 1 are log probabilities. Two classes are p and 1 - p, or -z and z for a
+        single logit. The model runs on the first encoded example if the unit alone does not decide.
         """
         if unit != "logit":
             return self._naming(unit, "logits", 0)
@@ -226,28 +225,28 @@ class Adapter(nn.Module):
         return self._naming(unit, kind, outputs.shape[-1])
 
     def with_token_ids(self, target: Any) -> Any:
-        """Return a target in which the text of a token is its id, where the classes are a vocabulary."""
+        """Return a target in which token ids replace the texts of tokens, if the classes are a vocabulary."""
         return target
 
     @contextmanager
-    def answering_in(self, unit: Unit, inputs: Tensors, forward_args: Any = ()) -> Iterator[Answering]:
-        """Have :meth:`forward` answer in a unit, with a column for each class, within a block of this thread.
+    def output_unit(self, unit: Unit, inputs: Tensors, forward_args: Any = ()) -> Iterator[UnitOverride]:
+        """Have :meth:`forward` return scores in a unit, one column per class, within a block of this thread.
 
-        Any attribution that runs the adapter then explains that number, for whichever class, without knowing of it.
+        Any attribution that runs the adapter then explains that number.
 
         Args:
             unit: The unit.
-            inputs: An example, on which it is found out what the model puts out.
+            inputs: An example, which shows what the model returns.
             forward_args: Its further arguments.
         """
         outputs, kind = self._found(_tensors(inputs, forward_args))
-        is_plain = OWN_UNIT[kind] == unit and (unit == "prediction" or outputs.shape[-1] > 1)
-        answering = Answering(self, unit, kind, is_plain)
-        token = current_answering.set(answering)
+        is_plain = NATIVE_UNIT[kind] == unit and (unit == "prediction" or outputs.shape[-1] > 1)
+        answering = UnitOverride(self, unit, kind, is_plain)
+        token = active_override.set(answering)
         try:
             yield answering
         finally:
-            current_answering.reset(token)
+            active_override.reset(token)
 
     @property
     def device(self) -> torch.device:
@@ -258,19 +257,19 @@ class Adapter(nn.Module):
 
     @property
     def _dtype(self) -> torch.dtype:
-        """The dtype of the model's numbers."""
+        """The dtype of the model's first floating parameter."""
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
     @property
     def is_regression(self) -> bool:
-        """Whether the model predicts values, and has no classes."""
+        """Whether the model predicts values instead of classes."""
         return self.outputs_are == "predictions" or self._problem_type == "regression"
 
     def _check_probabilities(self) -> None:
         if self.is_regression:
             raise InputError(
-                f"{type(self.model).__name__} is configured for regression, so it has no probabilities; use logits, "
-                "which are its predictions, or set config.problem_type."
+                f"{type(self.model).__name__} is configured for regression, so it has no probabilities; use logits "
+                "(its predictions), or set config.problem_type."
             )
 
     @property
@@ -278,9 +277,9 @@ class Adapter(nn.Module):
         return configuration(self.model, "problem_type")
 
     @property
-    def _asked(self) -> nn.Module:
-        """What runs: the model, or in a block that asks it in another mode, its stand-in."""
-        return asked(self.model)
+    def _active_model(self) -> nn.Module:
+        """The module to run: the model, or the copy that replaces it in the current block."""
+        return active_model(self.model)
 
     @property
     def classes_exclude(self) -> bool:
@@ -288,7 +287,7 @@ class Adapter(nn.Module):
         return self._problem_type != "multi_label_classification" and not self.is_regression
 
     def _naming(self, unit: Unit, kind: Kind, columns: int) -> tuple[Unit, bool]:
-        """Return what a unit is called, and whether two classes are p and 1 - p, or -z and z."""
+        """Return the name of a unit, and whether two classes are p and 1 - p, or -z and z."""
         is_log = unit == "logit" and kind == "probabilities" and self.classes_exclude and columns != 1
         two_sided = self.classes_exclude and (unit == "probability" or columns == 1)
         return ("log probability" if is_log else unit), two_sided
@@ -299,41 +298,33 @@ class Adapter(nn.Module):
         return -1
 
     def names_of(self, n: int) -> Sequence[str] | None:
-        """Return the names of n classes or outputs, where they have any; those of another number are others' names."""
+        """Return the names of n classes or outputs; None if there are not n names."""
         return self.class_names if self.class_names is not None and len(self.class_names) == n else None
 
     def _in_unit(self, outputs: Tensor, unit: Unit, kind: Kind) -> Tensor:
         return in_unit(outputs, unit, kind, exclude=self.classes_exclude, dim=self._excluding_dim)
 
     def as_unit(self, outputs: Array, unit: Unit, kind: Kind) -> Array:
-        """Return outputs in a unit, with a column for each class.
-
-        Of a classifier of one logit z these are -z and z, or 1 - p and p; of a regression its outputs.
-
-        Args:
-            outputs: The model's outputs, (n, columns), or with a row for each token.
-            unit: The unit.
-            kind: What the outputs are.
-        """
+        """Return outputs, (n, columns) or with a row for each token, in a unit, as :meth:`scores` does."""
         return np.asarray(self._in_unit(torch.from_numpy(outputs), unit, kind).numpy(), dtype=np.float64)
 
     def _of_class(self, raw: Any, target: Any, unit: Unit, show_progress: bool) -> Array:
-        """Return the answers to raw inputs for one class, (n, 1)."""
+        """Return the scores of one class for raw inputs, (n, 1)."""
         outputs = self.outputs(raw, show_progress=show_progress)
         return self._column(self.as_unit(outputs, unit, self._kind(outputs, raw)), target)
 
     def _column(self, scores: Array, target: Any) -> Array:
-        """Return the column (n, 1) of one class, of scores with a column for each."""
+        """Return the column (n, 1) of one class."""
         n = scores.shape[1]
         return scores[:, [class_index(self.with_token_ids(target), n, self.names_of(n))]]
 
     def _found(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Kind]:
-        """Return the model's outputs for encoded examples, and what they are."""
+        """Return the model's outputs for encoded examples, and their kind."""
         outputs = self._run_once(tensors)
         return outputs, self._kind_of(outputs, lambda: tensors)
 
     def _kind_of(self, outputs: Tensor, example: Callable[[], tuple[Tensor, ...]]) -> Kind:
-        """Return what outputs are; ``example`` gives the tensors of one of the examples."""
+        """Return the kind of outputs; ``example`` returns the tensors of one of the examples."""
         if self.is_regression:
             return "predictions"
         if self.outputs_are != "auto":
@@ -348,37 +339,37 @@ class Adapter(nn.Module):
         )
 
     def _altered(self, tensors: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-        """Return other inputs of the model: numbers are moved, categories stay."""
+        """Return altered inputs of the model: numbers move, categories stay."""
         moves: tuple[Callable[[Tensor], Tensor], ...] = (lambda x: 1.5 * x + 0.5, lambda x: -x)
         return [tuple(move(t) if t.is_floating_point() else t for t in tensors) for move in moves]
 
     def _kind(self, outputs: Array, raw: Any) -> Kind:
-        """Return what outputs for raw inputs are."""
+        """Return the kind of outputs for raw inputs."""
         return self._kind_of(torch.from_numpy(outputs), lambda: self._one(raw))
 
     def _one(self, raw: Any) -> tuple[Tensor, ...]:
-        """Return the first of raw inputs as the tensors that :meth:`forward` takes."""
+        """Return the first raw input as arguments of :meth:`forward`."""
         raise NotImplementedError
 
     def _run_once(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        """Return the model's outputs as they are, in eval mode and without gradients."""
-        token = current_answering.set(None)
+        """Return the model's outputs without any unit override, in eval mode and without gradients."""
+        token = active_override.set(None)
         try:
             with evaluating(self.model), torch.no_grad():
                 outputs: Tensor = self(*tensors)
                 return outputs
         finally:
-            current_answering.reset(token)
+            active_override.reset(token)
 
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
         raise NotImplementedError
 
     def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
-        """Return what the forward function gives out, from what the model returned for these tensors."""
+        """Return the forward function's result, read from what the model returned for these tensors."""
         return as_logits(output, len(tensors[0]), type(self.model).__name__)
 
     def _run(self, *tensors: Tensor) -> Array:
-        """Return the outputs of one batch as numpy numbers; the caller has switched gradients off."""
+        """Return the outputs of one batch as a NumPy array; the caller disables gradients."""
         outputs = self(*tensors).detach().to(device="cpu", dtype=torch.float64).numpy()
         self._check_names(outputs)
         return np.asarray(outputs, dtype=np.float64)
@@ -394,5 +385,5 @@ class Adapter(nn.Module):
 
 
 def _tensors(inputs: Tensors, forward_args: Any) -> tuple[Tensor, ...]:
-    """Return all tensors of an encoding, as :meth:`Adapter.forward` takes them."""
+    """Return all tensors of an encoding, as arguments of :meth:`Adapter.forward`."""
     return (*(inputs if isinstance(inputs, tuple) else (inputs,)), *(forward_args or ()))

@@ -8,10 +8,6 @@ from captum_attn_lime.errors import InputError
 
 
 def check_count(name: str, value: Any, of: str) -> None:
-    """Raise unless an argument is a positive whole number.
-
-    Raises:
-        InputError: It is not.
-    """
+    """Raise InputError unless an argument is a positive whole number."""
     if not isinstance(value, int) or value < 1:
         raise InputError(f"{name} must be a positive number of {of}, but is {value!r}.")

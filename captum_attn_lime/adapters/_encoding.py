@@ -1,4 +1,4 @@
-"""`Encoding`: raw inputs as tensors for Captum's methods, with their features, also behind a layer that embeds them."""
+"""`Encoding`: raw inputs as tensors for Captum's methods, with their features, also at the layer that embeds them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from captum_attn_lime.adapters._captum_methods import (
     innermost_method,
     method_parameters,
 )
-from captum_attn_lime.adapters._trial import trial
+from captum_attn_lime.adapters._state import probing
 from captum_attn_lime.features import pool
 
 Tensors = Tensor | tuple[Tensor, ...]
@@ -34,13 +34,13 @@ def counted(n: int | str, noun: str) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Encoding:
-    """Raw inputs as the tensors that Captum wants, with their features.
+    """Raw inputs as tensors for Captum, with their features.
 
     Attributes:
         inputs: What Captum attributes to, (B, ...).
-        forward_args: What the forward function needs besides, each (B, ...); Captum's ``additional_forward_args``.
-        baselines: Tensors of the inputs' shapes that stand for "nothing there".
-        feature_mask: Feature ids from 0 in the inputs' shapes, int64. Cells that stand for no feature (special and
+        forward_args: Further arguments of the forward function, each (B, ...); Captum's ``additional_forward_args``.
+        baselines: Tensors of the inputs' shapes that represent the absence of each feature.
+        feature_mask: Feature ids from 0 in the inputs' shapes, int64. Cells that belong to no feature (special and
             padding tokens) share the last id.
         feature_names: For each example the names of its features, ids 0 to len - 1.
     """
@@ -60,23 +60,22 @@ class Encoding:
         return f"{type(self).__name__}({self._examples()}, {counted(features, 'feature')})"
 
     def _examples(self) -> str:
-        """Return how many examples there are, and how large, for the repr."""
+        """Return the number and size of the examples, for the repr."""
         return counted(len(self), "example")
 
     def arguments(self, method: Any) -> dict[str, Any]:
-        """Return the keyword arguments of ``method.attribute`` that this encoding can fill.
+        """Return keyword arguments for ``method.attribute``: ``method.attribute(**x.arguments(method), target=1)``.
 
-        These are ``inputs``, and of ``baselines``, ``additional_forward_args`` and ``feature_mask`` those that the
-        method takes, so that ``method.attribute(**x.arguments(method), target=1)`` is a full call. A method over the
-        output of a layer that embeds ids or categories gets ``layer_mask`` and ``layer_baselines`` too: the features of
-        what was embedded, and the embedded baselines; the model runs for them. Other layers' are left to the user.
+        These are ``inputs`` and, if the method accepts them, ``baselines``, ``additional_forward_args`` and
+        ``feature_mask``. A method over a layer that embeds ids or categories also gets ``layer_mask`` and
+        ``layer_baselines``, for which the model runs. For other layers, pass these yourself.
 
         Args:
             method: A Captum attribution, or ``NoiseTunnel`` around one.
 
         Raises:
-            InputError: The method follows gradients with respect to token ids or categories, or takes each of several
-                examples against the baselines of all.
+            InputError: The method follows gradients with respect to token ids or categories, or compares each of
+                several examples with the baselines of all.
         """
         names = method_parameters(method)
         inputs, baselines = (t if isinstance(t, tuple) else (t,) for t in (self.inputs, self.baselines))
@@ -98,7 +97,7 @@ class Encoding:
 
 
 class LayerFeatures(NamedTuple):
-    """The features of a layer's output, and what it gives for the baselines.
+    """The features of a layer's output, and its output for the baselines.
 
     Attributes:
         mask: Feature ids, (B or 1, ...) in the output's shape; positions of no feature share the id after the last.
@@ -110,20 +109,20 @@ class LayerFeatures(NamedTuple):
 
 
 def layer_features(forward_func: Any, layer: Any, encoding: Encoding) -> LayerFeatures | None:
-    """Return the features of a layer's output, where the layer embeds the encoding's ids or categories.
+    """Return the features of a layer's output, if the layer embeds the encoding's ids or categories.
 
-    The layer's input in a run tells which cell of the encoding each of its positions is. Where it is not the ids as
-    they are (a column of a table, counted on from that of another one), categories are replaced by the binary digits of
-    their columns' numbers, and a position that changes just where the digits of c are one is column c.
+    The layer's input in a run shows which cell of the encoding is at each position. If it differs from the ids (the ids
+    of a table's columns may be offset), one copy of the example per binary digit has other categories in all cells
+    whose number has that digit. A position that changes in exactly the copies of the digits of c is cell c.
 
     Returns:
-        None where the layer does not embed, is called several times, or mixes several cells in one position.
+        None if the layer does not embed, is called several times, or mixes several cells in one position.
     """
     if not isinstance(layer, nn.Module) or not callable(forward_func):
         return None
     inputs, baselines, masks = _tuple(encoding.inputs), _tuple(encoding.baselines), _tuple(encoding.feature_mask)
-    seen = _seen(forward_func, layer, inputs, encoding.forward_args)
-    base = _seen(forward_func, layer, baselines, encoding.forward_args)
+    seen = _layer_call(forward_func, layer, inputs, encoding.forward_args)
+    base = _layer_call(forward_func, layer, baselines, encoding.forward_args)
     if seen is None or base is None or base[1].shape != seen[1].shape:
         return None
     ids, output = seen
@@ -138,22 +137,22 @@ def layer_features(forward_func: Any, layer: Any, encoding: Encoding) -> LayerFe
         if cells is None:
             return None
         flat = torch.cat([*(m.reshape(len(m), -1) for m in masks)], dim=1)
-        flat = torch.cat([flat, torch.full_like(flat[:, :1], none)], dim=1)  # index -1: of no cell
+        flat = torch.cat([flat, torch.full_like(flat[:, :1], none)], dim=1)  # index -1: no cell
         mask = flat[:, cells.flatten().to(flat.device)].reshape(ids.shape)
     mask = mask.reshape(*mask.shape, *[1] * (output.dim() - mask.dim())).expand(output.shape)
     return LayerFeatures(_one_if_equal(mask), _one_if_equal(base[1]))
 
 
 def layer_scores(method: Any, attributions: Any, encoding: Encoding) -> Tensor | None:
-    """Return what a method over layers that embed columns says of each feature, (features,), of one example.
+    """Return the score of each feature, (features,), from a method over layers that embed columns.
 
     Args:
         method: A Captum attribution.
-        attributions: What it gave: a tensor for its layer, or a list of tensors for its list of layers.
+        attributions: Its result: a tensor for its layer, or a list of tensors for its list of layers.
         encoding: The encoding of one example with several columns.
 
     Returns:
-        NaN for features that none of the layers embeds; None where it is no such method.
+        NaN for features that none of the layers embeds; None for other methods.
     """
     inner = innermost_method(method)
     if not isinstance(inner, LayerAttribution) or not hasattr(inner.forward_func, "_other_inputs"):
@@ -176,23 +175,23 @@ def layer_scores(method: Any, attributions: Any, encoding: Encoding) -> Tensor |
 
 
 def _cells(forward_func: Any, layer: nn.Module, encoding: Encoding, ids: Tensor) -> Tensor | None:
-    """Return the input cell that each position of the layer's input is, counted over all tensors; -1 for none."""
+    """Return the input cell at each position of the layer's input, counted over all tensors; -1 for none."""
     others = getattr(forward_func, "_other_inputs", None)
     if others is None:
         return None
     inputs = [x[:1] for x in _tuple(encoding.inputs)]
     altered = [x[:1] for x in others(encoding)]
     sizes = [x.numel() for x in inputs]
-    # From 1, so that each has a digit that is one.
+    # Numbers start at 1, so that each has a digit that is 1.
     number = torch.split(torch.arange(1, sum(sizes) + 1, device=inputs[0].device), sizes)
     bits = sum(sizes).bit_length()
     copies = []
-    for x, other, own in zip(inputs, altered, number, strict=True):
-        digits = torch.stack([(own >> bit) & 1 for bit in range(bits)]).bool()  # (bits, cells)
+    for x, other, cells in zip(inputs, altered, number, strict=True):
+        digits = torch.stack([(cells >> bit) & 1 for bit in range(bits)]).bool()  # (bits, cells)
         chosen = torch.cat([torch.zeros_like(digits[:1]), digits, ~digits]).reshape(-1, *x.shape[1:])
         copies.append(torch.where(chosen, other, x))
     one_row = tuple(a[:1] if isinstance(a, Tensor) and a.dim() else a for a in encoding.forward_args)
-    seen = _seen(forward_func, layer, tuple(copies), expand_forward_args(one_row, 2 * bits + 1))
+    seen = _layer_call(forward_func, layer, tuple(copies), expand_forward_args(one_row, 2 * bits + 1))
     if seen is None or seen[0].shape[1:] != ids.shape[1:]:
         return None
     changed = seen[0][1:] != seen[0][:1]
@@ -204,10 +203,10 @@ def _cells(forward_func: Any, layer: nn.Module, encoding: Encoding, ids: Tensor)
     return torch.where(touched, (ones * weights).sum(dim=0) - 1, -1)
 
 
-def _seen(
+def _layer_call(
     forward_func: Any, layer: nn.Module, inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor] | None:
-    """Return what a layer gets (whole numbers) and gives in a run; None if it is another kind of layer."""
+    """Return a layer's input (whole numbers) and output in a run; None if it gets other input or several calls."""
     calls: list[tuple[Any, Any]] = []
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -216,20 +215,20 @@ def _seen(
     handle = layer.register_forward_hook(look, with_kwargs=True)
     model = forward_func if isinstance(forward_func, nn.Module) else layer
     try:
-        with trial(model) as own:
-            (own if model is forward_func else forward_func)(*inputs, *forward_args)
+        with probing(model) as probed:
+            (probed if model is forward_func else forward_func)(*inputs, *forward_args)
     finally:
         handle.remove()
     if len(calls) != 1:
         return None
-    came, gave = calls[0]
-    if not isinstance(came, Tensor) or not isinstance(gave, Tensor) or came.is_floating_point() or not came.dim():
+    ids, output = calls[0]
+    if not isinstance(ids, Tensor) or not isinstance(output, Tensor) or ids.is_floating_point() or not ids.dim():
         return None
-    return came, gave
+    return ids, output
 
 
 def _one_if_equal(x: Tensor) -> Tensor:
-    """Return one row where all are equal: it goes with any number of noisy copies of the examples."""
+    """Return one row if all are equal; it broadcasts to any number of noisy copies of the examples."""
     return x[:1] if torch.equal(x, x[:1].expand_as(x)) else x
 
 

@@ -1,4 +1,4 @@
-"""What a model puts out: its tensor; whether that is logits, probabilities or predictions; one made of another."""
+"""What a model returns: its tensor, whether it holds logits, probabilities or predictions, and conversions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from captum_attn_lime.errors import ForwardError, InputError, OutputsWarning
 Array = NDArray[np.float64]
 Outputs = Literal["auto", "logits", "probabilities", "predictions"]
 Kind = Literal["logits", "probabilities", "predictions"]
-_SUM = 1e-3  # half precision sums to 1 so nearly
+_SUM = 1e-3  # tolerance for sums in half precision
 _aten = torch.ops.aten
 _STEPS = {
     _aten._softmax.default: "softmax",
@@ -28,7 +28,7 @@ _STEPS = {
     _aten.exp.default: "exp",
     _aten.tanh.default: "tanh",
 }
-# What keeps probabilities as they are, picks some, or makes 1 - p of p. Views share memory with what they look at.
+# Operations that keep probabilities, pick some, or turn p into 1 - p. Views share memory with their base.
 _COPIES = (
     _aten.clone.default,
     _aten._to_copy.default,
@@ -50,7 +50,7 @@ _COPIES = (
     _aten.index.Tensor,
     _aten.gather.default,
 )
-# What mixes probabilities, as an ensemble does.
+# Operations that mix probabilities, as an ensemble does.
 _MIXES = (
     _aten.add.Tensor,
     _aten.mul.Tensor,
@@ -62,9 +62,9 @@ _MIXES = (
     _aten.bmm.default,
 )
 _WRITES = (_aten.copy_.default,)
-# Of these the first tensor counts: what the others say is where, or what bounds it.
+# Only the first tensor of these counts: the others are indices or bounds.
 _OF_FIRST = (_aten.minimum.default, _aten.maximum.default, _aten.index_select.default, _aten.gather.default)
-# 1 / (1 + exp(-z)) and (1 + tanh(z)) / 2: from what to what a step leads on the way to a sigmoid made by hand.
+# A sigmoid written by hand, 1 / (1 + exp(-z)) or (1 + tanh(z)) / 2: the state after each operation.
 _BY_HAND = {
     (_aten.add.Tensor, "exp"): "odds",
     (_aten.add.Tensor, "tanh"): "odds",
@@ -86,20 +86,19 @@ def kind_of(
 ) -> Kind:
     """Return whether a model's outputs are logits or already probabilities.
 
-    Values outside 0 to 1 are logits. For others the steps of the model are looked at: probabilities come from a
-    softmax or sigmoid, or from mixing such. Where this leaves a doubt, it is guessed with a warning.
+    Values outside 0 to 1 are logits. Otherwise the model's operations decide: probabilities come from a softmax or
+    sigmoid, or from mixing those. If that is not conclusive, this guesses and warns.
 
     Args:
         outputs: The model's outputs, (n, columns), or with a row for each token.
         run_again: Runs the model on one of the examples and returns its output.
-        run_others: Runs it on altered copies of that example, where its steps do not tell.
+        run_others: Runs it on altered copies of that example, if its operations are not conclusive.
         name: The model's name, for the warning.
         exclude: Whether the classes exclude each other.
-        dim: The dimension of what exclude each other.
-        others: Runs the model on altered examples and returns its outputs, where its steps do not tell.
+        dim: The dimension along which they exclude each other.
 
     Warns:
-        OutputsWarning: It is guessed.
+        OutputsWarning: The result is a guess.
     """
     if not _is_between(outputs):
         return "logits"
@@ -109,13 +108,13 @@ def kind_of(
     last = steps.to(found)
     if last in ("softmax", "sigmoid") or (last in ("exp", "mixture") and sums_to_one):
         return "probabilities"
-    # By chance two logits may sum to 1, or one lie between 0 and 1, but hardly those of other inputs, too.
+    # Two logits may sum to 1 by chance, or one may lie between 0 and 1, but hardly for other inputs too.
     is_kept = exclude and sums_to_one and all(_is_between(o) and _sums_to_one(o, dim) for o in run_others())
     if last == "mixture" or is_kept or (last == "by hand" and all(map(_is_between, run_others()))):
-        _guessed(name, "probabilities", "logits")
+        _warn_guess(name, "probabilities", "logits")
         return "probabilities"
     if last == "unseen":
-        _guessed(name, "logits", "probabilities")
+        _warn_guess(name, "logits", "probabilities")
     return "logits"
 
 
@@ -130,28 +129,28 @@ def _sums_to_one(outputs: Tensor, dim: int) -> bool:
     return outputs.shape[dim] > 1 and bool(((outputs.detach().double().sum(dim=dim) - 1).abs() < _SUM).all())
 
 
-def _guessed(name: str, kind: Kind, other: Kind) -> None:
+def _warn_guess(name: str, kind: Kind, other: Kind) -> None:
     warn(
-        f"the outputs of {name} lie between 0 and 1, and its steps do not tell whether they are probabilities; they "
-        f"are read as {kind}. Pass outputs={kind!r} to the adapter if that is right, or outputs={other!r}.",
+        f"the outputs of {name} lie between 0 and 1, and its operations do not show whether they are probabilities; "
+        f"they are read as {kind}. Pass outputs={kind!r} to the adapter if that is right, else outputs={other!r}.",
         OutputsWarning,
     )
 
 
 def in_unit(outputs: Tensor, unit: Unit, kind: Kind, *, exclude: bool, dim: int = -1) -> Tensor:
-    """Return outputs in a unit, with one column for each class; gradients pass through.
+    """Return outputs in a unit, with one column per class; gradients pass through.
 
-    Of a single logit z the classes 0 and 1 have the logits -z and z, and the probabilities 1 - p and p.
+    For a single logit z, classes 0 and 1 have the logits -z and z, and the probabilities 1 - p and p.
 
     Args:
         outputs: The model's outputs: (n, columns), or with a row for each token.
-        unit: What is wanted.
+        unit: The unit to convert to.
         kind: What the outputs are.
         exclude: Whether the classes exclude each other.
-        dim: The dimension of what exclude each other.
+        dim: The dimension along which they exclude each other.
 
     Raises:
-        InputError: A regression has no probabilities and no logits, nor a classifier predictions.
+        InputError: A regression has no probabilities or logits, and a classifier no predictions.
 
     Example:
         >>> in_unit(torch.tensor([[0.0]]), "probability", "logits", exclude=True)
@@ -160,8 +159,8 @@ def in_unit(outputs: Tensor, unit: Unit, kind: Kind, *, exclude: bool, dim: int 
         tensor([[-2.,  2.]])
     """
     if (kind == "predictions") != (unit == "prediction"):
-        came = "a regression, which predicts values" if kind == "predictions" else "a classifier"
-        raise InputError(f"the model is {came}: it has no {unit}.")
+        what = "a regression, which predicts values" if kind == "predictions" else "a classifier"
+        raise InputError(f"the model is {what}: it has no {unit}.")
     if unit == "prediction":
         return outputs
     unit = "logit" if unit == "log probability" else unit
@@ -174,7 +173,7 @@ def in_unit(outputs: Tensor, unit: Unit, kind: Kind, *, exclude: bool, dim: int 
         return outputs.softmax(dim=dim) if exclude else outputs.sigmoid()
     if unit == "probability":
         return torch.cat([1 - outputs, outputs], dim=1) if is_one else outputs
-    # A float32 probability of 1 stands for all logits above 16.
+    # In float32 the probability of any logit above 16 rounds to 1.
     eps = torch.finfo(torch.float32 if outputs.dtype == torch.float64 else outputs.dtype).eps / 2
     if is_one or not exclude:
         odds = outputs.clamp(eps, 1 - eps).logit()
@@ -183,11 +182,11 @@ def in_unit(outputs: Tensor, unit: Unit, kind: Kind, *, exclude: bool, dim: int 
 
 
 class _Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees which step of a model each tensor comes from."""
+    """Records which operation of a model each tensor comes from."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._found: dict[int, tuple[Tensor, str]] = {}  # tensors are held, so that no other comes to lie there
+        self._found: dict[int, tuple[Tensor, str]] = {}  # keeps the tensors alive, so that no address is reused
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -212,7 +211,7 @@ class _Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return next((way for way in ways if way is not None), "other")
 
     def to(self, tensor: Tensor) -> str:
-        """Return the step that a tensor comes from."""
+        """Return the operation that a tensor comes from."""
         found = self._found.get(_place(tensor))
         return "unseen" if found is None else found[1]
 
@@ -226,19 +225,19 @@ def _is_view(func: Any) -> bool:
 
 
 def without_nan(outputs: Array, model: str, example: str) -> Array:
-    """Return a model's outputs (n, outputs), or raise where they are no numbers."""
+    """Return a model's outputs (n, outputs), or raise ForwardError if any is NaN."""
     bad = np.flatnonzero(np.isnan(outputs).any(axis=1))
     if len(bad):
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise ForwardError(
-            f"{model} gave NaN for {example} {bad[0]}{more}; nothing can be explained there. Look for a division by 0, "
-            f"a logarithm of 0, weights that are NaN, or values far outside what it was trained on."
+            f"{model} gave NaN for {example} {bad[0]}{more}, so there is nothing to explain. Look for a division by 0, "
+            f"a logarithm of 0, weights that are NaN, or values far outside the training range."
         )
     return outputs
 
 
 def named_tensor(output: Any, name: str) -> Any:
-    """Return what an output holds under a name, the first of a tuple, or the output itself.
+    """Return the entry of an output with this name, the first of a tuple, or a tensor itself.
 
     Example:
         >>> named_tensor({"logits": 1}, "logits"), named_tensor((2, 3), "logits"), named_tensor("text", "logits")
@@ -258,11 +257,11 @@ def as_logits(output: Any, n: int, name: str) -> Tensor:
 
     Args:
         output: What the model returned.
-        n: Number of examples that went in.
+        n: Number of examples.
         name: The model's name, for the message.
 
     Raises:
-        ForwardError: There is no tensor in it, or its shape is neither (n, classes) nor (n,).
+        ForwardError: It holds no tensor, or one whose shape is neither (n, classes) nor (n,).
     """
     found = named_tensor(output, "logits")
     if not isinstance(found, Tensor):

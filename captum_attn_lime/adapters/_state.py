@@ -1,8 +1,7 @@
-"""How a model is asked otherwise than it is, and left as it was: eval mode, its own changes of mode, process flags.
+"""Running a model in eval mode or with process flags off, without leaving a trace.
 
-A model is not altered for the length of a block: a stand-in that only this thread's block sees is asked in its place.
-The encoder fast path and cuDNN belong to the process, so calls in several threads share one change: the first one in
-makes it, the last one out undoes it.
+The model itself is never altered: within a block, a copy that only this thread sees runs instead. The encoder fast path
+and cuDNN belong to the process, so threads share one change: the first one in makes it, the last one out undoes it.
 """
 
 from __future__ import annotations
@@ -17,24 +16,25 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters._twins import eval_twin, modules_of
+from captum_attn_lime._util.random import without_drawing
+from captum_attn_lime.adapters._shallow_copy import eval_copy, modules_of
 
-_MODES = (bool, str)  # what a mode is made of
+_MODES = (bool, str)  # types of attributes that count as modes
 _PLAIN = frozenset({bool, str, int, float, type(None), tuple, list, torch.dtype, torch.device, torch.Size})
 _EVERY_MODULES = frozenset(vars(nn.Module()))
 _lock = threading.RLock()
 _fast_path: dict[str, Any] = {"users": 0, "was": True}
 _cudnn: dict[str, Any] = {"users": 0, "was": True}
-_writing_nothing: WeakSet[nn.Module] = WeakSet()  # models that write into no buffer of theirs
-_stand_ins: ContextVar[tuple[tuple[nn.Module, nn.Module], ...]] = ContextVar("stand_ins", default=())
+_read_only: WeakSet[nn.Module] = WeakSet()  # models that do not write into their buffers
+_replacements: ContextVar[tuple[tuple[nn.Module, nn.Module], ...]] = ContextVar("replacements", default=())
 
 
 @contextmanager
 def fast_path_off() -> Iterator[None]:
     """Run a block without ``nn.TransformerEncoder``'s fast path.
 
-    The fast path runs only where no gradient is wanted and writes zeros at padded positions. With it, perturbation
-    methods and gradient methods would explain different functions.
+    The fast path runs only without gradients and writes zeros at padded positions. With it, perturbation methods and
+    gradient methods would explain different functions.
 
     Example:
         >>> with fast_path_off():
@@ -58,55 +58,54 @@ def cudnn_off() -> Iterator[None]:
         yield
 
 
-def asked(model: nn.Module) -> nn.Module:
-    """Return what is to run in the place of a model: in a block that wants it otherwise than it is, its stand-in."""
-    return next((stand_in for own, stand_in in reversed(_stand_ins.get()) if own is model), model)
+def active_model(model: nn.Module) -> nn.Module:
+    """Return the module to run: the model, or the copy that replaces it in the current block."""
+    return next((copy for replaced, copy in reversed(_replacements.get()) if replaced is model), model)
 
 
 @contextmanager
-def standing_in(model: nn.Module, stand_in: nn.Module) -> Iterator[nn.Module]:
-    """Run a block in which :func:`asked` gives a stand-in for a model; to other threads the model stays as it is."""
-    token = _stand_ins.set((*_stand_ins.get(), (model, stand_in)))
+def substituted(model: nn.Module, replacement: nn.Module) -> Iterator[nn.Module]:
+    """Run a block in which :func:`active_model` returns a replacement; other threads still get the model."""
+    token = _replacements.set((*_replacements.get(), (model, replacement)))
     try:
-        yield stand_in
+        yield replacement
     finally:
-        _stand_ins.reset(token)
+        _replacements.reset(token)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Run a block in which the model is asked in eval mode, and return what :func:`asked` gives for it there.
+    """Run a block in which the model runs in eval mode, and yield what :func:`active_model` returns for it there.
 
-    The model itself keeps its training flags, which whoever else runs it at the same time relies on: where a part of it
-    is in training mode, a twin answers, with the same weights and hooks. A compiled model in training mode is then
-    asked as it was before it was compiled.
+    The model keeps its training flags, because other threads may be running it. If a part of it is in training mode, a
+    copy with the same weights and hooks runs instead. The copy of a compiled model is not compiled.
 
     Raises:
-        InputError: A part in training mode can have no twin (TorchScript, a ``forward`` replaced by a function).
+        InputError: A part in training mode cannot be copied (TorchScript, a ``forward`` replaced by a function).
 
     Example:
         >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-        >>> with evaluating(model) as asked_model:
-        ...     [m.training for m in asked_model], [m.training for m in model]
+        >>> with evaluating(model) as copy:
+        ...     [m.training for m in copy], [m.training for m in model]
         ([False, False], [True, False])
     """
-    with standing_in(model, eval_twin(asked(model))) as stand_in:
-        yield stand_in
+    with substituted(model, eval_copy(active_model(model))) as replacement:
+        yield replacement
 
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Run a block, then undo what the model changed of itself in it: a flag, a mode, a part, what its buffers hold.
+    """Run a block, then undo what the model changed about itself: flags, modes, submodules and buffers.
 
-    BigBird turns to full attention at the first short input, and stays so. Modes may lie in a dictionary or an object
-    that a part holds, as in its configuration. Numbers and tensors that a model keeps for
-    others to read (how often it ran, its last weights) are left, unless they belong to a part that changed its mode.
-    A model that was once seen to write into no buffer is taken to write into none.
+    BigBird, for example, switches to full attention at the first short input for good. Modes may also live in a
+    dictionary or an object that a module holds, such as its configuration. Numbers and tensors that a model keeps for
+    others to read (a call count, its last weights) stay, unless they belong to a module that changed its mode. A model
+    that once left its buffers unchanged is assumed never to write into them.
     """
     modules = [m for m in modules_of(model) if not isinstance(m, torch.jit.ScriptModule)]
     before = [(m, dict(vars(m)), dict(m._modules), dict(m._buffers)) for m in modules]
     settings = _settings_of([attributes for _, attributes, _, _ in before])
-    held = [] if model in _writing_nothing else _buffers_of(modules)
+    held = [] if model in _read_only else _buffers_of(modules)
     try:
         yield
     finally:
@@ -115,25 +114,42 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
                 table.update(modes)
         written = [(m, name, x, copy) for m, name, x, version, copy in held if x._version != version]
         if held and not written:
-            _writing_nothing.add(model)
+            _read_only.add(model)
         for module, attributes, parts, buffers in before:
-            own = vars(module)
+            now = vars(module)
             if (
-                any(value.__class__ in _MODES and own.get(name) is not value for name, value in attributes.items())
+                any(value.__class__ in _MODES and now.get(name) is not value for name, value in attributes.items())
                 or _differ(module._modules, parts)
                 or _differ(module._buffers, buffers)
             ):
-                own.update(attributes)
+                now.update(attributes)
                 module._modules.update(parts)
                 module._buffers.update(buffers)
         for module, name, buffer, copy in written:
-            if module._buffers[name] is buffer:  # what was written may still be wanted for a backward pass
+            if module._buffers[name] is buffer:  # replaced, not overwritten: a backward pass may need it
                 module._buffers[name] = copy
 
 
 @contextmanager
+def probing(model: nn.Module) -> Iterator[nn.Module]:
+    """Run a block that probes a model and leaves no trace: eval mode, no gradients, random numbers as before.
+
+    Yields the model to run in the block.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with probing(nn.Dropout()) as probed:
+        ...     drawn = torch.rand(3)
+        >>> probed.training, torch.equal(before, torch.get_rng_state())
+        (False, True)
+    """
+    with evaluating(model) as probed, without_drawing(), torch.no_grad(), modes_kept(probed):
+        yield probed
+
+
+@contextmanager
 def _switched_off(flag: dict[str, Any], get: Callable[[], bool], put: Callable[[bool], None]) -> Iterator[None]:
-    """Run a block with a flag of the process off; the last user of several puts it back."""
+    """Run a block with a process flag off; the last of several users restores it."""
     with _lock:
         if flag["users"] == 0:
             flag["was"] = get()
@@ -152,16 +168,16 @@ def _set_cudnn(enabled: bool) -> None:
     torch.backends.cudnn.enabled = enabled
 
 
-def _settings_of(tables: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return the dictionaries, and those of objects, that are among attributes of modules, each with its modes."""
+def _settings_of(attributes: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the dictionaries among attributes of modules, also those of objects, each with its modes."""
     found: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
-    for table in tables:
-        for name, value in table.items():
+    for owner in attributes:
+        for name, value in owner.items():
             if value.__class__ in _PLAIN or name in _EVERY_MODULES or isinstance(value, (Tensor, nn.Module, type)):
                 continue
-            own = value if type(value) is dict else getattr(value, "__dict__", None)
-            if type(own) is dict and id(own) not in found and not callable(value):
-                found[id(own)] = (own, {k: v for k, v in own.items() if v.__class__ in _MODES})
+            table = value if type(value) is dict else getattr(value, "__dict__", None)
+            if type(table) is dict and id(table) not in found and not callable(value):
+                found[id(table)] = (table, {k: v for k, v in table.items() if v.__class__ in _MODES})
     return list(found.values())
 
 

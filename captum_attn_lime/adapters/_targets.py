@@ -1,4 +1,4 @@
-"""Targets in words: class names and NumPy integers as the indices that Captum's functions understand."""
+"""Targets by name: class names and NumPy integers as the indices that Captum's functions understand."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def plain_target(target: Any, forward_func: Callable[..., Any], inputs: tuple[Te
     """Return a target in which NumPy integers are ints, and class names the columns of the forward function's output.
 
     Args:
-        target: Any of Captum's forms of a target, with class names in the place of classes.
-        forward_func: The forward function; an adapter, where names are to be understood.
-        inputs: Its input tensors, on the first example of which the number of columns is looked up.
+        target: Any of Captum's forms of a target, also with class names.
+        forward_func: The forward function; names need an adapter.
+        inputs: Its input tensors; the first example shows the number of columns.
         forward_args: Its further arguments.
 
     Raises:
-        TargetError: There is no such class, or it is class 0 of a single logit, whose negative no column holds.
+        TargetError: There is no such class, or it is class 0 of a single logit z, whose -z is not an output.
 
     Example:
         >>> import numpy as np
@@ -49,8 +49,8 @@ def plain_target(target: Any, forward_func: Callable[..., Any], inputs: tuple[Te
     if names is not None and columns < n:
         if index == 0:
             raise TargetError(
-                f"the model has a single logit z, which is of class {names[1]!r}; {names[0]!r} is -z. Pass "
-                f"target={names[1]!r} and turn the signs, or use compare or LIME's explain, which do so."
+                f"the model has a single logit z, that of class {names[1]!r}; {names[0]!r} is -z. Pass "
+                f"target={names[1]!r} and flip the signs, or use compare or LIME's explain, which do that."
             )
         return 0
     return index

@@ -1,4 +1,4 @@
-"""The model inside a wrapper (compiled, data-parallel, averaged, LoRA, ...), and what that model says of itself."""
+"""The model inside a wrapper (compiled, data-parallel, averaged, LoRA, ...), and its configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from captum_attn_lime.adapters._state import asked
+from captum_attn_lime.adapters._state import active_model
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -21,12 +21,12 @@ def parameters_of(model: nn.Module) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(model.forward).parameters)
 
 
-def layers_of_wrapping(model: nn.Module) -> Iterator[nn.Module]:
-    """Return a model and what it wraps, from the outermost module to the innermost.
+def wrapper_chain(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield a model and what it wraps, from the outermost module to the innermost.
 
     Example:
         >>> layer = nn.Linear(2, 2)
-        >>> [type(m).__name__ for m in layers_of_wrapping(nn.DataParallel(layer))]
+        >>> [type(m).__name__ for m in wrapper_chain(nn.DataParallel(layer))]
         ['DataParallel', 'Linear']
     """
     seen: list[nn.Module] = []
@@ -34,24 +34,24 @@ def layers_of_wrapping(model: nn.Module) -> Iterator[nn.Module]:
     while found is not None and all(found is not m for m in seen):
         seen.append(found)
         yield found
-        found = _held(found)
+        found = _inner(found)
 
 
-def inside(model: nn.Module) -> nn.Module:
-    """Return the innermost model of a wrapper; the model itself where it wraps nothing."""
-    *_, last = layers_of_wrapping(model)
+def innermost(model: nn.Module) -> nn.Module:
+    """Return the innermost model of a wrapper; the model itself if it wraps nothing."""
+    *_, last = wrapper_chain(model)
     return last
 
 
-def hands_all_on(model: nn.Module) -> bool:
-    """Return whether the model's ``forward`` names nothing that it takes, so that it can only hand on."""
+def only_forwards(model: nn.Module) -> bool:
+    """Return whether the model's ``forward`` has only ``*args`` and ``**kwargs``, which it can only pass on."""
     return all(p.kind in _VARIADIC for p in parameters_of(model).values())
 
 
 def configured(model: nn.Module) -> nn.Module | None:
     """Return the outermost module that has a HuggingFace configuration, or None.
 
-    It is the model itself, one in a wrapper, or the encoder that a module of the user's keeps.
+    It is the model itself, one in a wrapper, or an encoder inside the user's module.
     """
     for module in model.modules():
         config = getattr(module, "config", None)
@@ -61,8 +61,8 @@ def configured(model: nn.Module) -> nn.Module | None:
 
 
 def configuration(model: nn.Module, name: str, default: Any = None) -> Any:
-    """Return an entry of the configuration of a model or of what it wraps: the first that has it."""
-    for module in layers_of_wrapping(model):
+    """Return an entry of the first configuration that has it, of a model or of what it wraps."""
+    for module in wrapper_chain(model):
         config = getattr(module, "config", None)
         if hasattr(config, name):
             return getattr(config, name)
@@ -70,8 +70,8 @@ def configuration(model: nn.Module, name: str, default: Any = None) -> Any:
 
 
 def text_config(model: nn.Module) -> Any:
-    """Return the HuggingFace configuration (its text part) of a model or of the one inside, or None."""
-    holder = configured(asked(model))
+    """Return the text part of the HuggingFace configuration of a model or of one inside, or None."""
+    holder = configured(active_model(model))
     config = getattr(holder, "config", None)
     find = getattr(config, "get_text_config", None)
     return find() if callable(find) else config
@@ -93,8 +93,8 @@ def wrapped(model: nn.Module) -> nn.Module | None:
     return None
 
 
-def _held(model: nn.Module) -> nn.Module | None:
-    """Return the module that a wrapper runs with what it is given, or None."""
+def _inner(model: nn.Module) -> nn.Module | None:
+    """Return the module that a wrapper passes its arguments to, or None."""
     found = wrapped(model)
     if found is not None or isinstance(model, torch.jit.ScriptModule):
         return found
@@ -105,7 +105,7 @@ def _held(model: nn.Module) -> nn.Module | None:
 
 
 def _by_convention(model: nn.Module) -> Iterator[Any]:
-    """Return what other libraries' wrappers call the model inside."""
+    """Yield the model inside wrappers of other libraries."""
     get = getattr(type(model), "get_base_model", None)  # peft
     if callable(get):
         yield get(model)
@@ -114,5 +114,5 @@ def _by_convention(model: nn.Module) -> Iterator[Any]:
 
 
 def _is_huggingface(model: nn.Module) -> bool:
-    """Return whether transformers wrote the model's ``forward``: its ``**kwargs`` are for options."""
+    """Return whether the model's ``forward`` is from transformers, where ``**kwargs`` are options."""
     return str(getattr(type(model).forward, "__module__", "")).startswith("transformers.")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters._limits import position_limit
+from captum_attn_lime.adapters._model_config import position_limit
 from captum_attn_lime.errors import InputError, TargetError
 
 # What Captum's LLMAttribution generates with where nothing else is asked for.

@@ -15,10 +15,10 @@ from captum_attn_lime._explained import Explained, Unit
 from captum_attn_lime._util.captum import Target, expand_forward_args, format_forward_args, run_forward, select_target
 from captum_attn_lime._util.random import without_drawing
 from captum_attn_lime.adapters import Adapter
-from captum_attn_lime.adapters._answering import OWN_UNIT
 from captum_attn_lime.adapters._outputs import Kind
 from captum_attn_lime.adapters._state import evaluating
 from captum_attn_lime.adapters._targets import plain_target
+from captum_attn_lime.adapters._unit_override import NATIVE_UNIT
 from captum_attn_lime.errors import ForwardError, InputError, TargetError
 from captum_attn_lime.perturb._masks import Array
 
@@ -73,7 +73,7 @@ def adapter_scores(
     """
     outputs = adapter.outputs_of(*tensors)
     kind = adapter.kind_of(outputs, *tensors)
-    unit = OWN_UNIT[kind] if unit is None else unit
+    unit = NATIVE_UNIT[kind] if unit is None else unit
     return AdapterScorer(adapter, unit, kind, outputs.shape[-1]), adapter.as_unit(outputs, unit, kind)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from captum_attn_lime.adapters import TextAdapter, WordTokenizer
-from captum_attn_lime.adapters._state import asked, evaluating, modes_kept
+from captum_attn_lime.adapters._state import active_model, evaluating, modes_kept
 from captum_attn_lime.errors import ForwardError, InputError
 from captum_attn_lime.lime import LimeText
 from tests.models import text as models
@@ -187,7 +187,7 @@ def test_what_can_have_no_twin_is_refused_in_training_mode(kind):
         model.middle.forward = lambda x: own(x)
     with pytest.raises(InputError, match=r"call model.eval\(\) first"), evaluating(model.train()):
         pass
-    assert asked(model) is model
+    assert active_model(model) is model
     with evaluating(model.eval()) as same:
         assert same is model
 
@@ -200,12 +200,12 @@ def test_a_failing_run_leaves_the_model_as_it_was():
 
     model = Fails().train()
     with pytest.raises(RuntimeError, match="no"), evaluating(model), modes_kept(model):
-        asked(model)(torch.tensor([[2, 3]]))
+        active_model(model)(torch.tensor([[2, 3]]))
     with pytest.raises(RuntimeError, match="no"):
         TextAdapter(model, WORDS).predict_proba("bad")
     assert model.mode == "long"
     assert all(m.training for m in model.modules())
-    assert asked(model) is model
+    assert active_model(model) is model
 
 
 def test_other_threads_train_with_dropout_while_one_explains():

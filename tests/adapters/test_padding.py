@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from captum_attn_lime.adapters import TextAdapter
-from captum_attn_lime.adapters.text._padding import without_doubt
+from captum_attn_lime.adapters.text._padding import unambiguous_padding
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.lime import LimeText
 from tests.models import text as models
@@ -94,7 +94,7 @@ def test_a_batch_that_uses_the_whole_vocabulary_is_refused():
     model = models.gpt2(vocab_size=3)
     ids = torch.tensor([[0, 1, 2], [1, 0, 0]])
     with pytest.raises(InputError, match="all 3 ids"):
-        without_doubt(model, ids, torch.tensor([[1, 1, 1], [1, 1, 0]]), 0)
-    found, lent = without_doubt(model, ids.clamp(max=1), torch.tensor([[1, 1, 1], [1, 1, 0]]), 0)
+        unambiguous_padding(model, ids, torch.tensor([[1, 1, 1], [1, 1, 0]]), 0)
+    found, lent = unambiguous_padding(model, ids.clamp(max=1), torch.tensor([[1, 1, 1], [1, 1, 0]]), 0)
     assert lent == 2
     assert found.tolist() == [[0, 1, 1], [1, 0, 2]]

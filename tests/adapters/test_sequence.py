@@ -174,7 +174,7 @@ def changed(value: float, at: tuple[int, int]) -> np.ndarray:
         (changed(np.nan, (2, 2)), "series 'w' at step 2 of sequence 0 is nan"),
         (changed(0.5, (1, 1)), "'kind' has the value 0.5; categories are integers"),
         (changed(7, (1, 1)), "'kind' has the value 7, which the training data has not"),
-        ([["a"] * SERIES] * STEPS, "cannot be read"),
+        ([["a"] * SERIES] * STEPS, "cannot be converted"),
         ([FRAME, FRAME[:2]], r"have \[2, 4\] steps"),
     ],
 )

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from captum_attn_lime.adapters._limits import padding_token
-from captum_attn_lime.adapters._state import asked, evaluating, fast_path_off
+from captum_attn_lime.adapters._model_config import padding_token
+from captum_attn_lime.adapters._state import active_model, evaluating, fast_path_off
 from captum_attn_lime.adapters.text._padding import padding_id
 
 
@@ -53,12 +53,12 @@ def test_a_twin_is_asked_in_eval_mode_and_the_model_keeps_its_flags():
     model[1][0].eval()
     before = [m.training for m in model.modules()]
     with evaluating(model) as outer:
-        assert asked(model) is outer
+        assert active_model(model) is outer
         with pytest.raises(KeyError), evaluating(model) as inner:
             _fail_if_not(inner is outer and not any(m.training for m in inner.modules()))
         assert [m.training for m in model.modules()] == before
         assert outer[0].weight is model[0].weight  # its weights, not copies of them
-    assert asked(model) is model
+    assert active_model(model) is model
 
 
 def test_a_padding_id_is_another_configuration_of_a_twin():
@@ -68,10 +68,10 @@ def test_a_padding_id_is_another_configuration_of_a_twin():
     model = nn.Linear(1, 1)
     model.config = own = Config()
     with pytest.raises(KeyError), padding_id(model, 7):
-        _fail_if_not(asked(model).config.pad_token_id == padding_token(model) == 7 and own.pad_token_id is None)
-    assert asked(model) is model
+        _fail_if_not(active_model(model).config.pad_token_id == padding_token(model) == 7 and own.pad_token_id is None)
+    assert active_model(model) is model
     model.config.pad_token_id = 3
     with padding_id(model, 7):
-        assert (model.config.pad_token_id, asked(model).config.pad_token_id) == (3, 7)
+        assert (model.config.pad_token_id, active_model(model).config.pad_token_id) == (3, 7)
     with padding_id(nn.Linear(1, 1), 7):  # no configuration, nothing to give an id to
         pass

@@ -125,8 +125,8 @@ def test_names_that_are_given(signature, numbers, categories, names):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"numeric": "u", "categories": "v"}, "each of 'numeric' and 'categorical'"),
-        ({"numeric": "a", "categorical": "a"}, "each of 'numeric' and 'categorical'"),
+        ({"numeric": "u", "categories": "v"}, "must give 'numeric' and 'categorical'"),
+        ({"numeric": "a", "categorical": "a"}, "must give 'numeric' and 'categorical'"),
         ({"numeric": 0, "categorical": "a"}, "names or positions, not both"),
         ({"numeric": 0, "categorical": 2}, "positions run from 0"),
         ({"numeric": "u", "categorical": "v"}, "takes a, b"),
@@ -146,8 +146,8 @@ class Product(nn.Module):
     ("model", "message"),
     [
         (Product(), r"runs with \(numeric, categorical\) and with \(categorical, numeric\).*forward_names="),
-        (model_of("batch", "batch['u']", "batch['v']"), r"it is not known how .*KeyError 'u'.*forward_names="),
-        (model_of("**parts", "parts['u']", "parts['v']"), r"it is not known how .*forward_names="),
+        (model_of("batch", "batch['u']", "batch['v']"), r"cannot find out how .*KeyError 'u'.*forward_names="),
+        (model_of("**parts", "parts['u']", "parts['v']"), r"cannot find out how .*forward_names="),
         (model_of("x_cat, x_num, mask", "x_num", "x_cat"), "needs x_cat, x_num, mask"),
     ],
 )

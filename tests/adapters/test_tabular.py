@@ -168,11 +168,11 @@ def test_a_row_may_come_in_any_form(form):
         ([30, 1.5, 1.5, 0], "'colour' has the value 1.5; categories are integers"),
         ([30, -1, 1.5, 0], "'colour' has the value -1"),
         ([30, 2, 1.5, 5], "'city' has the value 5, which the training data has not: it has 0, 1"),
-        (["a", 2, 1.5, 0], "cannot be read"),
+        (["a", 2, 1.5, 0], "cannot be converted"),
         ([[[1.0]]], "expected a row"),
         ([], "expected a row"),
-        (FRAME.rename(columns={"age": "Age"}), r"missing \['age'\], not known \['Age'\]"),
-        (FRAME.iloc[0].drop("age"), r"Series has other columns than the adapter: missing \['age'\]"),
+        (FRAME.rename(columns={"age": "Age"}), r"missing \['age'\], unknown \['Age'\]"),
+        (FRAME.iloc[0].drop("age"), r"Series and the adapter have different columns: missing \['age'\]"),
     ],
 )
 def test_bad_rows(rows, message):

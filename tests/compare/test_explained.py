@@ -104,7 +104,7 @@ def test_one_logit_is_one_number_with_two_signs(kind):
         found = adapter.explained(x.inputs, x.forward_args, target)
         assert (found.unit, found.value) == ("logit", pytest.approx(value, rel=1e-5))
         assert {found.name, found.opposite} == set(NAMES)
-        with adapter.answering_in("logit", x.inputs, x.forward_args):
+        with adapter.output_unit("logit", x.inputs, x.forward_args):
             answered = adapter(x.inputs, *x.forward_args)
         assert answered[0, found.index] == pytest.approx(value, rel=1e-5)
     predicted = adapter.explained(x.inputs, x.forward_args)
@@ -121,7 +121,7 @@ def test_another_adapter_and_another_thread_answer_as_they_are():
     other = adapters()["table"][0]
     x = adapter.encode(raw).inputs
     shapes = []
-    with adapter.answering_in("probability", x) as reading:
+    with adapter.output_unit("probability", x) as reading:
         assert adapter(x).shape == (1, 2)
         assert other(x).shape == (1, 1)
         thread = Thread(target=lambda: shapes.append(adapter(x).shape))

@@ -1,4 +1,4 @@
-"""`ImageAdapter`: a model of pictures as a Captum forward function and a lime classifier function."""
+"""`ImageAdapter`: an image model as a Captum forward function and a lime classifier function."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from captum_attn_lime._util.progress import progress
 from captum_attn_lime.adapters._base import Adapter
 from captum_attn_lime.adapters._checks import check_count
 from captum_attn_lime.adapters._encoding import Encoding, counted
-from captum_attn_lime.adapters._limits import configured_class_names
+from captum_attn_lime.adapters._model_config import configured_class_names
 from captum_attn_lime.adapters._outputs import Array, Outputs, without_nan
 from captum_attn_lime.adapters._state import evaluating
 from captum_attn_lime.adapters.image._pixels import Pixels, pair, read_images
 from captum_attn_lime.adapters.image._preprocessing import Fit, Preprocessing, preprocessing_of
-from captum_attn_lime.adapters.image._segments import Labels, Segments, find_patch_size, hidden, patch_grid, segment
+from captum_attn_lime.adapters.image._segments import (
+    Labels,
+    Segments,
+    baseline_image,
+    find_patch_size,
+    patch_grid,
+    segment,
+)
 from captum_attn_lime.errors import InputError
 
 
@@ -28,7 +35,7 @@ class ImageEncoding(Encoding):
     """Pictures as tensors, with their segments as features.
 
     Attributes:
-        images: The pictures at the model's size, each (H, W, 3), uint8 or floats from 0 to 1, to be shown.
+        images: The pictures at the model's size, for display, each (H, W, 3), uint8 or floats from 0 to 1.
     """
 
     images: tuple[Pixels, ...]
@@ -39,41 +46,40 @@ class ImageEncoding(Encoding):
 
     @property
     def segments(self) -> Labels:
-        """The segment of each pixel, (B, H, W) int64; pixels of no segment have the number after the last."""
+        """The segment of each pixel, (B, H, W) int64; pixels of no segment have the id after the last."""
         assert isinstance(self.feature_mask, Tensor)
         return np.asarray(self.feature_mask[:, 0].cpu().numpy())
 
 
 class ImageAdapter(Adapter):
-    """A model of pictures, ready for Captum and for lime.
+    """An image model, ready for Captum and for lime.
 
-    A picture comes as an array (H, W, 3), a tensor (C, H, W), a PIL image or a path; whole numbers run from 0 to 255
-    and floats from 0 to 1. It is resized, its middle cut out, and normalised, as the model wants it: that is read from
-    timm's configuration of the model, or from ``processor``, or said. What is said goes before what is read. A picture
-    that has the model's size already is only normalised, so that what :meth:`encode` gives to be shown, and what lime
-    makes of it, mean to the model what they show.
+    A picture is an array (H, W, 3), a tensor (C, H, W), a PIL image or a path, with integers from 0 to 255 or floats
+    from 0 to 1. The adapter resizes, centre-crops and normalises it as the model expects. It reads the settings from
+    timm's configuration of the model or from ``processor``; arguments override them. A picture that already has the
+    model's size is only normalised, so the pictures that :meth:`encode` and lime show are what the model sees.
 
     Args:
         model: A model of normalised pixels (n, C, H, W) that returns (n, classes), a tuple that begins with it, or
             ``.logits``.
         processor: A HuggingFace image processor, a timm data configuration, or torchvision's ``weights.transforms()``.
-        mean: Mean of each channel (red, green, blue), of values from 0 to 1 and not 0 to 255; one channel, for models
-            of grey pictures, as ``(0.5,)``.
-        std: Standard deviation of each channel, of values from 0 to 1.
-        size: Height and width of the model's pictures, or one number for both. Without it, and where nothing else
-            tells it, pictures are taken at the size they have.
-        fit: ``"squash"`` (where nothing is read, the default) resizes a picture to ``size``; ``"crop"`` keeps its
-            proportions and cuts out its middle.
-        resize_to: Height and width before the middle is cut out; by default ``size``.
+        mean: Mean of each channel (red, green, blue) for values from 0 to 1; ``(0.5,)``, one channel, for a greyscale
+            model.
+        std: Standard deviation of each channel for values from 0 to 1.
+        size: Height and width of the model's pictures, or one number for both. If no source gives a size, pictures keep
+            theirs.
+        fit: ``"squash"`` (the default without other settings) resizes a picture to ``size``; ``"crop"`` keeps the
+            aspect ratio and crops the centre.
+        resize_to: Height and width before the centre crop; by default ``size``.
         interpolation: ``"bilinear"``, ``"bicubic"``, ``"lanczos"``, ``"nearest"``, ``"box"`` or ``"hamming"``.
-        patch_size: Height and width of the model's patches, where its first convolution does not tell them.
+        patch_size: Height and width of the model's patches; by default those of its first convolution.
         class_names: Names of the classes; by default those of a HuggingFace configuration.
-        outputs: What the model puts out: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid) or
-            ``"predictions"`` (a regression); by default that is found out.
+        outputs: What the model returns: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid),
+            ``"predictions"`` (a regression), or ``"auto"`` to find out.
         batch_size: Greatest number of pictures that :meth:`predict_proba` runs at once.
 
     Raises:
-        InputError: How the model wants its pictures is not known, or settings contradict each other.
+        InputError: The model's preprocessing is unknown, or settings contradict each other.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -130,12 +136,12 @@ class ImageAdapter(Adapter):
             features: ``"patches"``: those of the model; ``"quickshift"`` (with lime's settings), ``"slic"`` or
                 ``"felzenszwalb"`` of scikit-image; a function from a picture (H, W, 3), at the model's size, to labels
                 (H, W), such as ``functools.partial(slic, n_segments=50)``; or labels (H, W) or (B, H, W).
-            baselines: What stands for "nothing there": ``"segment"``, the mean colour of each segment, as in lime;
+            baselines: What replaces a removed segment: ``"segment"``, the mean colour of each segment, as in lime;
                 ``"mean"``, the mean colour of the picture; ``"black"``; ``"blur"``; or a number, a colour or a picture
-                in the picture's own values, 0 to 255 or 0 to 1.
-            seed: Seed of algorithms of segmentation that draw random numbers; the default is scikit-image's.
-            normalized: ``images`` is a tensor (C, H, W) or (B, C, H, W) that went through the model's own transforms.
-                It is taken as it is.
+                in the picture's range of values, 0 to 255 or 0 to 1.
+            seed: Seed of segmentation algorithms that draw random numbers.
+            normalized: ``images`` is a tensor (C, H, W) or (B, C, H, W) that already went through the model's
+                transforms; it stays unchanged.
 
         Raises:
             InputError: No picture, pictures of several sizes, or features or baselines that do not fit.
@@ -147,24 +153,24 @@ class ImageAdapter(Adapter):
             shown = self.images(images)
             if len({image.shape for image in shown}) > 1:
                 sizes = ", ".join(f"{i.shape[0]} x {i.shape[1]}" for i in shown)
-                raise InputError(f"pictures of sizes {sizes} came; pass size= to the adapter, or encode each alone.")
+                raise InputError(f"the pictures have sizes {sizes}; pass size= to the adapter, or encode each alone.")
             inputs = torch.cat([self.tensors(image[None]) for image in shown])
         masks, names, bases = [], [], []
         for i, image in enumerate(shown):
-            labels, own_names = self._segmented(image, _of_example(features, i, len(shown), 2), seed)
+            labels, segment_names = self._segmented(image, _of_example(features, i, len(shown), 2), seed)
             masks.append(torch.from_numpy(labels))
-            names.append(own_names)
-            base = hidden(image, labels, len(own_names), _of_example(baselines, i, len(shown), 3))
+            names.append(segment_names)
+            base = baseline_image(image, labels, len(segment_names), _of_example(baselines, i, len(shown), 3))
             bases.append(self.tensors(base[None]))
         mask = torch.stack(masks).to(inputs.device)[:, None].expand(inputs.shape)  # (B, C, H, W), stored once
-        stand_ins = torch.cat(bases)
+        replaced = torch.cat(bases)
         if normalized:  # shown pictures are rounded: pixels of no segment must equal the input itself
-            inside = mask < torch.tensor([len(n) for n in names], device=mask.device).reshape(-1, 1, 1, 1)
-            stand_ins = torch.where(inside, stand_ins, inputs)
+            is_feature = mask < torch.tensor([len(n) for n in names], device=mask.device).reshape(-1, 1, 1, 1)
+            replaced = torch.where(is_feature, replaced, inputs)
         return ImageEncoding(
             inputs=inputs,
             forward_args=(),
-            baselines=stand_ins,
+            baselines=replaced,
             feature_mask=mask,
             feature_names=tuple(names),
             images=tuple(shown),
@@ -177,11 +183,11 @@ class ImageAdapter(Adapter):
 
         Args:
             raw: One picture or several, in any form that :meth:`encode` accepts.
-            show_progress: Show a bar over the pictures.
+            show_progress: Show a progress bar over the pictures.
 
         Raises:
-            InputError: It is no picture.
-            ForwardError: The model gives NaN.
+            InputError: It is not a picture.
+            ForwardError: The model returns NaN.
         """
         images = self.images(raw)
         found = []
@@ -201,12 +207,12 @@ class ImageAdapter(Adapter):
             raw: One picture or several: array, tensor, PIL image or path, or a list of these.
 
         Raises:
-            InputError: It is no picture.
+            InputError: It is not a picture.
         """
         return [self.preprocessing.image(image) for image in read_images(raw)]
 
     def tensors(self, images: Pixels) -> Tensor:
-        """Return pictures of the model's size as what :meth:`forward` takes, (n, C, H, W) normalised.
+        """Return pictures of the model's size as input of :meth:`forward`, (n, C, H, W) normalised.
 
         Args:
             images: Pictures (n, H, W, 3), uint8 or floats from 0 to 1.
@@ -224,9 +230,9 @@ class ImageAdapter(Adapter):
         found = images.unsqueeze(0) if isinstance(images, Tensor) and images.dim() == 3 else images
         is_pixels = isinstance(found, Tensor) and found.dim() == 4 and found.is_floating_point()
         if not is_pixels or found.shape[1] != channels or not len(found):
-            came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise InputError(
-                f"normalized=True takes a floating tensor ({channels}, H, W) or (B, {channels}, H, W), but got {came}."
+                f"normalized=True needs a floating tensor ({channels}, H, W) or (B, {channels}, H, W), but got {got}."
             )
         return self._placed(found.detach())
 
@@ -236,7 +242,7 @@ class ImageAdapter(Adapter):
         if self.patch_size is None:
             raise InputError(
                 f"the first convolution of {type(self.model).__name__} does not cut pictures into patches; pass "
-                "patch_size= to the adapter, or features='slic', 'quickshift' or your own."
+                "patch_size= to the adapter, or features='slic', 'quickshift' or an array of labels."
             )
         return patch_grid((image.shape[0], image.shape[1]), self.patch_size)
 
@@ -244,16 +250,16 @@ class ImageAdapter(Adapter):
         if len(tensors) != 1 or tensors[0].dim() != 4:
             shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
             raise InputError(
-                f"{type(self.model).__name__} takes one tensor (n, C, H, W), but {shapes} came; take it from "
+                f"{type(self.model).__name__} takes one tensor (n, C, H, W), but got {shapes}; pass "
                 "adapter.encode(images).inputs."
             )
-        return self._asked(tensors[0])
+        return self._active_model(tensors[0])
 
 
 def _of_example(given: Any, i: int, n: int, dimensions: int) -> Any:
-    """Return one example's own part of what has one more dimension than an example has, anything else as it is."""
+    """Return row i of an array with one dimension more than an example has, anything else unchanged."""
     if not isinstance(given, (np.ndarray, Tensor)) or given.ndim != dimensions + 1:
         return given
     if len(given) != n:
-        raise InputError(f"an array of shape {tuple(given.shape)} came for {n} picture(s); pass one row for each.")
+        raise InputError(f"an array of shape {tuple(given.shape)} does not fit {n} picture(s); pass one row for each.")
     return given[i]

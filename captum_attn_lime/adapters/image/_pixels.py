@@ -1,4 +1,4 @@
-"""Pictures in every form that they come in, as arrays (H, W, 3): read, checked, resized and cropped."""
+"""Pictures in any form as arrays (H, W, 3): read, checked, resized and cropped."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from captum_attn_lime.errors import InputError
 
 Pixels = NDArray[Any]  # (H, W, 3), uint8 from 0 to 255 or floats from 0 to 1
 
-_SLACK = 1e-3  # a resampled float image may lie this far outside 0 to 1
-_REFUSED = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_SLACK = 1e-3  # a resampled float image may exceed 0 to 1 by this much
+_UNKNOWN_RANGE = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # modes of PIL
 
 
 def read_images(raw: Any) -> list[Pixels]:
@@ -23,11 +23,11 @@ def read_images(raw: Any) -> list[Pixels]:
 
     Args:
         raw: One picture, a list of pictures, an array (n, H, W, channels) or a tensor (n, C, H, W). A picture is an
-            array (H, W) or (H, W, channels), a tensor (C, H, W), a PIL image, or a path. Whole numbers run from 0 to
-            255 and floats from 0 to 1. Grey is repeated over three channels.
+            array (H, W) or (H, W, channels), a tensor (C, H, W), a PIL image, or a path, with integers from 0 to 255
+            or floats from 0 to 1. Grey is repeated over three channels.
 
     Raises:
-        InputError: Something else, an alpha channel that hides something, or values out of range.
+        InputError: Not a picture, transparent pixels, or values out of range.
 
     Example:
         >>> [image.shape for image in read_images(np.zeros((2, 4, 5, 3), dtype=np.uint8))]
@@ -35,11 +35,11 @@ def read_images(raw: Any) -> list[Pixels]:
     """
     if isinstance(raw, (list, tuple)):
         if not raw:
-            raise InputError("an empty list of pictures came; pass at least one.")
+            raise InputError("the list of pictures is empty; pass at least one.")
         return [_read(image) for image in raw]
     if isinstance(raw, (Tensor, np.ndarray)) and raw.ndim == 4:
         if not len(raw):
-            raise InputError(f"images of shape {tuple(raw.shape)} came; pass at least one.")
+            raise InputError(f"images of shape {tuple(raw.shape)} hold no picture; pass at least one.")
         return [_read(image) for image in raw]
     return [_read(raw)]
 
@@ -52,10 +52,10 @@ def _read(raw: Any) -> Pixels:
             array = array.double() if str(array.dtype) == "torch.float64" else array.float()
         if array.dim() == 3 and array.shape[0] not in (1, 3, 4):
             raise InputError(
-                f"a tensor of shape {tuple(raw.shape)} came as a picture; tensors are (C, H, W) with 1 or 3 channels. "
-                "Pixels last are for arrays: pass tensor.numpy(), or tensor.permute(2, 0, 1)."
+                f"a tensor of shape {tuple(raw.shape)} is not a picture; tensors are (C, H, W) with 1 or 3 channels. "
+                "Arrays have channels last: pass tensor.numpy(), or tensor.permute(2, 0, 1)."
             )
-        return _colours(array.permute(1, 2, 0).numpy() if array.dim() == 3 else array.numpy())
+        return _rgb(array.permute(1, 2, 0).numpy() if array.dim() == 3 else array.numpy())
     if isinstance(raw, (str, os.PathLike)):
         from PIL import Image
 
@@ -63,37 +63,37 @@ def _read(raw: Any) -> Pixels:
             with Image.open(raw) as opened:
                 return _read_pil(opened)
         except OSError as error:
-            raise InputError(f"no picture can be read from {os.fspath(raw)!r}: {error}.") from error
+            raise InputError(f"cannot read a picture from {os.fspath(raw)!r}: {error}.") from error
     if hasattr(raw, "convert") and hasattr(raw, "getbands"):
         return _read_pil(raw)
     if isinstance(raw, np.ndarray):
-        return _colours(raw)
+        return _rgb(raw)
     raise InputError(
-        f"a picture came as {type(raw).__name__}; pass an array (H, W, 3), a tensor (C, H, W), a PIL image or a path."
+        f"a picture must be an array (H, W, 3), a tensor (C, H, W), a PIL image or a path, but is {type(raw).__name__}."
     )
 
 
 def _read_pil(image: Any) -> Pixels:
-    """Return a PIL image upright, as its EXIF data says, as (H, W, 3) uint8."""
+    """Return a PIL image, rotated as its EXIF data says, as (H, W, 3) uint8."""
     from PIL import ImageOps
 
-    if image.mode in _REFUSED:
+    if image.mode in _UNKNOWN_RANGE:
         raise InputError(
-            f"a PIL image of mode {image.mode!r} came, whose range of values is not known; scale it to 0 to 255 and "
-            "convert it to 'L' or 'RGB'."
+            f"the range of values of a PIL image of mode {image.mode!r} is unknown; scale it to 0 to 255 and convert "
+            "it to 'L' or 'RGB'."
         )
     upright = ImageOps.exif_transpose(image)
     has_alpha = "A" in upright.getbands() or "a" in upright.getbands() or "transparency" in upright.info
-    return _colours(np.asarray(upright.convert("RGBA" if has_alpha else "RGB")))
+    return _rgb(np.asarray(upright.convert("RGBA" if has_alpha else "RGB")))
 
 
-def _colours(array: Pixels) -> Pixels:
+def _rgb(array: Pixels) -> Pixels:
     """Return (H, W), (H, W, 1), (H, W, 3) or an opaque (H, W, 4) as (H, W, 3), checked."""
     if array.ndim not in (2, 3) or not array.size or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        hint = " Channels first are for tensors: pass torch.from_numpy(array), or array.transpose(1, 2, 0)."
+        hint = " Tensors have channels first: pass torch.from_numpy(array), or array.transpose(1, 2, 0)."
         is_first = array.ndim == 3 and array.shape[0] in (1, 3)
         raise InputError(
-            f"an array of shape {array.shape} came as a picture; it must be (H, W), (H, W, 1) or (H, W, 3)."
+            f"an array of shape {array.shape} is not a picture; arrays are (H, W), (H, W, 1) or (H, W, 3)."
             + (hint if is_first else "")
         )
     array = _values(array)
@@ -102,8 +102,8 @@ def _colours(array: Pixels) -> Pixels:
     if array.shape[2] == 4:
         if bool((array[:, :, 3] < (255 if array.dtype == np.uint8 else 1)).any()):
             raise InputError(
-                "a picture with transparent pixels came, which have no colour; lay it over a background first, such "
-                "as Image.alpha_composite(white, image).convert('RGB')."
+                "the picture has transparent pixels, which have no colour; put it on a background first, for example "
+                "with Image.alpha_composite(white, image).convert('RGB')."
             )
         array = array[:, :, :3]
     return np.ascontiguousarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array)
@@ -120,12 +120,12 @@ def _values(array: Pixels) -> Pixels:
     least, most = float(array.min()), float(array.max())
     if array.dtype.kind != "f":
         if least < 0 or most > 255:
-            raise InputError(f"whole numbers in a picture run from 0 to 255, but these from {least:g} to {most:g}.")
+            raise InputError(f"integers in a picture run from 0 to 255, but these from {least:g} to {most:g}.")
         return array.astype(np.uint8)
     if not (least >= -_SLACK and most <= 1 + _SLACK):  # NaN too
         raise InputError(
             f"floats in a picture run from 0 to 1, but these from {least:g} to {most:g}; divide by 255, or pass uint8. "
-            "For tensors that are normalised already: adapter.encode(tensor, normalized=True)."
+            "For tensors that are already normalised: adapter.encode(tensor, normalized=True)."
         )
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
 
@@ -139,17 +139,17 @@ def fit_image(
     interpolation: str,
     floor: bool,
 ) -> Pixels:
-    """Return a picture resized, and its middle cut out; the same array where it has the size already.
+    """Return a picture resized and centre-cropped; the same array if it already has the size.
 
-    uint8 stays uint8, by the resampling of PIL that image processors are made for.
+    uint8 stays uint8, with PIL's resampling, which image processors use.
 
     Args:
         image: The picture, (H, W, 3).
         size: Height and width of the result.
-        resize_to: Height and width before the middle is cut out.
-        squash: Whether it is resized to just that, or keeps its proportions and covers that.
-        interpolation: Name of one of PIL's resamplings, in small letters.
-        floor: Whether of an odd margin the smaller part is cut off first, or, as torchvision does, the even part.
+        resize_to: Height and width before the crop.
+        squash: Whether to resize to exactly that size, or to cover it and keep the aspect ratio.
+        interpolation: Name of one of PIL's resampling filters, in lower case.
+        floor: Whether an odd margin is split with the smaller part first, or, as in torchvision, the even part.
     """
     height, width = image.shape[:2]
     if (height, width) == size:

@@ -1,4 +1,4 @@
-"""What a model wants done to a picture: read from timm, HuggingFace or torchvision, or said by the user."""
+"""A model's preprocessing of pictures: read from timm, HuggingFace or torchvision, or given by the user."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Fit = Literal["squash", "crop"]
 _RESAMPLINGS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _FLIPPED = (
-    " Pictures go in as red, green, blue; for a model of blue, green, red give mean and std from red to blue, and wrap "
-    "the model in a module that calls it with x.flip(1)."
+    " Pictures are in RGB order; for a BGR model give mean and std in RGB order, and wrap the model in a module that "
+    "calls it with x.flip(1)."
 )
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL turns colours into grey
-_ROUNDING = 0.035  # another library's resampling of the smooth trial picture lies within this of PIL's
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, PIL's conversion from colour to grey
+_ROUNDING = 0.035  # other libraries' resampling of the smooth test picture agrees with PIL's to this tolerance
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a picture (H, W, 3) to the model's pixels.
+    """How to turn a picture (H, W, 3) into the model's pixels.
 
     Attributes:
-        mean: Mean of each channel, of values from 0 to 1; one number for a model of grey pictures.
+        mean: Mean of each channel, for values from 0 to 1; one number for a greyscale model.
         std: Standard deviation of each channel.
-        size: Height and width of the model's pictures; None takes them as they are.
-        resize_to: Height and width before the middle is cut out; by default ``size``.
-        fit: ``"squash"`` resizes to just that; ``"crop"`` keeps proportions, covers it, and cuts out the middle.
-        interpolation: Name of a resampling.
-        floor: Whether of an odd margin the smaller part is cut off first, as by HuggingFace, or the even part, as by
+        size: Height and width of the model's pictures; None keeps their size.
+        resize_to: Height and width before the centre crop; by default ``size``.
+        fit: ``"squash"`` resizes to exactly that size; ``"crop"`` covers it, keeps the aspect ratio, and crops.
+        interpolation: Name of a resampling filter.
+        floor: Whether an odd margin is split with the smaller part first, as in HuggingFace, or the even part, as in
             torchvision.
     """
 
@@ -51,8 +51,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise InputError(
-                f"mean {self.mean} and std {self.std} must both have one number per channel, 3 for colour or 1 for "
-                "grey."
+                f"mean {self.mean} and std {self.std} must have one number per channel, 3 for colour or 1 for grey."
             )
         if not all(math.isfinite(m) for m in self.mean) or not all(s > 0 for s in self.std):
             raise InputError(f"mean {self.mean} must be finite and std {self.std} above 0.")
@@ -66,7 +65,7 @@ class Preprocessing:
             raise InputError(f"resize_to {self.resize_to} must be at least size, which is {self.size}.")
 
     def image(self, image: Pixels) -> Pixels:
-        """Return a picture at the model's size, its kind of values unchanged."""
+        """Return a picture at the model's size, with the same dtype and range of values."""
         if self.size is None:
             return image
         return fit_image(
@@ -95,58 +94,57 @@ class Preprocessing:
 
 
 def _check_units(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Raise unless mean and deviation can be those of values from 0 to 1, in the order red, green, blue."""
+    """Raise unless mean and std are plausible for values from 0 to 1 in RGB order."""
     if not all(0 <= m <= 1 for m in mean) or any(s > 1 for s in std):
         advice = "give both for values from 0 to 1"
         if any(m > 1 for m in mean):
             halves = [tuple(round(v / 255, 6) for v in values) for values in (mean, std)]
             advice = f"for a model of values from 0 to 255 divide both by 255: mean={halves[0]}, std={halves[1]}"
         raise InputError(
-            f"mean {mean} and std {std} are not those of values from 0 to 1, as pictures have them; {advice}."
+            f"mean {mean} and std {std} are not plausible for pictures with values from 0 to 1; {advice}."
             f"{_FLIPPED if _is_flipped(tuple(m / 255 for m in mean)) else ''}"
         )
     if _is_flipped(mean):
-        raise InputError(f"mean {mean} and std {std} are ImageNet's from blue to red.{_FLIPPED}")
+        raise InputError(f"mean {mean} and std {std} are ImageNet's in BGR order.{_FLIPPED}")
 
 
 def _is_flipped(mean: tuple[float, ...]) -> bool:
-    """Return whether a mean is ImageNet's in the order blue, green, red, as models in the manner of Caffe have it."""
+    """Return whether a mean is ImageNet's in BGR order, which Caffe-style models use."""
     return len(mean) == 3 and all(abs(m - i) < 3e-3 for m, i in zip(mean[::-1], _IMAGENET_MEAN, strict=True))
 
 
 def preprocessing_of(model: nn.Module, processor: Any, given: Mapping[str, Any]) -> Preprocessing:
-    """Return what the model wants: the user's own settings over those of a processor or of the model.
+    """Return the model's preprocessing: the user's settings override those of a processor or of the model.
 
     Args:
-        model: The model; timm's keep their settings.
+        model: The model; timm models carry their settings.
         processor: A timm data configuration, a HuggingFace image processor, torchvision's ``weights.transforms()``, or
             None.
-        given: The user's settings, None where there is none.
+        given: The user's settings; None for those not given.
 
     Raises:
-        InputError: Settings that are missing, contradict each other, or cannot be read off the processor.
+        InputError: Settings are missing, contradict each other, or cannot be read from the processor.
     """
-    own = {name: value for name, value in given.items() if value is not None}
+    chosen = {name: value for name, value in given.items() if value is not None}
     for name in ("mean", "std"):
-        if name in own:
-            own[name] = _channels(own[name], name)
+        if name in chosen:
+            chosen[name] = _channels(chosen[name], name)
     for name in ("size", "resize_to"):
-        if name in own:
-            own[name] = pair(own[name], name)
+        if name in chosen:
+            chosen[name] = pair(chosen[name], name)
     found = _read(model, processor)
     if found is None:
-        if "mean" not in own or "std" not in own:
+        if "mean" not in chosen or "std" not in chosen:
             raise InputError(
-                f"it is not known how {type(model).__name__} wants its pictures; pass processor= (its HuggingFace "
-                "image processor, timm data configuration or torchvision weights.transforms()), or mean=, std= and "
-                "size=. "
+                f"the preprocessing of {type(model).__name__} is unknown; pass processor= (its HuggingFace image "
+                "processor, timm data configuration or torchvision weights.transforms()), or mean=, std= and size=. "
                 f"ImageNet's are {_IMAGENET_MEAN} and (0.229, 0.224, 0.225)."
             )
-        return Preprocessing(**own)
-    if "size" in own and "resize_to" not in own and found.size and found.resize_to:
+        return Preprocessing(**chosen)
+    if "size" in chosen and "resize_to" not in chosen and found.size and found.resize_to:
         scales = [r / s for r, s in zip(found.resize_to, found.size, strict=True)]
-        own["resize_to"] = tuple(math.floor(a * s) for a, s in zip(own["size"], scales, strict=True))
-    return replace(found, **own)
+        chosen["resize_to"] = tuple(math.floor(a * s) for a, s in zip(chosen["size"], scales, strict=True))
+    return replace(found, **chosen)
 
 
 def _read(model: nn.Module, processor: Any) -> Preprocessing | None:
@@ -174,14 +172,14 @@ def _read(model: nn.Module, processor: Any) -> Preprocessing | None:
 def _from_timm(config: Mapping[str, Any], model: nn.Module) -> Preprocessing:
     missing = [name for name in ("mean", "std") if name not in config]
     if missing:
-        raise InputError(f"a data configuration with the keys {sorted(config)} lacks {' and '.join(missing)}.")
+        raise InputError(f"the data configuration with the keys {sorted(config)} lacks {' and '.join(missing)}.")
     size = None if "input_size" not in config else pair(tuple(config["input_size"])[-2:], "input_size")
     patches = getattr(model, "patch_embed", None)
     if getattr(patches, "strict_img_size", False) and getattr(patches, "img_size", None):
         size = pair(patches.img_size, "img_size")  # type: ignore[union-attr]  # made for another size than its weights
     mode = config.get("crop_mode", "center")
     if mode not in ("center", "squash"):
-        raise InputError(f"crop_mode {mode!r} fills borders; pass mean=, std=, size= and fit= instead.")
+        raise InputError(f"crop_mode {mode!r} pads borders; pass mean=, std=, size= and fit= instead.")
     share = config.get("crop_pct") or 1.0
     interpolation = config.get("interpolation", "bicubic")
     return Preprocessing(
@@ -208,7 +206,7 @@ def _from_torchvision(transforms: Any) -> Preprocessing:
 
 
 def _from_huggingface(processor: Any) -> Preprocessing:
-    """Return a HuggingFace image processor's settings, after a trial that they are all that it does."""
+    """Return a HuggingFace image processor's settings, after checking that it does nothing else."""
     mean: tuple[float, ...] = (0.0,) * 3
     std: tuple[float, ...] = (1.0,) * 3
     if getattr(processor, "do_normalize", True):
@@ -233,29 +231,29 @@ def _from_huggingface(processor: Any) -> Preprocessing:
     number = getattr(processor, "resample", None)
     interpolation = names[2 if number is None else int(number)]
     found = Preprocessing(mean, std, size, before if size else None, fit, interpolation, floor=True)
-    _try(processor, found)
+    _check_same_pixels(processor, found)
     return found
 
 
-def _try(processor: Any, found: Preprocessing) -> None:
-    """Raise unless a processor and its settings make nearly the same pixels of a picture."""
+def _check_same_pixels(processor: Any, found: Preprocessing) -> None:
+    """Raise unless a processor and its settings turn a test picture into nearly the same pixels."""
     height, width = found.size or (32, 32)
     y, x = np.mgrid[0 : height * 5 // 4, 0 : width * 3 // 2]
     smooth = [np.sin(x / width * 4), np.cos(y / height * 5), np.sin((x + y) / width * 3)]
     picture = np.stack([(s + 1) * 120 for s in smooth], axis=2).astype(np.uint8)
     pixels = processor(images=picture, return_tensors="np")["pixel_values"]
-    own = found.tensor(found.image(picture)[None]).numpy()
+    expected = found.tensor(found.image(picture)[None]).numpy()
     allowed = _ROUNDING * max(1 / s for s in found.std)
-    if pixels.shape != own.shape or float(np.abs(pixels - own).max()) > allowed:
+    if pixels.shape != expected.shape or float(np.abs(pixels - expected).max()) > allowed:
         raise InputError(
-            f"{type(processor).__name__} does more to a picture than resizing it, cutting out its middle and "
-            "normalising it, or does so in another way; pass mean=, std=, size= and fit= instead, or pictures that "
-            "were prepared by it: adapter.encode(pixel_values, normalized=True)."
+            f"{type(processor).__name__} does more than resize, centre-crop and normalise a picture, or does so "
+            "differently; pass mean=, std=, size= and fit= instead, or the pixels that it returns: "
+            "adapter.encode(pixel_values, normalized=True)."
         )
 
 
 def _channels(value: Any, name: str) -> tuple[float, ...]:
-    """Return one number per channel; a single number stands for three equal ones."""
+    """Return one number per channel; a single number is repeated for three."""
     numbers = tuple(value) if isinstance(value, (Sequence, np.ndarray, Tensor)) else (value,) * 3
     try:
         return tuple(float(v) for v in numbers)

@@ -1,4 +1,4 @@
-"""A picture cut into segments, which are its features, and what stands in the place of a segment that is removed."""
+"""Segments of a picture, which are its features, and baselines that replace removed segments."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _BASELINES = ("segment", "mean", "black", "blur")
 
 
 def find_patch_size(model: nn.Module, channels: int) -> tuple[int, int] | None:
-    """Return height and width of the patches that the model cuts its pictures into; None where it does not tell.
+    """Return height and width of the model's patches, or None if unknown.
 
-    They are those of the first convolution over the picture's channels, if its patches do not overlap, or of a
+    They come from the first convolution over the picture's channels, if its patches do not overlap, or from a
     HuggingFace configuration.
 
     Example:
@@ -54,7 +54,7 @@ def patch_convolution(model: nn.Module, channels: int) -> nn.Conv2d | None:
 
 
 def patch_grid(image: tuple[int, int], patch: tuple[int, int]) -> tuple[Labels, tuple[str, ...]]:
-    """Return the patch of each pixel and the patches' names; pixels beyond the last patch share the next number.
+    """Return the patch of each pixel and the patches' names; pixels beyond the last patch share the next id.
 
     Example:
         >>> patch_grid((2, 5), (1, 2))[1]
@@ -71,8 +71,8 @@ def patch_grid(image: tuple[int, int], patch: tuple[int, int]) -> tuple[Labels, 
 def segment(image: Pixels, how: Segments, seed: int) -> tuple[Labels, tuple[str, ...]]:
     """Return the segment of each pixel, from 0 without gaps, and the segments' names.
 
-    scikit-image's slic counts from 1, and lime takes segment numbers for indices: without a further word it then
-    explains nothing, with a perfect score.
+    scikit-image's slic counts from 1, but lime uses segment ids as indices: it would silently explain nothing, with a
+    perfect score.
 
     Args:
         image: The picture, (H, W, 3).
@@ -93,8 +93,8 @@ def segment(image: Pixels, how: Segments, seed: int) -> tuple[Labels, tuple[str,
     labels = found.detach().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
     if labels.shape != image.shape[:2] or labels.dtype.kind not in "iub":
         raise InputError(
-            f"features must be whole numbers (H, W), one for each pixel of the picture at the model's size, "
-            f"{image.shape[:2]}, but came as {labels.dtype} of shape {labels.shape}."
+            f"features must be integers (H, W), one for each pixel of the picture at the model's size "
+            f"{image.shape[:2]}, but are {labels.dtype} of shape {labels.shape}."
         )
     values, numbers = np.unique(labels, return_inverse=True)
     return numbers.reshape(labels.shape).astype(np.int64), tuple(f"segment {k}" for k in range(len(values)))
@@ -110,7 +110,7 @@ def _algorithm(name: str, seed: int) -> Callable[[Pixels], Any]:
 
     function = getattr(segmentation, name)
     options = dict(_ALGORITHMS[name])
-    # lime drops the seed that it is given: its wrapper asks for the name that scikit-image has given up.
+    # lime ignores its seed: its wrapper passes it under a name that scikit-image has removed.
     for parameter in ("rng", "random_seed"):
         if parameter in inspect.signature(function).parameters:
             options[parameter] = seed
@@ -118,30 +118,30 @@ def _algorithm(name: str, seed: int) -> Callable[[Pixels], Any]:
     return lambda image: function(image, **options)
 
 
-def hidden(image: Pixels, labels: Labels, n_segments: int, baseline: Any) -> Pixels:
-    """Return what stands in the place of removed segments, a picture like the given one.
+def baseline_image(image: Pixels, labels: Labels, n_segments: int, baseline: Any) -> Pixels:
+    """Return the picture that replaces removed segments.
 
     Args:
         image: The picture, (H, W, 3).
-        labels: The segment of each pixel; numbers from ``n_segments`` on belong to none, and keep their pixels.
+        labels: The segment of each pixel; pixels with ids from ``n_segments`` on belong to none and stay unchanged.
         n_segments: Number of segments.
-        baseline: ``"segment"``: the mean colour of each segment, as lime does; ``"mean"``: of the picture;
-            ``"black"``; ``"blur"``; or a number, a colour or a picture, in the picture's own values.
+        baseline: ``"segment"``: the mean colour of each segment, as in lime; ``"mean"``: of the picture; ``"black"``;
+            ``"blur"``; or a number, a colour or a picture in the picture's range of values.
 
     Example:
-        >>> hidden(np.array([[[0, 0, 0], [9, 9, 8]]], dtype=np.uint8), np.array([[0, 0]]), 1, "segment")
+        >>> baseline_image(np.array([[[0, 0, 0], [9, 9, 8]]], dtype=np.uint8), np.array([[0, 0]]), 1, "segment")
         array([[[4, 4, 4], [4, 4, 4]]], dtype=uint8)
     """
-    found = _stand_in(image, labels, baseline)
+    found = _replacement(image, labels, baseline)
     return np.where((labels < n_segments)[:, :, None], found, image)
 
 
-def _stand_in(image: Pixels, labels: Labels, baseline: Any) -> Pixels:
+def _replacement(image: Pixels, labels: Labels, baseline: Any) -> Pixels:
     if isinstance(baseline, str):
         if baseline not in _BASELINES:
             raise InputError(
-                f"baselines is {baseline!r}; it must be one of {', '.join(map(repr, _BASELINES))}, or a number, a "
-                "colour or a picture."
+                f"baselines must be one of {', '.join(map(repr, _BASELINES))}, or a number, a colour or a picture, but "
+                f"is {baseline!r}."
             )
         if baseline == "black":
             return np.zeros_like(image)
@@ -154,14 +154,14 @@ def _stand_in(image: Pixels, labels: Labels, baseline: Any) -> Pixels:
         flat = labels.reshape(-1) if baseline == "segment" else np.zeros(labels.size, dtype=np.int64)
         count = np.bincount(flat)
         means = [np.bincount(flat, weights=image[:, :, c].reshape(-1)) / count.clip(1) for c in range(3)]
-        # Whole numbers are cut off, as lime cuts them off.
+        # Integers are truncated, as in lime.
         return np.stack(means, axis=1)[flat].reshape(image.shape).astype(image.dtype)
     array = baseline.detach().cpu().numpy() if isinstance(baseline, Tensor) else np.asarray(baseline)
     if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-        raise InputError(f"baselines must hold finite numbers or be a name, but came as {baseline!r:.60}.")
+        raise InputError(f"baselines must hold finite numbers or be a name, but are {baseline!r:.60}.")
     most = 255 if image.dtype == np.uint8 else 1
     if array.min() < 0 or array.max() > most or (most == 255 and bool((array != np.rint(array)).any())):
-        kind = "whole numbers from 0 to 255" if most == 255 else "numbers from 0 to 1"
+        kind = "integers from 0 to 255" if most == 255 else "numbers from 0 to 1"
         raise InputError(f"the picture holds {kind}, so baselines must too, but are {baseline!r:.60}.")
     try:
         return np.broadcast_to(array, image.shape).astype(image.dtype)

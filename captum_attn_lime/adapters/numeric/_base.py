@@ -1,4 +1,4 @@
-"""What adapters over numbers share: the task, batches of examples, probabilities and predictions for lime."""
+"""`NumericAdapter`, the base of adapters over numbers: tasks, batches, baselines and categories."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from captum_attn_lime._util.progress import progress
 from captum_attn_lime.adapters._base import Adapter
 from captum_attn_lime.adapters._checks import check_count
 from captum_attn_lime.adapters._outputs import Array, Outputs, without_nan
-from captum_attn_lime.adapters._state import cudnn_off, evaluating
-from captum_attn_lime.adapters._trial import trial
-from captum_attn_lime.adapters.numeric._categories import another_category, check_whole, looked_up, with_no_value
+from captum_attn_lime.adapters._state import cudnn_off, evaluating, probing
+from captum_attn_lime.adapters.numeric._categories import (
+    another_category,
+    check_whole,
+    lookup_columns,
+    with_nan_gradient,
+)
 from captum_attn_lime.adapters.numeric._columns import (
     as_numbers,
     check_categories,
@@ -25,8 +29,8 @@ from captum_attn_lime.adapters.numeric._columns import (
 )
 from captum_attn_lime.errors import InputError, SelectionError
 
-# Examples on which it is tried out whether a gradient reaches a column.
-_TRIED = 32
+# Number of examples that probe whether a gradient reaches a column.
+_PROBED = 32
 
 Task = Literal["classification", "multi_label", "regression"]
 
@@ -34,60 +38,63 @@ Task = Literal["classification", "multi_label", "regression"]
 class NumericAdapter(Adapter):
     """A model over arrays of numbers, batch first.
 
-    Subclasses write :meth:`arrays` (raw input, checked) and :meth:`tensors` (arrays as the model's tensors).
-
-    Args:
-        model: The wrapped model.
-        class_names: Names of the classes.
-        task: What the outputs are: logits of classes that exclude each other (``"classification"``), of labels that do
-            not (``"multi_label"``: each has a probability of its own), or numbers to predict (``"regression"``), whose
-            names are then the ``class_names``.
-        outputs: Whether a classifier puts out ``"logits"`` or ``"probabilities"``; found out by default.
-        batch_size: Greatest number of examples that run at once.
+    Subclasses implement :meth:`arrays` (raw input, checked) and :meth:`tensors` (arrays as the model's tensors), and
+    describe the arguments.
     """
 
-    #: What one example is called.
+    #: The word for one example.
     example = "row"
 
     feature_names: tuple[str, ...] | None
     categorical_features: tuple[int, ...]
     _training: Array | None
-    _known: dict[int, Array]  # for each categorical column the categories that the training data has, sorted
+    _known_categories: dict[int, Array]  # sorted categories in the training data, by categorical column
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        class_names: Sequence[str] | None,
+        training_data: Any = None,
+        categorical_features: Sequence[int | str] = (),
+        feature_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
         task: Task = "classification",
         outputs: Outputs = "auto",
-        batch_size: int,
+        batch_size: int = 1024,
     ) -> None:
         if task not in get_args(Task):
             raise InputError(f"task must be 'classification', 'multi_label' or 'regression', but is {task!r}.")
         if (outputs == "predictions") != (task == "regression") and outputs != "auto":
-            raise InputError(f"outputs={outputs!r} does not go with task={task!r}; predictions are of a regression.")
+            raise InputError(f"outputs={outputs!r} does not go with task={task!r}; only a regression has predictions.")
         super().__init__(model, class_names=class_names, outputs="predictions" if task == "regression" else outputs)
         check_count("batch_size", batch_size, f"{self.example}s")
         self.task = task
         self.batch_size = batch_size
+        self._check_model()
+        names = self._names_in(training_data) if feature_names is None else tuple(str(n) for n in feature_names)
+        self._training = training = None if training_data is None else self._training_examples(training_data, names)
+        if names is None and training is not None:
+            names = tuple(str(i) for i in range(training.shape[-1]))
+        self.feature_names = names
+        self.categorical_features = column_indices(categorical_features, names)
+        self._known_categories = {}
+        if training is not None:
+            self._check_categories(training)
+            self._known_categories = {c: np.unique(training[..., c]) for c in self.categorical_features}
+
+    def _check_model(self) -> None:
+        """Raise if the model's ``forward`` cannot take the examples."""
+
+    def _names_in(self, training_data: Any) -> tuple[str, ...] | None:
+        """Return the column names that training data carries, if any."""
+        raise NotImplementedError
+
+    def _training_examples(self, training_data: Any, names: tuple[str, ...] | None) -> Array:
+        """Return training data as (n, ..., columns) float64, checked."""
+        raise NotImplementedError
 
     def _settings(self) -> list[str]:
         return [f"task={self.task!r}"]
-
-    def _learn(
-        self, training: Array | None, names: tuple[str, ...] | None, categorical_features: Sequence[int | str]
-    ) -> None:
-        """Keep training examples (n, ..., columns), the columns' names, and which categories occur."""
-        if names is None and training is not None:
-            names = tuple(str(i) for i in range(training.shape[-1]))
-        self._training = training
-        self.feature_names = names
-        self.categorical_features = column_indices(categorical_features, names)
-        self._known = {}
-        if training is not None:
-            self._check_categories(training)
-            self._known = {c: np.unique(training[..., c]) for c in self.categorical_features}
 
     @property
     def training_data(self) -> Array | None:
@@ -99,7 +106,7 @@ class NumericAdapter(Adapter):
         raise NotImplementedError
 
     def tensors(self, array: Array) -> tuple[Tensor, ...]:
-        """Return examples (n, ...) as the tensors that :meth:`forward` takes, on the model's device."""
+        """Return examples (n, ...) as arguments of :meth:`forward`, on the model's device."""
         raise NotImplementedError
 
     def outputs(self, raw: Any, *, show_progress: bool = False) -> Array:
@@ -107,11 +114,11 @@ class NumericAdapter(Adapter):
 
         Args:
             raw: One example or several, in any form that :meth:`encode` accepts.
-            show_progress: Show a bar over the examples.
+            show_progress: Show a progress bar over the examples.
 
         Raises:
-            InputError: Wrong shape, a value that is not a finite number, or a category that cannot occur.
-            ForwardError: The model gives NaN.
+            InputError: Wrong shape, a value that is not a finite number, or an unknown category.
+            ForwardError: The model returns NaN.
         """
         array = self.arrays(raw)
         found = []
@@ -127,11 +134,11 @@ class NumericAdapter(Adapter):
         super()._check_probabilities()
 
     def predict(self, raw: Any, *, show_progress: bool = False) -> Array:
-        """Return the predictions, float64: (n,), lime's ``predict_fn`` for regression, or (n, outputs) for several.
+        """Return the predictions, float64: (n,) as lime's ``predict_fn`` for regression, or (n, outputs) for several.
 
         Args:
             raw: One example or several, in any form that :meth:`encode` accepts.
-            show_progress: Show a bar over the examples.
+            show_progress: Show a progress bar over the examples.
 
         Raises:
             InputError: The adapter's task is not regression.
@@ -143,14 +150,13 @@ class NumericAdapter(Adapter):
 
     @property
     def embeddings(self) -> list[nn.Module]:
-        """The layers that embed categories, in the order in which they are called, for Captum's layer methods.
+        """The layers that embed categories, in calling order, for Captum's layer methods.
 
-        Gradients with respect to categories do not exist; with respect to what they are embedded as they do:
-        ``LayerIntegratedGradients(adapter, adapter.embeddings)``.
+        Categories have no gradient, but their embeddings do: ``LayerIntegratedGradients(adapter, adapter.embeddings)``.
 
         Raises:
-            SelectionError: No layer embeds categories, or one embeds several columns in calls of its own, which Captum
-                does not tell apart; or without training data the model cannot be run to find out.
+            SelectionError: No layer embeds categories; a layer is called once for each of several columns, which Captum
+                cannot tell apart; or there is no training data to run the model on.
         """
         array = self._examples()
         found: list[nn.Module] = []
@@ -158,14 +164,14 @@ class NumericAdapter(Adapter):
 
         def look(layer: nn.Module, module: nn.Module, args: tuple[Any, ...]) -> None:
             calls.append(layer)
-            came = args[0] if args and isinstance(args[0], Tensor) and len(args[0]) else torch.zeros(1)
-            if layer not in found and len(came) % 2 == 0 and not torch.equal(*came.chunk(2)):
+            ids = args[0] if args and isinstance(args[0], Tensor) and len(args[0]) else torch.zeros(1)
+            if layer not in found and len(ids) % 2 == 0 and not torch.equal(*ids.chunk(2)):
                 found.append(layer)
 
         layers = [m for m in self.model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
         handles = [layer.register_forward_pre_hook(partial(look, layer)) for layer in layers]
         try:
-            with trial(self.model):
+            with probing(self.model):
                 self(*self.tensors(np.concatenate([array, self._with_other_categories(array)])))
         finally:
             for handle in handles:
@@ -177,42 +183,42 @@ class NumericAdapter(Adapter):
             )
         if any(calls.count(layer) > 1 for layer in found):
             raise SelectionError(
-                f"an nn.Embedding of {type(self.model).__name__} is called several times in one run, for one column "
-                "after the other, and Captum's layer methods would take the calls for one; use FeatureAblation, "
+                f"an nn.Embedding of {type(self.model).__name__} is called several times in one run, once for each "
+                "column, and Captum's layer methods cannot tell the calls apart; use FeatureAblation, "
                 "ShapleyValueSampling or LIME over the columns."
             )
         return found
 
     @property
     def embedding(self) -> nn.Module:
-        """The layer that embeds the categories, where there is one for all.
+        """The layer that embeds the categories, if a single one embeds all.
 
         Raises:
-            SelectionError: There is none, or there are several: :attr:`embeddings` are all of them.
+            SelectionError: There is none, or there are several, as in :attr:`embeddings`.
         """
         found = self.embeddings
         if len(found) > 1:
             raise SelectionError(
-                f"{type(self.model).__name__} embeds its categories by {len(found)} layers; use adapter.embeddings, "
-                "which LayerIntegratedGradients takes as they are, or one of them."
+                f"{type(self.model).__name__} embeds its categories in {len(found)} layers; use adapter.embeddings, "
+                "a list that LayerIntegratedGradients accepts, or one of them."
             )
         return found[0]
 
     def _check_categories(self, array: Array) -> None:
-        """Raise if categorical columns of examples (n, ..., columns) hold what is no category, or not a known one."""
+        """Raise if categorical columns of examples (n, ..., columns) hold an invalid or unknown category."""
         rows = array.reshape(-1, array.shape[-1])
-        check_categories(rows, self.categorical_features, self.feature_names, self._known)
+        check_categories(rows, self.categorical_features, self.feature_names, self._known_categories)
 
     def _baselines(self, chosen: Any, shape: tuple[int, ...]) -> Array:
-        """Return what stands for "nothing known" in examples of a shape (n, ...), in that shape.
+        """Return the baselines of examples of a shape (n, ...), in that shape.
 
         Args:
-            chosen: ``"mean"``, ``"zero"``, an array that broadcasts to the shape, or None for the mean where there is
-                training data, and else zero.
+            chosen: ``"mean"``, ``"zero"``, an array that broadcasts to the shape, or None for the mean if there is
+                training data, else zero.
             shape: The shape.
 
         Raises:
-            InputError: There is no such baseline, it does not fit, or the mean was asked for without training data.
+            InputError: There is no such baseline, it does not fit, or the mean needs training data.
         """
         if chosen is None:
             chosen = "zero" if self._training is None else "mean"
@@ -240,23 +246,23 @@ class NumericAdapter(Adapter):
         return found
 
     def _examples(self) -> Array:
-        """Return one example to try the model on, (1, ...)."""
+        """Return one example to run the model on, (1, ...)."""
         if self._training is not None:
             return self._training[:1]
         raise SelectionError(
-            f"the model must be run to find the layers that embed categories; pass training_data= to the "
-            f"{type(self).__name__}, or give the method the layer itself."
+            "finding the layers that embed categories needs an example to run the model on; pass training_data= to the "
+            f"{type(self).__name__}, or pass the layer to the method yourself."
         )
 
     def _with_other_categories(self, array: Array) -> Array:
-        """Return examples (n, ..., columns) with another category in every categorical column."""
+        """Return examples (n, ..., columns) with a different category in every categorical column."""
         out = np.array(array, dtype=np.float64)
         for column in self.categorical_features:
-            out[..., column] = another_category(out[..., column], self._known.get(column))
+            out[..., column] = another_category(out[..., column], self._known_categories.get(column))
         return out
 
     def _other_inputs(self, encoding: Any) -> tuple[Tensor, ...]:
-        """Return an encoding's input tensors with another category in every categorical column."""
+        """Return an encoding's input tensors with a different category in every categorical column."""
         array = getattr(encoding, "sequences", None)
         array = encoding.rows if array is None else array
         return self.tensors(self._with_other_categories(array))
@@ -264,23 +270,25 @@ class NumericAdapter(Adapter):
     def _run_numbers(self, x: Tensor) -> Any:
         """Run the model on one tensor, (n, ..., columns), that may hold categories.
 
-        A model that makes ids of them would give gradients of exactly 0. There are none: they become NaN, and a method
-        that asks for what lies between two categories raises.
+        A model that converts them to ids would have gradients of exactly 0 there. This makes them NaN, and raises if a
+        method interpolates between categories.
         """
         if not (self.categorical_features and x.requires_grad and torch.is_grad_enabled()):
-            return self._asked(x)
+            return self._active_model(x)
         array = x.detach().to(device="cpu", dtype=torch.float64).numpy()
         if self._training is not None:
             array = self._training
-        array = array[:_TRIED].copy()
+        array = array[:_PROBED].copy()
         array[..., list(self.categorical_features)] = array[..., list(self.categorical_features)].round()
         (examples,), (others,) = self.tensors(array), self.tensors(self._with_other_categories(array))
-        with trial(self.model), cudnn_off():  # recurrent layers
-            columns = looked_up(lambda t: self._read(self._asked(t), (t,)), examples, others, self.categorical_features)
+        with probing(self.model), cudnn_off():  # for recurrent layers
+            columns = lookup_columns(
+                lambda t: self._read(self._active_model(t), (t,)), examples, others, self.categorical_features
+            )
         if not columns:
-            return self._asked(x)
+            return self._active_model(x)
         check_whole(x, columns, self.feature_names, type(self.model).__name__)
-        return self._asked(with_no_value(x, columns))
+        return self._active_model(with_nan_gradient(x, columns))
 
     def _one(self, raw: Any) -> tuple[Tensor, ...]:
         return self.tensors(self.arrays(raw)[:1])

@@ -1,4 +1,4 @@
-"""Columns that hold categories: other categories to try, and what a gradient method may not do with them."""
+"""Columns that hold categories: other categories to try, and checks of gradient methods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INSTEAD = (
 
 
 def another_category(values: Array, known: Array | None) -> Array:
-    """Return for each value another category: the next one that is known, or 1 for 0 and 0 for others.
+    """Return a different category for each value: the next known one, or 1 for 0 and 0 for others.
 
     Example:
         >>> another_category(np.array([0.0, 2.0]), None), another_category(np.array([1.0, 7.0]), np.array([1.0, 7.0]))
@@ -31,38 +31,40 @@ def another_category(values: Array, known: Array | None) -> Array:
 
 
 def as_ids(categories: Tensor, model: str) -> Tensor:
-    """Return categories (n, columns) as whole numbers; floats that hold such are taken, others raise.
+    """Return categories (n, columns) as integers, also from floats with integer values.
 
     Raises:
-        InputError: A float is no whole number: a gradient method moved along the inputs, or noise was added to them.
+        InputError: A float is not an integer: a gradient method interpolated the inputs or added noise.
     """
     if not categories.is_floating_point():
         return categories
     ids = categories.detach().round()
     if not torch.equal(ids, categories.detach()):
         raise InputError(
-            f"{model} looks up categories, and they came as {categories.dtype} that are no whole numbers: this method "
-            f"moves along its inputs or adds noise to them, as NoiseTunnel does, also over a layer method. Instead "
+            f"{model} looks up categories, but got {categories.dtype} values that are no whole numbers: this method "
+            f"interpolates its inputs or adds noise to them, as NoiseTunnel does, also around a layer method. Instead "
             f"{_INSTEAD}, without a NoiseTunnel."
         )
     return ids.to(torch.int64)
 
 
-def with_no_value(x: Tensor, columns: Sequence[int]) -> Tensor:
-    """Return the same numbers, whose gradient with respect to some columns (last dimension) is NaN: there is none."""
-    return cast(Tensor, _NoValue.apply(x, tuple(columns)))  # type: ignore[no-untyped-call]
+def with_nan_gradient(x: Tensor, columns: Sequence[int]) -> Tensor:
+    """Return the same numbers with NaN as the gradient of some columns (last dimension), which have none."""
+    return cast(Tensor, _NaNGradient.apply(x, tuple(columns)))  # type: ignore[no-untyped-call]
 
 
-def looked_up(run: Callable[[Tensor], Tensor], examples: Tensor, others: Tensor, columns: Sequence[int]) -> list[int]:
+def lookup_columns(
+    run: Callable[[Tensor], Tensor], examples: Tensor, others: Tensor, columns: Sequence[int]
+) -> list[int]:
     """Return the categorical columns whose gradient is 0 although other categories give other outputs.
 
-    These are the columns that a model of one tensor makes ids of. One that it takes as a number, as it may a column of
-    0 and 1, has a gradient like any other; one that it does not read has one of 0.
+    These are the columns that a model of one tensor converts to ids. A column that it uses as a number, such as one of
+    0 and 1, has an ordinary gradient, and one that it ignores a true gradient of 0.
 
     Args:
         run: The model's outputs (n, ...) for examples.
-        examples: Examples (n, ..., columns), their categories whole numbers.
-        others: The same with other categories.
+        examples: Examples (n, ..., columns), with integer categories.
+        others: The same with different categories.
         columns: The categorical columns.
     """
     with torch.enable_grad():
@@ -70,7 +72,7 @@ def looked_up(run: Callable[[Tensor], Tensor], examples: Tensor, others: Tensor,
         outputs = run(x)
         if not outputs.requires_grad:
             return list(columns)
-        # Weights that differ, so that outputs which sum to a constant, as probabilities do, are not lost.
+        # Unequal weights, because outputs that sum to a constant (probabilities) would have a gradient of 0.
         weights = torch.linspace(0.5, 1.5, outputs[0].numel()).to(outputs).reshape(outputs.shape[1:])
         (gradient,) = torch.autograd.grad((outputs * weights).sum(), x, allow_unused=True)
     if gradient is not None:
@@ -79,28 +81,28 @@ def looked_up(run: Callable[[Tensor], Tensor], examples: Tensor, others: Tensor,
 
 
 def _matters(run: Callable[[Tensor], Tensor], examples: Tensor, others: Tensor, column: int, outputs: Tensor) -> bool:
-    """Return whether other categories in a column give other outputs."""
+    """Return whether different categories in a column give different outputs."""
     altered = examples.clone()
     altered[..., column] = others[..., column]
     try:
         with torch.no_grad():
             return not torch.allclose(run(altered), outputs, rtol=1e-6, atol=1e-8)
-    except (IndexError, RuntimeError):  # a category that the model does not have: it looks them up
+    except (IndexError, RuntimeError):  # a category that the model has no entry for: it looks them up
         return True
 
 
 def check_whole(x: Tensor, columns: Sequence[int], names: Sequence[str] | None, model: str) -> None:
-    """Raise if a gradient method asks a model of categories that are no whole numbers."""
+    """Raise if a gradient method passes a model categories that are not integers."""
     for column in columns:
         values = x.detach()[..., column]
         if not torch.equal(values, values.round()):
             raise InputError(
                 f"{model} looks up the categories of {(names[column] if names else str(column))!r}, and this gradient "
-                f"method asks for what lies between them, along its way from the baseline or by noise; {_INSTEAD}."
+                f"method needs values between them, on the path from the baseline or through noise; {_INSTEAD}."
             )
 
 
-class _NoValue(torch.autograd.Function):
+class _NaNGradient(torch.autograd.Function):
     """The identity, with NaN as the gradient of some columns."""
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Tables as arrays: rows in the user's order of columns, checked, and columns by name or index."""
+"""Tables as arrays: checked rows in the user's column order, and columns by name or index."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def as_table(raw: Any, names: Sequence[str] | None = None, n_columns: int | None
 
     Args:
         raw: Numbers as a sequence, array, tensor, pandas Series or DataFrame; one row or several.
-        names: Names of the columns. A labelled Series or DataFrame is put in this order.
+        names: Names of the columns. A labelled Series or DataFrame is reordered accordingly.
         n_columns: Number of columns, if known.
 
     Raises:
-        InputError: Wrong number or names of columns, something that is no number, or a NaN or infinite value.
+        InputError: Wrong number or names of columns, or a value that is not a finite number.
 
     Example:
         >>> as_table([1, 2]).tolist()
@@ -54,7 +54,7 @@ def table_names(table: Any) -> tuple[str, ...] | None:
 def column_indices(
     chosen: Sequence[int | str], names: Sequence[str] | None, *, argument: str = "categorical_features"
 ) -> tuple[int, ...]:
-    """Return columns, given by index or name, as sorted indices.
+    """Return the sorted indices of columns given by index or name.
 
     Raises:
         InputError: There is no such column.
@@ -81,7 +81,7 @@ def column_features(chosen: Any, names: Sequence[str]) -> tuple[list[int], tuple
         names: Names of the columns.
 
     Raises:
-        InputError: Groups overlap, or a group is empty or names a column that there is not.
+        InputError: Groups overlap, or a group is empty or has an unknown column.
 
     Example:
         >>> column_features([["b", "c"]], ["a", "b", "c"])
@@ -93,7 +93,7 @@ def column_features(chosen: Any, names: Sequence[str]) -> tuple[list[int], tuple
         raise InputError(f"features must be 'column' or a list of groups of columns, but is {chosen!r}.")
     groups = [column_indices(group, names, argument="features") for group in chosen]
     if len({column for group in groups for column in group}) < sum(len(group) for group in chosen):
-        raise InputError(f"features names a column twice: {chosen!r}; a column is part of one feature.")
+        raise InputError(f"features names a column twice: {chosen!r}; a column belongs to one feature.")
     group_of = {column: group for group in groups for column in group}
     ordered = list(dict.fromkeys(group_of.get(column, (column,)) for column in range(len(names))))
     number = {column: k for k, group in enumerate(ordered) for column in group}
@@ -106,19 +106,19 @@ def names_of_categories(
     names: Sequence[str],
     table: Array,
 ) -> dict[int, tuple[str, ...]]:
-    """Return the names of the categories of each column, given by its index or name; category k has the k-th name.
+    """Return the names of the categories of each column; category k has the k-th name.
 
     Args:
-        given: For each column the names.
+        given: The names, by index or name of the column.
         categorical: Indices of the categorical columns.
         names: Names of all columns.
         table: Rows (n, columns) that hold the categories that occur.
 
     Raises:
-        InputError: There is no such column, it is not categorical, is given twice, or has categories without a name.
+        InputError: A column is unknown, not categorical or given twice, or has categories without a name.
     """
     if given is not None and not isinstance(given, Mapping):
-        raise InputError(f"categorical_names gives names by column, as a dict, but is {type(given).__name__}.")
+        raise InputError(f"categorical_names must be a dict of names by column, but is {type(given).__name__}.")
     out: dict[int, tuple[str, ...]] = {}
     for column, categories in (given or {}).items():
         (index,) = column_indices([column], names, argument="categorical_names")
@@ -134,7 +134,7 @@ def names_of_categories(
         if most >= len(out[index]):
             raise InputError(
                 f"categorical_names gives {len(out[index])} names for the categories of {name!r}, which go up to "
-                f"{most}; give one for each from 0 on, {most + 1} in all."
+                f"{most}; give {most + 1} names, one for each category from 0."
             )
     return out
 
@@ -142,7 +142,7 @@ def names_of_categories(
 def check_categories(
     table: Array, categorical: Sequence[int], names: Sequence[str] | None, known: dict[int, Array]
 ) -> None:
-    """Check that categorical columns hold integers from 0, and values that the training data has.
+    """Raise unless categorical columns hold integers from 0 that occur in the training data.
 
     Args:
         table: Rows, (n, columns).
@@ -151,7 +151,7 @@ def check_categories(
         known: Sorted values of each categorical column in the training data; empty without training data.
 
     Raises:
-        InputError: A value is not an integer from 0, or was never seen.
+        InputError: A value is not an integer from 0, or does not occur there.
     """
     for column in categorical:
         values = table[:, column]
@@ -170,7 +170,7 @@ def check_categories(
 
 
 def typical_example(examples: Array, categorical: Sequence[int]) -> Array:
-    """Return the mean of examples (n, ..., columns), (..., columns); of categorical columns the most frequent value.
+    """Return the mean of examples (n, ..., columns), or the most frequent value in categorical columns, (..., columns).
 
     Example:
         >>> typical_example(np.array([[1.0, 2.0], [3.0, 2.0], [5.0, 0.0]]), [1]).tolist()
@@ -186,7 +186,7 @@ def typical_example(examples: Array, categorical: Sequence[int]) -> Array:
 
 
 def as_numbers(raw: Any, names: Sequence[str] | None = None) -> Array:
-    """Return numbers in any form as float64 in the shape that they have; labelled ones in the order of the names."""
+    """Return numbers in any form as float64 in the same shape; labelled ones in the order of the names."""
     if isinstance(raw, Tensor):
         raw = raw.detach().to(device="cpu", dtype=torch.float64).numpy()  # numpy has no bfloat16
     elif hasattr(raw, "to_numpy"):
@@ -195,8 +195,8 @@ def as_numbers(raw: Any, names: Sequence[str] | None = None) -> Array:
         return np.array(raw, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"expected rows of numbers, but got {type(raw).__name__} that cannot be read as such ({error}); "
-            "encode categories as integers."
+            f"expected rows of numbers, but {type(raw).__name__} cannot be converted to numbers ({error}); encode "
+            "categories as integers."
         ) from error
 
 
@@ -212,8 +212,8 @@ def _ordered(raw: Any, names: Sequence[str] | None) -> Any:
         missing = [n for n in names if n not in by_name]
         extra = [n for n in by_name if n not in set(names)]
         raise InputError(
-            f"the {'Series' if is_series else 'DataFrame'} has other columns than the adapter: "
-            f"missing {missing}, not known {extra}."
+            f"the {'Series' if is_series else 'DataFrame'} and the adapter have different columns: missing {missing}, "
+            f"unknown {extra}."
         )
     order = [by_name[n] for n in names]
     return raw[order] if not is_series else raw.loc[order]

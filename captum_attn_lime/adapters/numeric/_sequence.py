@@ -1,4 +1,4 @@
-"""`SequenceAdapter`: a model over time steps as a Captum forward function and a lime classifier function."""
+"""`SequenceAdapter`: a time series model as a Captum forward function and a lime classifier function."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime.adapters._encoding import Encoding, counted
-from captum_attn_lime.adapters._outputs import Array, Outputs, named_tensor
+from captum_attn_lime.adapters._outputs import Array, named_tensor
 from captum_attn_lime.adapters._state import cudnn_off
-from captum_attn_lime.adapters.numeric._base import NumericAdapter, Task
+from captum_attn_lime.adapters.numeric._base import NumericAdapter
 from captum_attn_lime.adapters.numeric._series import (
     SeriesFeatures,
     as_sequences,
@@ -47,24 +47,20 @@ class SequenceEncoding(Encoding):
 
 
 class SequenceAdapter(NumericAdapter):
-    """A model over sequences of numbers, ready for Captum and for lime: a recurrent network, a transformer over steps.
+    """A time series model, ready for Captum and for lime: a recurrent network, or a transformer over steps.
 
-    The model is called as ``model(x)`` with x (n, steps, series) and gives one prediction a sequence. Categorical
-    series stand in x as numbers, which the model itself turns into ids.
+    The model is called as ``model(x)`` with x (n, steps, series) and returns one prediction per sequence. Categorical
+    series are numbers in x, which the model converts to ids.
 
-    For gradients the model's recurrent layers run without cuDNN, whose backward pass works in training mode alone.
+    When gradients are needed, recurrent layers run without cuDNN, whose backward pass fails in eval mode.
 
     Args:
         model: The model. It returns (n, classes) or (n,), a tuple that begins with it, or ``.logits``.
-        training_data: Sequences (n, steps, series). Gives the number of steps, the categories that may occur and the
-            baselines; LIME draws from it.
+        training_data: Sequences (n, steps, series). They define the number of steps, the possible categories and the
+            baselines; LIME draws from them.
         categorical_features: Indices or names of the series that hold categories, as integers from 0.
         feature_names: Names of the series; by default those of DataFrames, or "0", "1", ...
-        class_names: Names of the classes, or of several predicted numbers.
-        task: ``"classification"``, ``"multi_label"`` for labels that do not exclude each other, or ``"regression"``
-            for a model whose outputs are the predicted numbers, named by ``class_names``.
-        outputs: Whether a classifier puts out ``"logits"`` or ``"probabilities"`` (it ends in softmax or sigmoid); by
-            default that is found out.
+        class_names, task, outputs: As in :class:`TabularAdapter`.
         batch_size: Greatest number of sequences that :meth:`predict_proba` runs at once.
 
     Example:
@@ -79,40 +75,30 @@ class SequenceAdapter(NumericAdapter):
 
     example = "sequence"
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        training_data: Any = None,
-        categorical_features: Sequence[int | str] = (),
-        feature_names: Sequence[str] | None = None,
-        class_names: Sequence[str] | None = None,
-        task: Task = "classification",
-        outputs: Outputs = "auto",
-        batch_size: int = 1024,
-    ) -> None:
-        super().__init__(model, class_names=class_names, task=task, outputs=outputs, batch_size=batch_size)
-        _check_takes_one(model)
-        names = series_names(training_data) if feature_names is None else tuple(str(n) for n in feature_names)
-        training = training_sequences(training_data, names) if training_data is not None else None
-        self._learn(training, names, categorical_features)
-        self._is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    def _check_model(self) -> None:
+        _check_one_argument(self.model)
+        self._is_recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
+
+    def _names_in(self, training_data: Any) -> tuple[str, ...] | None:
+        return series_names(training_data)
+
+    def _training_examples(self, training_data: Any, names: tuple[str, ...] | None) -> Array:
+        return training_sequences(training_data, names)
 
     def encode(self, sequences: Any, *, features: SeriesFeatures = "cell", baselines: Any = None) -> SequenceEncoding:
         """Return a sequence or sequences as a tensor (B, steps, series) with its features.
 
         Args:
             sequences: (steps, series) or (n, steps, series): nested lists, array, tensor, DataFrame with one row per
-                step or a list of such.
-            features: What one feature is: ``"cell"`` (one step of one series, lime's features), ``"step"`` or
-                ``"series"``.
-            baselines: What stands for "nothing known": ``"mean"``, the training data's mean in each cell (of categories
-                the most frequent one); ``"zero"``; or an array that broadcasts to the sequences, such as (series,) or
-                (steps, series). By default the mean where there is training data, and else zero.
+                step, or a list of DataFrames.
+            features: What one feature is: ``"cell"`` (one step of one series, as in lime), ``"step"`` or ``"series"``.
+            baselines: ``"mean"``, the training data's mean of each cell (the most frequent category of categorical
+                series); ``"zero"``; or an array that broadcasts to the sequences, such as (series,) or (steps, series).
+                By default the mean if there is training data, else zero.
 
         Raises:
-            InputError: Wrong shape, a value that is not a finite number, a category that cannot occur, or features or
-                baselines that do not fit.
+            InputError: Wrong shape, a value that is not a finite number, an unknown category, or features or baselines
+                that do not fit.
         """
         array = self.arrays(sequences)
         n, n_steps, n_series = array.shape
@@ -129,13 +115,10 @@ class SequenceAdapter(NumericAdapter):
         )
 
     def arrays(self, raw: Any) -> Array:
-        """Return a sequence or sequences as (n, steps, series) float64, checked.
-
-        Args:
-            raw: (steps, series) or (n, steps, series), in any form that :meth:`encode` accepts.
+        """Return sequences in any form that :meth:`encode` accepts as (n, steps, series) float64.
 
         Raises:
-            InputError: Wrong shape, a value that is not a finite number, or a category that cannot occur.
+            InputError: Wrong shape, a value that is not a finite number, or an unknown category.
         """
         n_series = None if self.feature_names is None else len(self.feature_names)
         n_steps = None if self._training is None else self._training.shape[1]
@@ -157,10 +140,10 @@ class SequenceAdapter(NumericAdapter):
         if len(tensors) != 1 or tensors[0].dim() != 3:
             shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
             raise InputError(
-                f"a SequenceAdapter runs on one tensor (n, steps, series), but got {shapes}; take it from "
+                f"a SequenceAdapter runs on one tensor (n, steps, series), but got {shapes}; pass "
                 "adapter.encode(sequences).inputs."
             )
-        needs_native = self._is_recurrent and torch.is_grad_enabled() and not self._asked.training
+        needs_native = self._is_recurrent and torch.is_grad_enabled() and not self._active_model.training
         with cudnn_off() if needs_native else nullcontext():
             return self._run_numbers(tensors[0])
 
@@ -176,13 +159,12 @@ def training_sequences(raw: Any, names: Sequence[str] | None) -> Array:
     sequences = as_sequences(raw, names, None if names is None else len(names))
     if len(sequences) < 2:
         raise InputError(
-            f"training_data must hold several sequences, (n, steps, series), but one of shape {sequences.shape[1:]} "
-            "came."
+            f"training_data must hold several sequences (n, steps, series), but is one of shape {sequences.shape[1:]}."
         )
     return sequences
 
 
-def _check_takes_one(model: nn.Module) -> None:
+def _check_one_argument(model: nn.Module) -> None:
     required = [
         p.name
         for p in inspect.signature(model.forward).parameters.values()
@@ -190,13 +172,13 @@ def _check_takes_one(model: nn.Module) -> None:
     ]
     if len(required) > 1:
         raise ForwardError(
-            f"{type(model).__name__}.forward needs {', '.join(required)}, and a SequenceAdapter gives sequences alone; "
-            "wrap the model in a module that takes those and fills in the rest."
+            f"{type(model).__name__}.forward needs {', '.join(required)}, but a SequenceAdapter passes only sequences; "
+            "wrap the model in a module that takes them and supplies the rest."
         )
 
 
 def _advice(output: Any, x: Tensor, model: nn.Module) -> str:
-    """Return what to do about an output that is not one prediction for each sequence."""
+    """Return advice on an output that is not one prediction per sequence."""
     found = named_tensor(output, "logits")
     if not isinstance(found, Tensor):
         return ""
@@ -204,8 +186,8 @@ def _advice(output: Any, x: Tensor, model: nn.Module) -> str:
     transposed = [name for name, m in model.named_modules() if getattr(m, "batch_first", True) is False]
     if len(found) == n_steps != n and transposed:
         return (
-            f" {transposed[0] or 'The model'!r} was made with batch_first=False, while the sequences come batch first: "
-            "transpose them in the model, or make it with batch_first=True."
+            f" {transposed[0] or 'The model'!r} was made with batch_first=False, but the sequences are batch first: "
+            "transpose them in the model, or create it with batch_first=True."
         )
     if found.dim() == 3 and tuple(found.shape[:2]) == (n, n_steps):
         return (

@@ -1,4 +1,4 @@
-"""Sequences as arrays: several series over time steps, checked, and the flat cells that lime makes of them."""
+"""Sequences as arrays: checked series over time steps, and the flat cells that lime uses."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def as_sequences(
 
     Args:
         raw: Numbers as nested sequences, array or tensor, (steps, series) or (n, steps, series); a DataFrame with one
-            row per step, or a list of such.
-        names: Names of the series. The columns of DataFrames are put in this order.
+            row per step, or a list of DataFrames.
+        names: Names of the series. The columns of DataFrames are reordered accordingly.
         n_series: Number of series, if known.
         n_steps: Number of steps, if known.
 
@@ -53,7 +53,7 @@ def as_sequences(
         raise InputError(f"expected {n_series} series{wanted} in the last dimension, but the shape is {values.shape}.")
     if n_steps is not None and found.shape[1] != n_steps:
         raise InputError(
-            f"expected {n_steps} steps, as the training data has, but the shape is {values.shape}; cut or fill the "
+            f"expected {n_steps} steps as in the training data, but the shape is {values.shape}; cut or pad the "
             "sequence to that length."
         )
     bad = np.argwhere(~np.isfinite(found))
@@ -68,14 +68,14 @@ def as_sequences(
 
 
 def series_names(raw: Any) -> tuple[str, ...] | None:
-    """Return the names of the series that a DataFrame, or a list of them, brings; None for anything else."""
+    """Return the column names of a DataFrame or of a list of them; None for anything else."""
     return table_names(raw[0] if _are_tables(raw) else raw)
 
 
 def cells_of(sequences: NDArray[Any]) -> NDArray[Any]:
     """Return sequences (n, steps, series) as rows of cells (n, series * steps), one series after the other.
 
-    That is the order of lime's ``RecurrentTabularExplainer``: step t of series f is cell f * steps + t.
+    The order is that of lime's ``RecurrentTabularExplainer``: step t of series f is cell f * steps + t.
 
     Example:
         >>> cells_of(np.array([[[1, 2], [3, 4], [5, 6]]])).tolist()
@@ -85,7 +85,7 @@ def cells_of(sequences: NDArray[Any]) -> NDArray[Any]:
 
 
 def sequences_of(cells: NDArray[Any], n_steps: int) -> NDArray[Any]:
-    """Return rows of cells (n, series * steps) as sequences (n, steps, series); :func:`cells_of` undone.
+    """Return rows of cells (n, series * steps) as sequences (n, steps, series), the inverse of :func:`cells_of`.
 
     Example:
         >>> sequences_of(np.array([[1, 3, 5, 2, 4, 6]]), 3).tolist()
@@ -95,7 +95,7 @@ def sequences_of(cells: NDArray[Any], n_steps: int) -> NDArray[Any]:
 
 
 def cells_of_series(series: Sequence[int], n_steps: int) -> tuple[int, ...]:
-    """Return the cells of these series: what lime wants where a user says "this series is categorical".
+    """Return the cells of these series, by which lime identifies categorical ones.
 
     Example:
         >>> cells_of_series([0, 2], 3)
@@ -105,7 +105,7 @@ def cells_of_series(series: Sequence[int], n_steps: int) -> tuple[int, ...]:
 
 
 def cell_names(names: Sequence[str], n_steps: int) -> tuple[str, ...]:
-    """Return the cells' names, in their order: "u_t-2" for series "u" two steps before the last, "u_t-0" for the last.
+    """Return the names of the cells in order: "u_t-2" is series "u" two steps before the last, "u_t-0" at the last.
 
     Example:
         >>> cell_names(["u", "v"], 2)
@@ -115,7 +115,7 @@ def cell_names(names: Sequence[str], n_steps: int) -> tuple[str, ...]:
 
 
 def step_names(n_steps: int) -> tuple[str, ...]:
-    """Return the steps' names, counted back from the last one.
+    """Return the names of the steps, counted back from the last one.
 
     Example:
         >>> step_names(3)

@@ -1,4 +1,4 @@
-"""How a model's forward takes the columns of a table: in one tensor, or numbers and categories apart, in some order."""
+"""How a model's forward takes the columns of a table: in one tensor, or numbers and categories apart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from captum_attn_lime.adapters._trial import trial
+from captum_attn_lime.adapters._state import probing
 from captum_attn_lime.adapters._wrappers import parameters_of, wrapped
 from captum_attn_lime.errors import ForwardError, InputError
 
@@ -28,9 +28,9 @@ _DICTIONARIES = ("batch", "batch_dict", "x_dict", "inputs_dict", "feature_dict",
 _ANYTHING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _LOOKUPS = {F.embedding, torch.embedding, F.embedding_bag, F.one_hot}
 _INDEXING = {Tensor.__getitem__, torch.index_select, Tensor.index_select, torch.gather, Tensor.gather}
-_ASK = (
+_ADVICE = (
     "Pass forward_names={'numeric': ..., 'categorical': ...}, each the name of a parameter, its position from 0, or a "
-    "key of the dictionary that forward takes."
+    "key of forward's dictionary."
 )
 
 
@@ -39,10 +39,10 @@ class TableForward:
     """Where a model's forward takes the numeric columns, and where the categorical ones.
 
     Attributes:
-        numeric: Position or name of the parameter, or key of the dictionary; None where the model has no such place.
-        categorical: The same of the categories. Both are None where one tensor holds all columns.
+        numeric: Position or name of the parameter, or key of the dictionary; None if the model has no such place.
+        categorical: The same for the categories. Both are None if one tensor holds all columns.
         in_dictionary: Whether the names are keys of one dictionary.
-        empty: Whether a kind of column that there is not goes in as (n, 0), and not as None.
+        empty: Whether a missing kind of column is (n, 0) instead of None.
     """
 
     numeric: Place | None = None
@@ -51,20 +51,20 @@ class TableForward:
     empty: bool = False
 
     @property
-    def takes_two(self) -> bool:
-        """Whether numeric and categorical columns go in apart."""
+    def is_split(self) -> bool:
+        """Whether numeric and categorical columns are separate arguments."""
         return self.numeric is not None or self.categorical is not None
 
     def call(self, model: nn.Module, numeric: Tensor | None, categorical: Tensor | None) -> Any:
-        """Run the model on numeric columns (n, numeric) and categorical ones (n, categorical), None for none."""
+        """Run the model on numeric columns (n, numeric) and categorical ones (n, categorical), None if missing."""
         parts: dict[Place, Tensor | None] = {}
         for kind, part in zip(KINDS, (numeric, categorical), strict=True):
             place = getattr(self, kind)
             if place is None and part is not None:
-                raise InputError(f"forward_names says nothing of the {kind} columns, and there are some. {_ASK}")
+                raise InputError(f"forward_names has no place for the {kind} columns. {_ADVICE}")
             if place is not None:
                 other = categorical if kind == "numeric" else numeric
-                parts[place] = _nothing(other, kind) if part is None and self.empty else part
+                parts[place] = _empty_columns(other, kind) if part is None and self.empty else part
         if self.in_dictionary:
             return model({key: part for key, part in parts.items() if part is not None})
         positional = [parts[i] for i in sorted(p for p in parts if isinstance(p, int))]
@@ -76,8 +76,8 @@ _ONLY_CATEGORIES = TableForward(categorical=0)
 
 
 @dataclass(frozen=True)
-class TrialRows:
-    """Three rows to try a model on: the second has other categories than the first, the third other numbers.
+class ProbeRows:
+    """Three rows that probe a model: the second has different categories than the first, the third different numbers.
 
     Attributes:
         whole: All columns, (3, columns) float.
@@ -96,17 +96,17 @@ class TrialRows:
 
 
 def table_forwards(model: nn.Module, names: Mapping[str, Place] | None = None) -> list[TableForward]:
-    """Return the ways in which a model may take its columns, by its signature; a single one where that says it.
+    """Return the ways in which a model may take its columns by its signature; a single one if that is conclusive.
 
     Args:
-        model: The model; wrappers of any arguments (compiled, data-parallel, averaged) take what the wrapped one does.
-        names: For "numeric" and "categorical" the parameter, its position, or the key of the dictionary.
+        model: The model; of wrappers with any arguments (compiled, data-parallel, averaged), the wrapped one counts.
+        names: The parameter, its position, or the key of the dictionary, for "numeric" and "categorical".
 
     Raises:
         ForwardError: ``forward`` needs further arguments.
-        InputError: ``names`` names something that forward does not take.
+        InputError: ``forward`` has no such parameter.
     """
-    parameters = _parameters(innermost(model))
+    parameters = _parameters(unwrapped(model))
     name = type(model).__name__
     if names is not None:
         return [_named(names, parameters, name)]
@@ -115,8 +115,8 @@ def table_forwards(model: nn.Module, names: Mapping[str, Place] | None = None) -
     chosen = _by_name(plain, required)
     if len(required) > 2 or (len(chosen) == 2 and any(p not in chosen.values() for p in required)):
         raise ForwardError(
-            f"{name}.forward needs {', '.join(p.name for p in required)}; a TabularAdapter gives rows, or numeric and "
-            "categorical columns. Wrap the model in a module that takes those."
+            f"{name}.forward needs {', '.join(p.name for p in required)}, but a TabularAdapter passes rows, or numeric "
+            "and categorical columns. Wrap the model in a module that takes those."
         )
     if len(chosen) == 2:
         return [_way(chosen["numeric"], chosen["categorical"], parameters)]
@@ -130,37 +130,37 @@ def table_forwards(model: nn.Module, names: Mapping[str, Place] | None = None) -
     return [ALL_IN_ONE, _ONLY_CATEGORIES]
 
 
-def decide(model: nn.Module, ways: Sequence[TableForward], rows: TrialRows) -> TableForward:
-    """Return the one way in which a model takes its columns, found by running it where the signature does not say it.
+def decide(model: nn.Module, ways: Sequence[TableForward], rows: ProbeRows) -> TableForward:
+    """Return the one way in which a model takes its columns, found by running it if the signature is not conclusive.
 
-    A way is right if the model runs, and looks up (in embeddings, in one-hot codes, by indexing) what changes with the
-    categories and not with the numbers.
+    A way is right if the model runs, and what it looks up (in embeddings, in one-hot codes, by indexing) changes with
+    the categories and not with the numbers.
 
     Args:
         model: The model.
         ways: What the signature allows.
-        rows: Rows to try it on.
+        rows: Rows to run it on.
 
     Raises:
-        ForwardError: The model runs in no way, or in several that cannot be told apart.
+        ForwardError: The model runs in no way, or in several that cannot be distinguished.
     """
     if len(ways) > 1 and rows.numeric is not None:
         ways = [way for way in ways if way != _ONLY_CATEGORIES]
-    if len(ways) == 1 and (not rows.are_of_one_kind or ways[0].in_dictionary or not ways[0].takes_two):
+    if len(ways) == 1 and (not rows.are_of_one_kind or ways[0].in_dictionary or not ways[0].is_split):
         return ways[0]
-    model = innermost(model)
+    model = unwrapped(model)
     failures: list[str] = []
     found: list[tuple[TableForward, bool]] = []
     for empty in (False, True) if rows.are_of_one_kind else (False,):
         for way in ways:
-            tried, outcome = _tried(replace(way, empty=empty), model, rows)
+            tried, outcome = _try(replace(way, empty=empty), model, rows)
             if isinstance(outcome, str):
-                failures.append(f"{_in_words(tried)}: {outcome}")
+                failures.append(f"{_describe(tried)}: {outcome}")
             elif not outcome.by_numbers:
                 found.append((tried, outcome.by_categories))
         if found:
             break
-    if len(ways) == 1:  # Where it does not run either way, the model's own error says more.
+    if len(ways) == 1:  # If it never runs, the model's own error will be more helpful.
         return found[0][0] if found else ways[0]
     if rows.are_of_one_kind and any(way == ALL_IN_ONE for way, _ in found):
         return ALL_IN_ONE
@@ -170,18 +170,18 @@ def decide(model: nn.Module, ways: Sequence[TableForward], rows: TrialRows) -> T
     name = type(model).__name__
     if telling:
         raise ForwardError(
-            f"{name}.forward runs {' and '.join(map(_in_words, telling))}, and neither its parameters' names nor what "
-            f"it looks up tell which is meant. {_ASK}"
+            f"{name}.forward runs {' and '.join(map(_describe, telling))}, and neither its parameters' names nor what "
+            f"it looks up show which is right. {_ADVICE}"
         )
-    said = f" ({'; '.join(dict.fromkeys(failures))})" if failures else ""
-    raise ForwardError(f"it is not known how {name}.forward takes the columns{said}. {_ASK}")
+    reasons = f" ({'; '.join(dict.fromkeys(failures))})" if failures else ""
+    raise ForwardError(f"cannot find out how {name}.forward takes the columns{reasons}. {_ADVICE}")
 
 
-def innermost(model: nn.Module) -> nn.Module:
-    """Return the model inside wrappers whose own signature takes anything.
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside wrappers whose signature accepts anything.
 
     Example:
-        >>> innermost(nn.DataParallel(nn.Linear(2, 1)))
+        >>> unwrapped(nn.DataParallel(nn.Linear(2, 1)))
         Linear(in_features=2, out_features=1, bias=True)
     """
     while True:
@@ -194,11 +194,11 @@ def innermost(model: nn.Module) -> nn.Module:
 
 
 def _only_child(model: nn.Module) -> nn.Module | None:
-    """Return the one module in another if it surely is what that passes its arguments on to: it names both kinds."""
+    """Return the only child of a module if it has parameters for both kinds, so that arguments surely go to it."""
     children = list(model.children())
     if len(children) != 1:
         return None
-    inner = innermost(children[0])
+    inner = unwrapped(children[0])
     plain = [p for p in _parameters(inner) if p.kind not in _ANYTHING]
     return inner if _by_name(plain, [p for p in plain if p.default is p.empty]) else None
 
@@ -208,11 +208,11 @@ def _parameters(model: nn.Module) -> list[inspect.Parameter]:
 
 
 def _by_name(plain: Sequence[inspect.Parameter], required: Sequence[inspect.Parameter]) -> dict[str, inspect.Parameter]:
-    """Return the parameters for numeric and for categorical columns, where names tell both or one of two."""
+    """Return the parameters for numeric and categorical columns, if names identify both, or one of two."""
     found = {kind: next((p for p in plain if _is_for(kind, p)), None) for kind in KINDS}
     for kind, other in (KINDS, KINDS[::-1]):
-        # The parameter beside the one for categories holds the numbers, whatever it is called. One for numbers alone
-        # says less: "num_steps" may be anything.
+        # The parameter beside the one for categories holds the numbers, whatever its name. The reverse is less certain:
+        # "num_steps" may be anything.
         sure = found[other] is not None and (other == "categorical" or found[other] in required)
         if sure and found[kind] is None:
             beside = [p for p in (required if kind == "categorical" else required or plain) if p is not found[other]]
@@ -222,7 +222,7 @@ def _by_name(plain: Sequence[inspect.Parameter], required: Sequence[inspect.Para
 
 
 def _is_for(kind: str, parameter: inspect.Parameter) -> bool:
-    """Return whether a parameter takes this kind of column: its name says so, and its default is not a switch's."""
+    """Return whether a parameter takes this kind of column, by its name; one with a default is an option."""
     no_switch = parameter.default is None or parameter.default is parameter.empty
     return no_switch and _names(kind, parameter.name)
 
@@ -239,18 +239,20 @@ def _is_dictionary(parameter: inspect.Parameter) -> bool:
 def _way(
     numbers: inspect.Parameter, categories: inspect.Parameter, parameters: Sequence[inspect.Parameter]
 ) -> TableForward:
-    """Return the way of two parameters: by position where they are the first two, else by name."""
+    """Return the way of two parameters: by position if they are the first two, else by name."""
     places = parameters.index(numbers), parameters.index(categories)
     by_name = any(p.kind is p.KEYWORD_ONLY for p in (numbers, categories)) or sorted(places) != [0, 1]
     return TableForward(numbers.name, categories.name) if by_name else TableForward(*places)
 
 
 def _named(names: Mapping[str, Place], parameters: Sequence[inspect.Parameter], model: str) -> TableForward:
-    """Return the way that the user names, checked against the signature."""
+    """Return the way that the user chose, checked against the signature."""
     unknown = [kind for kind in names if kind not in KINDS]
     places = list(names.values())
     if unknown or not names or len(set(places)) != len(places):
-        raise InputError(f"forward_names is {dict(names)!r}; it gives each of 'numeric' and 'categorical' a place.")
+        raise InputError(
+            f"forward_names must give 'numeric' and 'categorical' different places, but is {dict(names)!r}."
+        )
     plain = [p.name for p in parameters if p.kind not in _ANYTHING]
     takes = {p.kind for p in parameters}
     if all(isinstance(place, int) for place in places):
@@ -268,39 +270,39 @@ def _named(names: Mapping[str, Place], parameters: Sequence[inspect.Parameter], 
 
 
 class _Outcome(NamedTuple):
-    """Whether what a model looked up changed with the categories, and with the numbers."""
+    """Whether a model's lookups changed with the categories, and with the numbers."""
 
     by_categories: bool
     by_numbers: bool
 
 
-def _tried(way: TableForward, model: nn.Module, rows: TrialRows) -> tuple[TableForward, _Outcome | str]:
-    """Return the way, with the keys that the model asked for, and what came of a run, or why there was none."""
-    asked = _Asked(rows)
+def _try(way: TableForward, model: nn.Module, rows: ProbeRows) -> tuple[TableForward, _Outcome | str]:
+    """Run a model in a way; return the way with the dictionary keys that it read, and the outcome or the error."""
+    batch = _ProbeDictionary(rows)
     lookups = _Lookups()
     try:
-        with trial(model) as own, lookups:
+        with probing(model) as probed, lookups:
             if way.in_dictionary:
-                own(asked)
-            elif way.takes_two:
-                way.call(own, rows.numeric, rows.categorical)
+                probed(batch)
+            elif way.is_split:
+                way.call(probed, rows.numeric, rows.categorical)
             else:
-                own(rows.whole)
+                probed(rows.whole)
     except Exception as error:
         return way, f"{type(error).__name__} {str(error).strip().splitlines()[0][:120] if str(error) else ''}"
     if way.in_dictionary:
-        keys = asked.keys_by_kind
+        keys = batch.keys_by_kind
         way = replace(way, numeric=keys.get("numeric"), categorical=keys.get("categorical"))
         lacks = [kind for kind in KINDS if getattr(rows, kind) is not None and getattr(way, kind) is None]
         if lacks:
-            return way, f"it does not ask for the {lacks[0]} columns"
+            return way, f"it does not read the {lacks[0]} columns"
     return way, lookups.outcome()
 
 
-class _Asked(dict[str, Any]):
-    """The dictionary that a model is tried on: it tells the kind of column by the key that the model asks for."""
+class _ProbeDictionary(dict[str, Any]):
+    """A dictionary that infers the kind of column from the key that the model reads."""
 
-    def __init__(self, rows: TrialRows) -> None:
+    def __init__(self, rows: ProbeRows) -> None:
         super().__init__()
         self._rows = rows
         self.keys_by_kind: dict[str, str] = {}
@@ -326,7 +328,7 @@ class _Asked(dict[str, Any]):
 
 
 class _Lookups(TorchFunctionMode):
-    """Records what three rows look up, by embeddings, one-hot codes and indexing."""
+    """Records the indices that three rows look up, in embeddings, one-hot codes and indexing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -345,17 +347,17 @@ class _Lookups(TorchFunctionMode):
         return _Outcome(*(any(not torch.equal(x[0], x[k]) for x in rows) for k in (1, 2)))
 
 
-def _in_words(way: TableForward) -> str:
-    """Return how a way passes the columns, for messages."""
+def _describe(way: TableForward) -> str:
+    """Return how a way passes the columns, for error messages."""
     if way.in_dictionary:
         return "with a dictionary"
-    if not way.takes_two:
+    if not way.is_split:
         return "with all columns in one tensor"
     names = [kind for kind in ("numeric", "categorical") if getattr(way, kind) is not None]
     return f"with ({', '.join(sorted(names, key=lambda kind: str(getattr(way, kind))))})"
 
 
-def _nothing(other: Tensor | None, kind: str) -> Tensor:
-    """Return the empty columns of a kind, (n, 0), beside those of the other kind."""
-    assert other is not None  # a row has columns
+def _empty_columns(other: Tensor | None, kind: str) -> Tensor:
+    """Return empty columns of a kind, (n, 0), on the device of the other kind."""
+    assert other is not None  # rows have columns
     return other.new_empty((len(other), 0), dtype=torch.int64 if kind == "categorical" else torch.get_default_dtype())

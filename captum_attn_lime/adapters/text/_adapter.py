@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from captum_attn_lime._explained import Unit
 from captum_attn_lime.adapters._checks import check_count
-from captum_attn_lime.adapters._limits import padding_token, position_limit
+from captum_attn_lime.adapters._model_config import padding_token, position_limit
 from captum_attn_lime.adapters._outputs import Array, Outputs
 from captum_attn_lime.adapters.text import _raw as raws
 from captum_attn_lime.adapters.text._batches import scores_of_texts
 from captum_attn_lime.adapters.text._binding import bindings, check_kind
 from captum_attn_lime.adapters.text._encoding import TextEncoding, features_of, names_of, names_of_tokens, spans_of
-from captum_attn_lime.adapters.text._known import KnownModel, check_together
+from captum_attn_lime.adapters.text._model_facts import ModelFacts, check_one_batch
 from captum_attn_lime.adapters.text._pairs import pair_tokens
 from captum_attn_lime.adapters.text._raw import ExplainedText, Raw, TextFeatures, is_pair
-from captum_attn_lime.adapters.text._stand_ins import baseline_token, padding_fill
+from captum_attn_lime.adapters.text._special_tokens import baseline_token, padding_fill
 from captum_attn_lime.adapters.text._tasks import Head, Task
 from captum_attn_lime.adapters.text._token_model import TokenModel
 from captum_attn_lime.adapters.text._tokenize import Tokenizing
@@ -125,7 +125,7 @@ class TextAdapter(TokenModel):
         )
         self.pad_id = padding_fill(model, self._tokenizing)
         self.mask_id = baseline_token(self._tokenizing, "mask", self.pad_id)
-        self._known = KnownModel(ways, "left" if getattr(tokenizer, "padding_side", "right") == "left" else "right")
+        self._facts = ModelFacts(ways, "left" if getattr(tokenizer, "padding_side", "right") == "left" else "right")
         self._ending = self._tokenizing.ending(self.pad_id) if padding_token(model) is not None else 0
 
     def _settings(self) -> list[str]:
@@ -151,7 +151,7 @@ class TextAdapter(TokenModel):
         Raises:
             SelectionError: It is not to be found.
         """
-        return self._known.embedding(self)
+        return self._facts.embedding(self)
 
     def class_name(self, index: int) -> str:
         """Return the name of a class: its token where the classes are the vocabulary, its number if it has none."""
@@ -225,7 +225,7 @@ class TextAdapter(TokenModel):
             raws.warn_cut(rows[-1], i, self.max_length)
         longest = max(len(row.ids) for row in rows)
         batching = self.batching(rows)
-        check_together(self.model, self._binding, rows, batching)
+        check_one_batch(self.model, self._binding, rows, batching)
         side = batching.side or "right"
         ids, forward_args = self._tensors(rows, longest, side)
         words, text_indices, feature_mask = features_of(rows, ids, features, explained, left=side == "left")

@@ -10,7 +10,7 @@ from captum_attn_lime.adapters.text import _raw as raws
 from captum_attn_lime.adapters.text._pairs import pair_ids
 from captum_attn_lime.adapters.text._raw import Raw, is_pair
 from captum_attn_lime.adapters.text._rows import ListedRows
-from captum_attn_lime.adapters.text._stand_ins import AnyRow, check_ids, empty_token
+from captum_attn_lime.adapters.text._special_tokens import AnyRow, check_ids, empty_token
 from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokenizing
 from captum_attn_lime.errors import SelectionError
 
@@ -55,10 +55,10 @@ def check_rows(adapter: Any, rows: Sequence[AnyRow]) -> None:
 
     An embedding that cannot be found is no reason not to run the model.
     """
-    adapter._known.meet(adapter, rows[0])
+    adapter._facts.probe(adapter, rows[0])
     try:
         size = getattr(adapter.embedding, "num_embeddings", None)
     except SelectionError:
         size = None
     check_ids(adapter.model, size if isinstance(size, int) else None, adapter._tokenizing, rows)
-    adapter._known.check()
+    adapter._facts.check()

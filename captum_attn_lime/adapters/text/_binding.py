@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters._wrappers import hands_all_on, inside, layers_of_wrapping, parameters_of
+from captum_attn_lime.adapters._wrappers import innermost, only_forwards, parameters_of, wrapper_chain
 from captum_attn_lime.errors import ForwardError, InputError
 
 # The names under which models take each role, most telling first. An attention mask is 1 at real tokens (HuggingFace);
@@ -26,8 +26,17 @@ _OPTIONS = ("labels", "label", "targets", "position_ids", "head_mask", "inputs_e
 # Names that can only be the ids', wherever they stand; the others count at the first place alone.
 _SURE = ("input_ids", "ids", "token_ids", "tokens")
 # What a tokenizer's output is called where forward takes all of it in one piece.
-_ONE_PIECE = ("batch", "features", "encoding", "encodings", "encoded", "tokenized", "batch_encoding", "model_inputs")
-_OF_ONE_PIECE = ("dict", "mapping", "batchencoding")
+_DICTIONARY_NAMES = (
+    "batch",
+    "features",
+    "encoding",
+    "encodings",
+    "encoded",
+    "tokenized",
+    "batch_encoding",
+    "model_inputs",
+)
+_DICTIONARY_TYPES = ("dict", "mapping", "batchencoding")
 # HuggingFace models take embeddings in place of ids under this name.
 _EMBEDS = "inputs_embeds"
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -56,8 +65,8 @@ class Binding:
         types: Name of the parameter for token type ids.
         embeds: Name of the parameter that takes embeddings in place of token ids.
         order: Names of all parameters in order, where forward takes everything by position.
-        in_one_piece: Whether forward takes all in one dictionary.
-        unnamed: Whether mask or token types go to a ``**kwargs``, and may get lost there.
+        as_dictionary: Whether forward takes all in one dictionary.
+        may_lose: Whether mask or token types go to a ``**kwargs``, and may get lost there.
     """
 
     ids: str | None
@@ -66,8 +75,8 @@ class Binding:
     types: str | None
     embeds: str | None = None
     order: tuple[str, ...] = ()
-    in_one_piece: bool = False
-    unnamed: bool = False
+    as_dictionary: bool = False
+    may_lose: bool = False
 
     def call(self, model: nn.Module, ids: Tensor, mask: Tensor | None, types: Tensor | None, **options: Any) -> Any:
         """Run the model with every argument under its own name.
@@ -101,7 +110,7 @@ class Binding:
         if types is not None and self.types is not None:
             named[self.types] = types.clone()
         ids = ids if ids.is_floating_point() else ids.clone()
-        if self.in_one_piece:
+        if self.as_dictionary:
             return model(Batch({str(self.ids): ids, **named}), **options)
         if self.order:
             named[self.order[0]] = ids
@@ -120,12 +129,12 @@ class Binding:
     def ways(self) -> Iterator[Binding]:
         """Return this binding, and what is tried next where it does not run: less of what forward does not name."""
         yield self
-        if not self.unnamed:
+        if not self.may_lose:
             return
         for fewer in (self.without_types(), replace(self, mask=None, types=None)):
             if fewer != self:
                 yield fewer
-            if self.ids is not None and not self.in_one_piece:
+            if self.ids is not None and not self.as_dictionary:
                 yield replace(fewer, ids=None)
 
 
@@ -145,21 +154,21 @@ def bindings(model: nn.Module, names: Mapping[str, str | None] | None = None) ->
         InputError: ``names`` holds a role or a parameter that does not exist.
     """
     given = dict(names or {})
-    speaking = next((m for m in layers_of_wrapping(model) if not hands_all_on(m)), inside(model))
-    parameters = parameters_of(speaking)
+    named_module = next((m for m in wrapper_chain(model) if not only_forwards(m)), innermost(model))
+    parameters = parameters_of(named_module)
     first = next(iter(parameters.values()), None)
-    if first is not None and _looks_like_one_piece(first) and "input_ids" not in given:
-        piece = _in_one_piece(given)
+    if first is not None and _looks_like_dictionary(first) and "input_ids" not in given:
+        piece = _dictionary_binding(given)
         _check_filled(parameters, replace(piece, ids=first.name), type(model).__name__)
         return list(piece.ways())
-    own = _own_binding(speaking, parameters, given)
-    if any(hands_all_on(m) and not _is_library(m) for m in layers_of_wrapping(model)):
-        own = replace(own, unnamed=True)
+    own = _own_binding(named_module, parameters, given)
+    if any(only_forwards(m) and not _is_library(m) for m in wrapper_chain(model)):
+        own = replace(own, may_lose=True)
     if _only_by_position(model):
         order = tuple(name for name, p in parameters.items() if p.kind in _POSITIONAL)
         mask, types = (name if name in order else None for name in (own.mask, own.types))
         return [replace(own, order=order, embeds=None, mask=mask, types=types)] if order else [own]
-    return list(own.ways()) if own.unnamed else [own, *_in_one_piece_too(first, own, given)]
+    return list(own.ways()) if own.may_lose else [own, *_possible_dictionary(first, own, given)]
 
 
 def _own_binding(model: nn.Module, parameters: Parameters, given: Mapping[str, str | None]) -> Binding:
@@ -173,60 +182,60 @@ def _own_binding(model: nn.Module, parameters: Parameters, given: Mapping[str, s
             chosen.setdefault(role, found)
     if given.get("padding_mask") and "attention_mask" not in given:
         chosen.pop("attention_mask", None)
-    unnamed = _takes_any(parameters) and not _is_library(model)
-    if unnamed:
+    may_lose = _takes_any(parameters) and not _is_library(model)
+    if may_lose:
         # As a tokenizer names them. What forward does not hand on is found out when it runs.
         if not chosen.get("padding_mask"):
             chosen.setdefault("attention_mask", "attention_mask")
         chosen.setdefault("token_type_ids", "token_type_ids")
-        unnamed = any(chosen.get(role) not in (None, *parameters) for role in ("attention_mask", "token_type_ids"))
+        may_lose = any(chosen.get(role) not in (None, *parameters) for role in ("attention_mask", "token_type_ids"))
         if all(
             p.kind is inspect.Parameter.VAR_KEYWORD or p.kind is inspect.Parameter.VAR_POSITIONAL
             for p in parameters.values()
         ):
             chosen.setdefault("input_ids", "input_ids")
             given = {"input_ids": chosen["input_ids"], **given}
-            unnamed = True
+            may_lose = True
     ids = _ids_parameter(parameters, chosen, given, name)
     inverted = not chosen.get("attention_mask") and bool(chosen.get("padding_mask"))
     mask = chosen.get("padding_mask" if inverted else "attention_mask")
     embeds = _EMBEDS if _EMBEDS in parameters else None
-    binding = Binding(ids, mask, inverted, chosen.get("token_type_ids"), embeds, unnamed=unnamed)
+    binding = Binding(ids, mask, inverted, chosen.get("token_type_ids"), embeds, may_lose=may_lose)
     _check_filled(parameters, binding, name)
     return binding
 
 
-def _in_one_piece(given: Mapping[str, str | None]) -> Binding:
+def _dictionary_binding(given: Mapping[str, str | None]) -> Binding:
     """Return the binding to a dictionary as tokenizers give it."""
     names = {role: given.get(role, role) for role in ("input_ids", "attention_mask", "token_type_ids")}
     return Binding(
-        names["input_ids"], names["attention_mask"], False, names["token_type_ids"], in_one_piece=True, unnamed=True
+        names["input_ids"], names["attention_mask"], False, names["token_type_ids"], as_dictionary=True, may_lose=True
     )
 
 
-def _in_one_piece_too(
+def _possible_dictionary(
     first: inspect.Parameter | None, own: Binding, given: Mapping[str, str | None]
 ) -> Iterator[Binding]:
     """Return the binding to a dictionary where the one parameter that is known of might take one."""
     if first is not None and first.name not in _SURE and own.mask is None and own.types is None and not given:
-        yield from _in_one_piece(given).ways()
+        yield from _dictionary_binding(given).ways()
 
 
-def _looks_like_one_piece(first: inspect.Parameter) -> bool:
+def _looks_like_dictionary(first: inspect.Parameter) -> bool:
     """Return whether a parameter's name or annotation says that it takes a tokenizer's whole output."""
     if first.annotation is not inspect.Parameter.empty:
         annotation = str(getattr(first.annotation, "__name__", first.annotation)).lower()
-        if any(word in annotation for word in _OF_ONE_PIECE):
+        if any(word in annotation for word in _DICTIONARY_TYPES):
             return True
         if "tensor" in annotation:
             return False
-    return first.kind in _POSITIONAL and (first.name in _ONE_PIECE or first.name.endswith("_dict"))
+    return first.kind in _POSITIONAL and (first.name in _DICTIONARY_NAMES or first.name.endswith("_dict"))
 
 
 def _only_by_position(model: nn.Module) -> bool:
     """Return whether a wrapper on the way to the model that names its parameters hands on by position alone."""
-    for module in layers_of_wrapping(model):
-        if not hands_all_on(module):
+    for module in wrapper_chain(model):
+        if not only_forwards(module):
             return False
         if not _takes_any(parameters_of(module)):
             return True
@@ -287,15 +296,15 @@ def _check_filled(parameters: Parameters, binding: Binding, model: str) -> None:
             )
 
 
-def unclaimed(model: nn.Module, binding: Binding) -> list[str]:
+def unused_parameters(model: nn.Module, binding: Binding) -> list[str]:
     """Return the parameters of ``forward`` that may be meant for what a tokenizer gives, but are not named so."""
-    speaking = next((m for m in layers_of_wrapping(model) if not hands_all_on(m)), inside(model))
-    if _is_library(speaking) or binding.in_one_piece:
+    named_module = next((m for m in wrapper_chain(model) if not only_forwards(m)), innermost(model))
+    if _is_library(named_module) or binding.as_dictionary:
         return []
     taken = {binding.ids, binding.mask, binding.types, *_OPTIONS}
     return [
         name
-        for name, p in list(parameters_of(speaking).items())[binding.ids is None :]
+        for name, p in list(parameters_of(named_module).items())[binding.ids is None :]
         if p.kind in _BY_NAME and p.default is None and name not in taken and not name.startswith("output_")
     ]
 
@@ -317,9 +326,9 @@ def check_kind(model: Any) -> None:
             "cannot be seen; pass the module that was scripted or traced, or call it from a module of your own whose "
             "forward(input_ids, attention_mask) names what it takes."
         )
-    if any(c.__name__.endswith("ForMultipleChoice") for c in type(inside(model)).__mro__):
+    if any(c.__name__.endswith("ForMultipleChoice") for c in type(innermost(model)).__mro__):
         raise InputError(
-            f"{type(inside(model)).__name__} chooses among several texts and takes ids (n, choices, N). Wrap it in a "
+            f"{type(innermost(model)).__name__} chooses among several texts, with ids (n, choices, N). Wrap it in a "
             "module that scores one choice, forward(input_ids, attention_mask, token_type_ids) -> "
             "model(input_ids[:, None], attention_mask[:, None], token_type_ids[:, None]).logits, which is (n, 1), and "
             "pass the question and one choice as a pair."

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters._wrappers import layers_of_wrapping
+from captum_attn_lime.adapters._wrappers import wrapper_chain
 from captum_attn_lime.errors import SelectionError
 
 # Neither constant nor counting up, so that no type or position embedding is taken for the one of the tokens.
 PROBE = (1, 0, 1, 1)
 
 
-def telling_ids(model: nn.Module, ids: tuple[int, ...]) -> tuple[int, ...]:
+def probe_ids(model: nn.Module, ids: tuple[int, ...]) -> tuple[int, ...]:
     """Return ids by which the layer that embeds them is known: a text's own where these will do.
 
     A row of equal or consecutive ids looks like token types or positions, and ids that are not in the table fail.
@@ -101,7 +101,7 @@ class EmbeddingSearch:
 
 def _named(model: nn.Module) -> nn.Module | None:
     """Return what a HuggingFace model, or the one in a wrapper, gives as its input embeddings."""
-    for module in layers_of_wrapping(model):
+    for module in wrapper_chain(model):
         get = getattr(module, "get_input_embeddings", None)
         try:
             found = get() if callable(get) else None

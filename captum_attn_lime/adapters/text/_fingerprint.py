@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from captum_attn_lime.adapters._twins import modules_of
+from captum_attn_lime.adapters._shallow_copy import modules_of
 
 # Settings of a configuration that decide how padding is treated.
 _SETTINGS = ("pad_token_id", "_attn_implementation")

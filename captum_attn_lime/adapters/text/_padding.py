@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters._limits import lacks_padding_token, padding_token
-from captum_attn_lime.adapters._state import asked, standing_in
-from captum_attn_lime.adapters._twins import Twin
+from captum_attn_lime.adapters._model_config import lacks_padding_token, padding_token
+from captum_attn_lime.adapters._shallow_copy import ShallowCopy
+from captum_attn_lime.adapters._state import active_model, substituted
 from captum_attn_lime.adapters._wrappers import configured, text_config
 from captum_attn_lime.errors import InputError
 
@@ -20,7 +20,7 @@ from captum_attn_lime.errors import InputError
 _NO_TOKEN = -1
 
 
-def without_doubt(model: nn.Module, ids: Tensor, mask: Tensor | None, ending: int) -> tuple[Tensor, int | None]:
+def unambiguous_padding(model: nn.Module, ids: Tensor, mask: Tensor | None, ending: int) -> tuple[Tensor, int | None]:
     """Return ids and a padding id such that the model takes exactly the padded cells for padding.
 
     Causal classifiers read the last token whose id is not the padding id. A word that was replaced by a token with
@@ -82,7 +82,7 @@ def padding_id(model: nn.Module, value: int) -> Iterator[None]:
     Causal HuggingFace classifiers look for the last token that is not padding and refuse batches without that id. A
     twin of the model's outermost modules has the id; the model and its configuration stay as they are.
     """
-    own = asked(model)
+    own = active_model(model)
     holder: Any = configured(own)
     text = text_config(model)
     if holder is None or getattr(text, "pad_token_id", value) == value:
@@ -97,16 +97,16 @@ def padding_id(model: nn.Module, value: int) -> Iterator[None]:
         vars(config).update({name: part for name, held in vars(config).items() if held is text})
     readers = [m for m in own.modules() if getattr(m, "config", None) is holder.config]
     # Layers keep the configuration too, but only whole models read the padding id.
-    twin = Twin(own, [holder, *(m for m in readers if hasattr(m, "get_input_embeddings"))])
+    twin = ShallowCopy(own, [holder, *(m for m in readers if hasattr(m, "get_input_embeddings"))])
     for module in twin.copies:
         if vars(module).get("config") is holder.config:
             vars(module)["config"] = config
-    with standing_in(model, twin.root):
+    with substituted(model, twin.root):
         yield
 
 
 @contextmanager
-def hidden_as(adapter: Any, padding: int | None, tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+def with_padding(adapter: Any, padding: int | None, tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
     """Run a block in which a model takes an id for its padding, and return the tensors with it at hidden cells.
 
     Args:

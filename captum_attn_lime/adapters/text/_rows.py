@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_attn_lime.adapters.text._company import Side
-from captum_attn_lime.adapters.text._stand_ins import AnyRow
+from captum_attn_lime.adapters.text._batch_effects import Side
+from captum_attn_lime.adapters.text._special_tokens import AnyRow
 from captum_attn_lime.adapters.text._tokenize import PlainIds
 
 Ints = NDArray[np.int64]

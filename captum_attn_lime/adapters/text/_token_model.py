@@ -14,18 +14,18 @@ from captum_attn_lime._explained import Unit
 from captum_attn_lime._util.progress import progress
 from captum_attn_lime._util.random import without_drawing
 from captum_attn_lime.adapters._base import Adapter
-from captum_attn_lime.adapters._limits import lacks_padding_token, padding_token
+from captum_attn_lime.adapters._model_config import lacks_padding_token, padding_token
 from captum_attn_lime.adapters._outputs import Array
 from captum_attn_lime.adapters._state import evaluating
 from captum_attn_lime.adapters.text import _raw as raws
+from captum_attn_lime.adapters.text._batch_effects import Batching, Side
 from captum_attn_lime.adapters.text._batches import check_rows, rows_of
 from captum_attn_lime.adapters.text._binding import Binding
-from captum_attn_lime.adapters.text._company import Batching, Side
-from captum_attn_lime.adapters.text._known import KnownModel
-from captum_attn_lime.adapters.text._padding import hidden_as, padding_id, unused_id, without_doubt
+from captum_attn_lime.adapters.text._model_facts import ModelFacts
+from captum_attn_lime.adapters.text._padding import padding_id, unambiguous_padding, unused_id, with_padding
 from captum_attn_lime.adapters.text._raw import Raw
 from captum_attn_lime.adapters.text._rows import ListedRows, TokenRows, batches, rounded, row_of, tensors_of
-from captum_attn_lime.adapters.text._stand_ins import empty_token
+from captum_attn_lime.adapters.text._special_tokens import empty_token
 from captum_attn_lime.adapters.text._tasks import Head, Task
 from captum_attn_lime.adapters.text._tasks.next_token import of_target
 from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokenizing, Tokens
@@ -48,7 +48,7 @@ class TokenModel(Adapter):
     mask_id: int
     _ending: int  # number of tokens at a text's end that have the padding id
     _head: Head
-    _known: KnownModel
+    _facts: ModelFacts
     _tokenizing: Tokenizing
 
     @property
@@ -83,7 +83,7 @@ class TokenModel(Adapter):
             padding: A token id of :meth:`spare_padding`, which stands at hidden cells and which the model takes for its
                 padding in this call; other ids are then none.
         """
-        with hidden_as(self, padding, tensors) as own:
+        with with_padding(self, padding, tensors) as own:
             return super().outputs_of(*own)
 
     def token_scores(self, *tensors: Tensor, target: Any, unit: Unit, padding: int | None = None) -> Array:
@@ -92,7 +92,7 @@ class TokenModel(Adapter):
         Of a whole vocabulary all classes would be a lot of memory. The other arguments are those of
         :meth:`outputs_of`.
         """
-        with evaluating(self.model), torch.no_grad(), without_drawing(), hidden_as(self, padding, tensors) as own:
+        with evaluating(self.model), torch.no_grad(), without_drawing(), with_padding(self, padding, tensors) as own:
             outputs = self(*own)
             kind = self._kind_of(outputs, lambda: tuple(t[:1] for t in own))
         if kind == "logits":
@@ -179,7 +179,7 @@ class TokenModel(Adapter):
             PaddingWarning: Once, where padding changes the model's answer.
         """
         check_rows(self, rows)
-        return self._known.batching(self, rows, longest)
+        return self._facts.batching(self, rows, longest)
 
     def names_of(self, n: int) -> Sequence[str] | None:
         """Return the names of n classes, where they have any; a vocabulary has its tokens."""
@@ -188,13 +188,13 @@ class TokenModel(Adapter):
     def forward(self, *tensors: Tensor, **named: Any) -> Tensor:
         """Return the logits of encoded texts; what comes out depends on the task."""
         raws.check_by_position(tensors, named)
-        if not self._known.is_alone or not tensors or len(tensors[0]) < 2:
+        if not self._facts.is_alone or not tensors or len(tensors[0]) < 2:
             return super().forward(*tensors)
         return torch.cat([self(*(x[k : k + 1] for x in tensors)) for k in range(len(tensors[0]))])
 
     @property
     def _binding(self) -> Binding:
-        return self._known.binding
+        return self._facts.binding
 
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
         ids, further = tensors[0], list(tensors[1:])
@@ -211,9 +211,9 @@ class TokenModel(Adapter):
         options = self._head.options(self.model, ids, mask)
         lent: int | None = None
         if ids.dim() == 2 and self.task == "classification":
-            ids, lent = without_doubt(self.model, ids, mask, self._ending)
+            ids, lent = unambiguous_padding(self.model, ids, mask, self._ending)
         with nullcontext() if lent is None else padding_id(self.model, lent):
-            return self._binding.call(self._asked, ids, mask, types, **options)
+            return self._binding.call(self._active_model, ids, mask, types, **options)
 
     def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
         mask = tensors[1] if self._binding.mask is not None and len(tensors) > 1 else None

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters._wrappers import inside
+from captum_attn_lime.adapters._wrappers import innermost
 from captum_attn_lime.errors import ForwardError, InputError
 
 Task = Literal["classification", "tokens", "spans", "next_token"]
@@ -42,7 +42,7 @@ def find_task(model: nn.Module) -> Task:
         >>> find_task(nn.Linear(2, 2))
         'classification'
     """
-    model = inside(model)
+    model = innermost(model)
     classes = type(model).__mro__
     if not any(c.__module__.startswith("transformers.") for c in classes):
         return "classification"

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from captum_attn_lime.adapters._limits import configured_class_names
+from captum_attn_lime.adapters._model_config import configured_class_names
 from captum_attn_lime.adapters._outputs import as_logits
 from captum_attn_lime.adapters.text._tasks.find import Task, check_task, find_task, unpacked
 from captum_attn_lime.adapters.text._tasks.next_token import at_last_token, keep_last, last_positions

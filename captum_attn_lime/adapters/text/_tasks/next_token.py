@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_attn_lime._explained import class_index
 from captum_attn_lime.adapters._outputs import named_tensor
-from captum_attn_lime.adapters._wrappers import layers_of_wrapping, parameters_of
+from captum_attn_lime.adapters._wrappers import parameters_of, wrapper_chain
 from captum_attn_lime.errors import ForwardError
 
 # Rows of a vocabulary that are float64 at once where one column is wanted.
@@ -41,7 +41,7 @@ def keep_last(model: nn.Module, last: Tensor, length: int) -> dict[str, int]:
 
     The head is the larger part of a small language model: its output is as wide as the vocabulary.
     """
-    *wrappers, own = layers_of_wrapping(model)
+    *wrappers, own = wrapper_chain(model)
     if "logits_to_keep" not in parameters_of(own) or not all(_takes(m, "logits_to_keep") for m in wrappers):
         return {}
     return {"logits_to_keep": length - int(last.min())}

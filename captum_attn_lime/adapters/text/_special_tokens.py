@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from captum_attn_lime.adapters._limits import padding_token
+from captum_attn_lime.adapters._model_config import padding_token
 from captum_attn_lime.adapters._wrappers import text_config
 from captum_attn_lime.adapters.text._tokenize import PlainIds, Tokenizing, Tokens
 from captum_attn_lime.errors import InputError, TokenizerError

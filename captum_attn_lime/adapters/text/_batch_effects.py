@@ -49,7 +49,7 @@ def shortened(row: Any, length: int) -> PlainIds:
     return PlainIds(tuple(row.ids[k] for k in keep), types)
 
 
-def try_padding(
+def find_batching(
     answers: Answers, rows: Sequence[Any], width: int, own: Side, epsilon: Epsilon, *, budget: int
 ) -> tuple[Batching, bool]:
     """Return how rows may run together, and whether that is certain.
@@ -68,7 +68,7 @@ def try_padding(
     copies: list[PlainIds] = []
     alone: list[Array] = []
     for row in _telling(rows, width):
-        said = _said(answers, [row], own, len(row.ids))
+        said = _answers(answers, [row], own, len(row.ids))
         if said is not None:  # a part of a text may be too short for a model
             copies.append(row)
             alone += said
@@ -77,13 +77,13 @@ def try_padding(
     batch = [*copies, shortened(max(rows, key=lambda row: len(row.ids)), width)]
     tolerance = _tolerance(alone, epsilon())
     for side in (own, _other(own)):
-        together = _said(answers, batch, side, width) if len(batch) * width <= budget else None
+        together = _answers(answers, batch, side, width) if len(batch) * width <= budget else None
         if together is None:  # parts of texts may not go together, as where all need equally many end tokens
-            each = [_said(answers, [row], side, width) for row in copies]
+            each = [_answers(answers, [row], side, width) for row in copies]
             together = [x for said in each if said is not None for x in said]
         if len(together) >= len(alone) and _same(together, alone, tolerance):
             return Batching(side), _vary(alone)
-    again = [_said(answers, [row], own, len(row.ids)) for row in copies]
+    again = [_answers(answers, [row], own, len(row.ids)) for row in copies]
     if not all(said is not None and _same(said, [was], tolerance) for said, was in zip(again, alone, strict=True)):
         return Batching(own), True  # its answers are random: nothing can be said of padding
     return Batching(None), True
@@ -102,7 +102,7 @@ def _other(side: Side) -> Side:
     return "left" if side == "right" else "right"
 
 
-def try_company(answers: Answers, row: Any, epsilon: Epsilon) -> bool:
+def others_change_answer(answers: Answers, row: Any, epsilon: Epsilon) -> bool:
     """Return whether another text of the same length in its batch changes a text's answer.
 
     Args:
@@ -112,14 +112,14 @@ def try_company(answers: Answers, row: Any, epsilon: Epsilon) -> bool:
     """
     row = shortened(row, len(row.ids))
     width = len(row.ids)
-    alone = _said(answers, [row], "right", width)
+    alone = _answers(answers, [row], "right", width)
     # Other words in another order, between the same ends: a bag of the same words would say the same.
     middle = row.ids[1:-1]
     other = replace(row, ids=(*row.ids[:1], *middle[-1:] * len(middle), *row.ids[-1:]) if middle else row.ids[::-1])
-    both = _said(answers, [row, other], "right", width)
+    both = _answers(answers, [row, other], "right", width)
     if alone is None or both is None or _same(both[:1], alone, _tolerance([*alone, *both], epsilon())):
         return False
-    again = _said(answers, [row], "right", width)
+    again = _answers(answers, [row], "right", width)
     return again is not None and _same(again, alone, _tolerance([*alone, *both], epsilon()))
 
 
@@ -133,7 +133,7 @@ def precision(*dtypes: torch.dtype) -> float:
     return max((torch.finfo(d).eps for d in dtypes if d.is_floating_point), default=torch.finfo(torch.float32).eps)
 
 
-def _said(answers: Answers, rows: Sequence[PlainIds], side: Side, width: int) -> list[Array] | None:
+def _answers(answers: Answers, rows: Sequence[PlainIds], side: Side, width: int) -> list[Array] | None:
     """Return the model's answers, or None where it does not take these rows."""
     try:
         return answers(rows, side, width)

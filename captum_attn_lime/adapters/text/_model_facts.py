@@ -1,4 +1,4 @@
-"""`KnownModel`: what running a text model on a text has shown, forgotten when the model changes."""
+"""`ModelFacts`: what running a text model on a text has shown, forgotten when the model changes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from captum_attn_lime._util.warn import warn
-from captum_attn_lime.adapters._state import fast_path_off
-from captum_attn_lime.adapters._trial import trial
+from captum_attn_lime.adapters._state import fast_path_off, probing
 from captum_attn_lime.adapters._wrappers import parameters_of
-from captum_attn_lime.adapters.text._binding import Binding, unclaimed
-from captum_attn_lime.adapters.text._company import (
+from captum_attn_lime.adapters.text._batch_effects import (
     Answers,
     Array,
     Batching,
     Epsilon,
     Side,
+    find_batching,
+    others_change_answer,
     precision,
     shortened,
-    try_company,
-    try_padding,
 )
-from captum_attn_lime.adapters.text._embedding import EmbeddingSearch, telling_ids
+from captum_attn_lime.adapters.text._binding import Binding, unused_parameters
+from captum_attn_lime.adapters.text._embedding import EmbeddingSearch, probe_ids
 from captum_attn_lime.adapters.text._fingerprint import fingerprint
 from captum_attn_lime.adapters.text._tokenize import PlainIds
 from captum_attn_lime.errors import ForwardError, InputError, PaddingWarning, SelectionError
@@ -37,7 +36,7 @@ _FEW = 64
 _LEAST = 6
 
 
-class KnownModel:
+class ModelFacts:
     """How a model takes text, what embeds its ids, and what may share a batch.
 
     Args:
@@ -70,7 +69,7 @@ class KnownModel:
         """The side on which to pad as far as is known; the tokenizer's where nothing is."""
         return next((b.side for b in reversed(self._padding.values()) if b.side is not None), self._own_side)
 
-    def meet(self, adapter: Any, row: Any) -> None:
+    def probe(self, adapter: Any, row: Any) -> None:
         """Run the model on a text, if it is new or has changed since it was last met.
 
         Args:
@@ -82,7 +81,7 @@ class KnownModel:
             return
         self._padding, self._company, self._refusal = {}, None, None
         row = shortened(row, _FEW)
-        ids = torch.tensor([telling_ids(adapter.model, row.ids)], device=adapter.device)
+        ids = torch.tensor([probe_ids(adapter.model, row.ids)], device=adapter.device)
         types = None
         if adapter._tokenizing.types:
             own = row.types if row.types is not None and len(row.types) == ids.shape[1] else (0,) * ids.shape[1]
@@ -90,7 +89,7 @@ class KnownModel:
         search = EmbeddingSearch(adapter.model)
         failures = []
         for way in self._ways:
-            with trial(adapter.model) as model, fast_path_off():
+            with probing(adapter.model) as model, fast_path_off():
                 failure = search.watch(ids, lambda: way.call(model, ids, torch.ones_like(ids), types))  # noqa: B023
             if failure is None:
                 self.binding = way
@@ -114,7 +113,7 @@ class KnownModel:
         """
         if self._embedding is None or not any(m is self._embedding for m in adapter.model.modules()):
             self._mark = None if self._embedding is not None else self._mark
-            self.meet(adapter, PlainIds(()))
+            self.probe(adapter, PlainIds(()))
         if self._embedding is None:
             raise SelectionError(str(self._no_embedding))
         return self._embedding
@@ -129,7 +128,7 @@ class KnownModel:
             raise ForwardError(self._refusal)
 
     def batching(self, adapter: Any, rows: Sequence[Any], width: int | None = None) -> Batching:
-        """Return how these rows may run together, after trying it out where that is new; :meth:`meet` comes first.
+        """Return how these rows may run together, after trying it out where that is new; :meth:`probe` comes first.
 
         Args:
             adapter: The ``TextAdapter``.
@@ -143,7 +142,7 @@ class KnownModel:
         dtypes = [p.dtype for p in adapter.model.parameters()]
 
         def answers(some: Sequence[PlainIds], side: Side, width: int) -> list[Array]:
-            with trial(adapter.model):
+            with probing(adapter.model):
                 ids, further = adapter._tensors(some, width, side)
                 # Each time in another random state, or a random model would seem to be none.
                 torch.manual_seed(next(seeds))
@@ -174,7 +173,7 @@ class KnownModel:
         kind = max(width, _FEW).bit_length()
         if kind in self._padding:
             return self._padding[kind]
-        found, is_certain = try_padding(answers, rows, width, self._own_side, epsilon, budget=budget)
+        found, is_certain = find_batching(answers, rows, width, self._own_side, epsilon, budget=budget)
         if found.side is None:
             found = Batching(None, self._changes_in_company(answers, rows, epsilon))
         if is_certain:
@@ -183,7 +182,7 @@ class KnownModel:
 
     def _changes_in_company(self, answers: Answers, rows: Sequence[Any], epsilon: Epsilon) -> bool:
         if self._company is None:
-            self._company = try_company(answers, shortened(rows[0], _FEW), epsilon)
+            self._company = others_change_answer(answers, shortened(rows[0], _FEW), epsilon)
         return self._company
 
     def _warn(self, model: nn.Module, found: Batching) -> None:
@@ -200,7 +199,7 @@ class KnownModel:
         )
 
 
-def check_together(model: nn.Module, binding: Binding, rows: Sequence[Any], batching: Batching) -> None:
+def check_one_batch(model: nn.Module, binding: Binding, rows: Sequence[Any], batching: Batching) -> None:
     """Raise where rows cannot be one batch.
 
     Raises:
@@ -237,13 +236,13 @@ def _no_way(model: nn.Module, error: Exception) -> str:
 def _lost_types(model: nn.Module, binding: Binding, ids: Tensor, types: Tensor | None) -> str | None:
     """Return why token types do not arrive, if a part of the model takes them and other ones change nothing."""
     takers = [m for m in model.modules() if "token_type_ids" in parameters_of(m)]
-    rest = [] if binding.types is not None else unclaimed(model, binding)
-    if not takers or not (binding.unnamed or rest):
+    rest = [] if binding.types is not None else unused_parameters(model, binding)
+    if not takers or not (binding.may_lose or rest):
         return None
     outputs: list[list[Tensor]] = []
     try:
         for kind in () if types is None or binding.types is None else (types, 1 - types.clamp(max=1)):
-            with trial(model) as own, fast_path_off():
+            with probing(model) as own, fast_path_off():
                 outputs.append(_tensors_in(binding.call(own, ids, torch.ones_like(ids), kind)))
     except Exception:
         return None  # one kind of tokens alone

@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from captum_attn_lime.errors import InputError
 
 
-class Twin:
-    """A copy of some modules of a tree and of all modules above them; the others are the tree's own.
+class ShallowCopy:
+    """A copy of some modules of a tree and of all modules above them; all others are shared.
 
-    Copies share parameters, buffers and hooks with their originals, so that hooks fire and weights are those of now.
-    Compiled modules are replaced by what they were compiled of.
+    Copies share parameters, buffers and hooks with their originals, so hooks fire and weights stay current. Compiled
+    modules are replaced by the modules they were compiled from.
 
     Args:
         model: The root.
@@ -34,8 +34,8 @@ class Twin:
 
     Example:
         >>> model = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
-        >>> twin = Twin(model, [model[1]])
-        >>> twin.root is model, twin.root[0] is model[0], twin.root[1] is model[1]
+        >>> copy = ShallowCopy(model, [model[1]])
+        >>> copy.root is model, copy.root[0] is model[0], copy.root[1] is model[1]
         (False, True, False)
     """
 
@@ -50,10 +50,10 @@ class Twin:
         self.copies = [self._copy_of[id(m)] for m in self._originals]
 
     def _mark(self, module: nn.Module, wanted: set[int], done: dict[int, bool]) -> bool:
-        """Make an empty copy of a module that is wanted or has a wanted one below, and say whether it is so."""
+        """Make an empty copy of a module if it or one below is wanted, and return whether that is so."""
         if id(module) in done:
             return done[id(module)]
-        done[id(module)] = False  # a module that holds itself
+        done[id(module)] = False  # stops at a module that holds itself
         below = [self._mark(m, wanted, done) for m in module.children()]
         if not any(below) and id(module) not in wanted:
             return False
@@ -62,7 +62,7 @@ class Twin:
             raise _cannot(module, "it is TorchScript")
         inner = module._modules.get("_orig_mod")
         if inner is None and isinstance(module, DistributedDataParallel):
-            inner = module.module  # its own forward talks to the other processes
+            inner = module.module  # the wrapper's forward communicates with other processes
         if inner is not None and id(inner) in self._copy_of:
             self._copy_of[id(module)] = self._copy_of[id(inner)]
             return True
@@ -71,19 +71,18 @@ class Twin:
         return True
 
     def _fill(self, module: nn.Module) -> None:
-        own = vars(module)
         shared = ("_parameters", "_modules", "_buffers")
-        copied = {name: value if name in shared else self._translated(value) for name, value in own.items()}
+        copied = {name: value if name in shared else self._translated(value) for name, value in vars(module).items()}
         copied["_modules"] = {name: self._translated(child) for name, child in module._modules.items()}
         copied["_buffers"] = dict(module._buffers)
         copied["_compiled_call_impl"] = None
-        forward = own.get("forward")
+        forward = vars(module).get("forward")
         if forward is not None and copied["forward"] is forward:
             raise _cannot(module, "its forward was replaced by a function that holds the original")
         vars(self._copy_of[id(module)]).update(copied)
 
     def _translated(self, value: Any) -> Any:
-        """Return a value with modules of the tree, and methods bound to them, exchanged for their copies."""
+        """Return a value in which copies replace modules of the tree and methods bound to them."""
         if isinstance(value, nn.Module):
             return self._copy_of.get(id(value), value)
         if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
@@ -101,14 +100,14 @@ class Twin:
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
-    """Return a model's modules, each once: ``model.modules()``, four times as fast, for what is done at every call.
+    """Return a model's modules, each once: ``model.modules()``, but four times as fast, for use in every call.
 
     Example:
         >>> modules_of(nn.Sequential(nn.ReLU(), nn.Tanh()))[1:]
         [ReLU(), Tanh()]
     """
     found, seen = [model], {id(model)}
-    for module in found:  # which grows
+    for module in found:  # the list grows during the loop
         for child in module._modules.values():
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
@@ -116,28 +115,23 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def in_training(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that are in training mode."""
-    return [m for m in modules_of(model) if m.training]
-
-
-def eval_twin(model: nn.Module) -> nn.Module:
-    """Return a twin of a model in eval mode; the model itself where all of it is.
+def eval_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model in eval mode; the model itself if all of it is.
 
     Raises:
         InputError: A part in training mode cannot be copied.
     """
-    chosen = in_training(model)
+    chosen = [m for m in modules_of(model) if m.training]
     if not chosen:
         return model
-    twin = Twin(model, chosen)
-    for module in twin.copies:
+    copy = ShallowCopy(model, chosen)
+    for module in copy.copies:
         vars(module)["training"] = False
-    return twin.root
+    return copy.root
 
 
 def _cannot(module: nn.Module, why: str) -> InputError:
     return InputError(
-        f"{type(module).__name__} cannot be asked in another mode than its own ({why}), because that would alter it "
-        "for whoever else uses it; call model.eval() first, and give the configuration a pad_token_id of its own."
+        f"{type(module).__name__} cannot be copied ({why}), and running it in another mode would alter it for other "
+        "users of the model; call model.eval() first, and set a pad_token_id in its configuration."
     )
