@@ -295,7 +295,7 @@ def test_words_by_hand_with_a_separator():
         (("fine", " "), {}, TextError, "the second text of pair 0 is blank"),
         ([("fine", "film"), ("", "film")], {}, TextError, "the first text of pair 1 is empty"),
         (("fine", "film"), dict(explained_text="third"), InputError, "'both', 'first', 'second'.*'third'"),
-        ("fine", dict(explained_text="first"), InputError, "single texts came"),
+        ("fine", dict(explained_text="first"), InputError, "these are single texts"),
         (
             ("fine", "!!"),
             dict(explained_text="second", features=re.compile(r"\w+")),

@@ -217,7 +217,7 @@ def test_gradient_methods_on_ids_are_told_to_use_the_layer_form(adapter):
     x = adapter.encode("a fine film")
     with pytest.raises(InputError, match="LayerIntegratedGradients"):
         adapter(x.inputs.float(), *x.forward_args)
-    with pytest.raises(InputError, match="4 tensors came"):
+    with pytest.raises(InputError, match="got 4 tensors"):
         adapter(x.inputs, *x.forward_args, x.inputs, x.inputs)
     with pytest.raises(InputError, match="got str"):
         adapter("a fine film")

@@ -1,4 +1,4 @@
-"""Models of pictures."""
+"""Adapters of image models."""
 
 from captum_attn_lime.adapters.image._adapter import ImageAdapter, ImageEncoding
 

@@ -1,4 +1,4 @@
-"""Models over numbers: rows of a table, and series over time steps."""
+"""Adapters of models over numbers: table rows and time series."""
 
 from captum_attn_lime.adapters.numeric._sequence import SequenceAdapter, SequenceEncoding
 from captum_attn_lime.adapters.numeric._tabular import TabularAdapter, TabularEncoding

@@ -1,4 +1,4 @@
-"""Models over texts."""
+"""Adapters of text models."""
 
 from captum_attn_lime.adapters.text._adapter import TextAdapter
 from captum_attn_lime.adapters.text._encoding import TextEncoding

@@ -1,4 +1,4 @@
-"""`TextAdapter`: a model over texts as a Captum forward function and a lime classifier function."""
+"""`TextAdapter`: a text model as a Captum forward function and a lime classifier function."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from captum_attn_lime.errors import InputError, TargetError
 
 
 class TextAdapter(TokenModel):
-    """A model over texts, ready for Captum and for lime.
+    """A text model, ready for Captum and for lime.
 
     It wraps HuggingFace models and any module over token ids, also in a wrapper (compiled, data-parallel, averaged,
-    LoRA, ``forward(**kwargs)``, ``forward(batch)`` of a dictionary). Arguments are bound by name. Padding goes to the
-    tokenizer's ``padding_side``. Whether it changes the model's answers is tried out on the first texts of several
-    lengths; where it does so on that side it goes to the other, and where it does so on both, or the module takes no
-    mask, texts run without padding. A text that has no token at all, as lime makes them, stands as one bos, eos,
-    unknown or padding token, the first of these that the tokenizer has.
+    LoRA, ``forward(**kwargs)``, ``forward(batch)`` of a dictionary). Arguments are bound by name. Padding is on the
+    tokenizer's ``padding_side``. The first texts of several lengths show whether padding changes the model's outputs:
+    then it moves to the other side, and if it changes them there too, or the module takes no mask, texts run without
+    padding. An empty text, as lime generates, becomes one bos, eos, unknown or padding token, the first of these that
+    the tokenizer has.
 
-    What a call returns, and what Captum's ``target`` is, depends on the task:
+    The task decides what a call returns and what Captum's ``target`` is:
 
     ================== ======================== ==================================================================
     task               the adapter returns      target
@@ -48,32 +48,32 @@ class TextAdapter(TokenModel):
     "next_token"       (n, vocabulary)          token id; read at each row's last real token
     ================== ======================== ==================================================================
 
-    :meth:`TextEncoding.find` and :meth:`TextEncoding.positions` give positions. At padding the numbers of "tokens" and
-    "spans" mean nothing. :meth:`logits` and :meth:`predict_proba` are for the other two tasks. Of "next_token" they
-    hold 8 bytes for each text and token of the vocabulary, and with ``target`` 8 bytes a text.
+    :meth:`TextEncoding.find` and :meth:`TextEncoding.positions` return positions. For "tokens" and "spans", values at
+    padding are meaningless. :meth:`logits` and :meth:`predict_proba` are for the other two tasks. For "next_token" they
+    need 8 bytes for each text and token of the vocabulary, and with ``target`` 8 bytes per text.
 
     Args:
         model: The model. It returns a tensor, a tuple that begins with it, or ``.logits``; for "spans" an object with
             ``.start_logits`` and ``.end_logits``, a tuple of both, or a tensor (n, N, 2).
-        tokenizer: A HuggingFace tokenizer with character offsets (a fast one), a :class:`WordTokenizer`, or an object
-            with ``spans(text) -> (ids, character spans)``. For "next_token", special tokens that it puts at a text's
-            end are left out.
-        task: What the model predicts; by default what the HuggingFace class, also in a wrapper, is made for, and
-            "classification" for a model written by hand.
+        tokenizer: A fast HuggingFace tokenizer, a :class:`WordTokenizer`, or an object with
+            ``spans(text) -> (ids, character spans)``. For "next_token", special tokens at the end of a text are
+            dropped.
+        task: What the model predicts; by default the task of the HuggingFace class, also in a wrapper, and
+            "classification" for other models.
         class_names: Names of the classes; by default those of the model's configuration.
         max_length: Greatest number of tokens, special tokens included; by default the lesser of what the tokenizer and
             the model's positions allow.
         batch_tokens: Greatest number of tokens, padding included, that :meth:`predict_proba` runs at once. Short
-            texts share a batch, and a longer text runs alone.
-        forward_names: Role to parameter name, where the model's parameter names do not tell: ``"input_ids"``,
+            texts share a batch; a longer text runs alone.
+        forward_names: Role to parameter name, if the model uses unusual names: ``"input_ids"``,
             ``"attention_mask"`` (1 at real tokens), ``"padding_mask"`` (True at padding), ``"token_type_ids"``. None
-            for a role that is not to be given.
-        outputs: What the model puts out: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid) or
-            ``"predictions"`` (a regression); by default that is found out.
+            leaves a role out.
+        outputs: What the model returns: ``"logits"``, ``"probabilities"`` (it ends in softmax or sigmoid),
+            ``"predictions"`` (a regression), or ``"auto"`` to find out.
 
     Attributes:
-        pad_id: The token id that fills up a batch.
-        mask_id: The token id that stands in for a removed word, unless :meth:`encode` is given another one.
+        pad_id: The token id used as padding.
+        mask_id: The token id that replaces a removed word, unless :meth:`encode` gets another one.
 
     Example:
         >>> from captum.attr import LayerIntegratedGradients
@@ -138,29 +138,29 @@ class TextAdapter(TokenModel):
 
     @property
     def max_length(self) -> int | None:
-        """Greatest number of tokens of one text, special tokens included; None for no limit."""
+        """Greatest number of tokens per text, special tokens included; None for no limit."""
         return self._tokenizing.max_length
 
     @property
     def embedding(self) -> nn.Module:
         """The layer that embeds the token ids, for Captum's layer methods.
 
-        An encoder-decoder embeds a text twice, and this is the encoder's layer: what the decoder reads stays as it is,
-        so that integrated gradients over this layer do not add up to the difference between text and baselines.
+        An encoder-decoder embeds a text twice, and this is the encoder's layer. The decoder's input stays unchanged, so
+        integrated gradients over this layer do not add up to the difference between text and baselines.
 
         Raises:
-            SelectionError: It is not to be found.
+            SelectionError: It cannot be found.
         """
         return self._facts.embedding(self)
 
     def class_name(self, index: int) -> str:
-        """Return the name of a class: its token where the classes are the vocabulary, its number if it has none."""
+        """Return the name of a class: its token if the classes are the vocabulary, its number if it has no name."""
         if self.class_names is not None:
             return self.class_names[index]
         return self._tokenizing.names([index])[0] if self._head.is_over_vocabulary(self.model) else str(index)
 
     def with_token_ids(self, target: Any) -> Any:
-        """Return a target in which the text of a token is its id, where the classes are a vocabulary."""
+        """Return a target in which token ids replace the texts of tokens, if the classes are a vocabulary."""
         if not self._head.is_over_vocabulary(self.model):
             return target
         if isinstance(target, (tuple, list)):
@@ -168,7 +168,7 @@ class TextAdapter(TokenModel):
         return self.token_id(target) if isinstance(target, str) else target
 
     def token_id(self, token: str) -> int:
-        """Return the id of a token of the vocabulary, as the tokenizer writes it or as the text has it.
+        """Return the id of a token of the vocabulary, in the tokenizer's notation or as plain text.
 
         Raises:
             TargetError: It is not one token.
@@ -197,27 +197,26 @@ class TextAdapter(TokenModel):
         Args:
             texts: One text, or one pair as a tuple of two; or a list of either.
             features: What one feature is: ``"word"``, ``"token"``, or a compiled pattern of one word. Special and
-                padding tokens are no features.
-            baselines: What stands in for a removed feature: ``"mask"``, ``"unk"`` or ``"pad"`` (where the tokenizer
-                has no mask token the unknown token stands in, then the padding token), or a token id. Special and
-                padding tokens keep their own ids.
-            explained_text: Of pairs, the texts that give the features: ``"both"``, ``"first"`` or ``"second"``. The
-                tokens of the other text stay as they are and share the last feature id, as special tokens do.
+                padding tokens are not features.
+            baselines: What replaces a removed feature: ``"mask"``, ``"unk"`` or ``"pad"`` (without a mask token the
+                unknown token, then the padding token), or a token id. Special and padding tokens keep their ids.
+            explained_text: The texts of a pair that provide the features: ``"both"``, ``"first"`` or ``"second"``. The
+                tokens of the other text stay unchanged and share the last feature id with special tokens.
 
         Raises:
-            TextError: A text is blank or has no word; or a pair has so little room that one of its texts would vanish.
-            TokenizerError: The tokenizer gives ids that the model has no embedding for, or takes no pairs.
-            InputError: Not a text; options that do not fit; or texts of several lengths for a model whose answers
-                padding changes.
-            ForwardError: The model does not run on tokens in any way that is known, or loses token types.
+            TextError: A text is blank or has no word; or truncation would remove one text of a pair.
+            TokenizerError: The tokenizer returns ids that the model has no embedding for, or does not support pairs.
+            InputError: Not a text; invalid options; or texts of several lengths for a model whose outputs padding
+                changes.
+            ForwardError: The model cannot be run on tokens, or loses token types.
 
         Warns:
-            TruncationWarning: A text is longer than the model takes.
+            TruncationWarning: A text exceeds the maximum length.
         """
         items = self._items(texts)
         explained = raws.texts_to_explain(explained_text, items)
         raws.check_features(features)
-        stand_in = baseline_token(self._tokenizing, baselines, self.pad_id)
+        baseline = baseline_token(self._tokenizing, baselines, self.pad_id)
         rows = []
         for i, item in enumerate(items):
             raws.check_not_blank(item, i)
@@ -234,7 +233,7 @@ class TextAdapter(TokenModel):
         return TextEncoding(
             inputs=ids,
             forward_args=forward_args,
-            baselines=torch.where(is_feature, torch.full_like(ids, stand_in), ids),
+            baselines=torch.where(is_feature, torch.full_like(ids, baseline), ids),
             feature_mask=feature_mask,
             feature_names=names_of(words) if features != "token" else names_of_tokens(tokens, is_feature),
             texts=tuple(row.texts if is_pair(row.texts) else row.texts[0] for row in rows),
@@ -245,16 +244,16 @@ class TextAdapter(TokenModel):
         )
 
     def outputs(self, raw: Raw | Sequence[Raw], *, show_progress: bool = False) -> Array:
-        """Return what the model puts out for texts or pairs, (n, columns) float64, in eval mode, without gradients.
+        """Return the model's outputs for texts or pairs, (n, columns) float64, in eval mode and without gradients.
 
         Equal texts run once, texts of similar length run together, and no batch is larger than ``batch_tokens``.
 
         Args:
             raw: One text or pair, or several; they may be empty.
-            show_progress: Show a bar over the texts that run.
+            show_progress: Show a progress bar over the distinct texts.
 
         Raises:
-            InputError: The model predicts for each token, or no texts came.
+            InputError: The model predicts for each token, or there are no texts.
         """
         return scores_of_texts(self, raw, self._run, show_progress=show_progress)
 
@@ -270,11 +269,11 @@ class TextAdapter(TokenModel):
         return (ids, *forward_args)
 
     def _items(self, raw: Any) -> list[Raw]:
-        """Return the texts or pairs as a list, if the model takes them."""
+        """Return the texts or pairs as a list; raise if the model cannot take them."""
         items = raws.as_list(raw)
         if self.task == "next_token" and is_pair(items[0]):
             raise InputError(
-                f"a pair came, but {type(self.model).__name__} continues one text (task='next_token'); join the two, "
-                "or pass several texts as a list."
+                f"{type(self.model).__name__} continues one text (task='next_token') and cannot take a pair; join the "
+                "two, or pass several texts as a list."
             )
         return items

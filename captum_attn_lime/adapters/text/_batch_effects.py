@@ -1,4 +1,4 @@
-"""Whether a text's answer depends on what it shares a batch with: padding, on either side, or other texts."""
+"""Whether a text's output depends on the rest of its batch: padding, on either side, or other texts."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from captum_attn_lime.adapters.text._tokenize import PlainIds
 
 Side = Literal["left", "right"]
 Array = NDArray[np.float64]
-# From rows of tokens, the side on which they are padded and the width, to what the model says of each.
+# From rows of tokens, the padding side and the width, to the model's output for each row.
 Answers = Callable[[Sequence[PlainIds], Side, int], list[Array]]
 Epsilon = Callable[[], float]
-# Of the spread of the answers, and of their size in steps of their precision: what kernels for other shapes may change.
+# Tolerance for kernels of other shapes: a share of the outputs' spread, and a number of steps of their precision.
 _OF_SPREAD, _STEPS = 1e-5, 64
 
 
 @dataclass(frozen=True)
 class Batching:
-    """How texts may run together.
+    """How texts may share batches.
 
     Attributes:
-        side: The side on which padding changes nothing; None where it does on both.
-        alone: Whether each text must run alone, because others in its batch change its answer.
+        side: The side on which padding changes nothing; None if it changes outputs on both.
+        alone: Whether each text must run alone, because others in its batch change its output.
     """
 
     side: Side | None
@@ -35,7 +35,7 @@ class Batching:
 
 
 def shortened(row: Any, length: int) -> PlainIds:
-    """Return a row's first and last tokens, as a text has them whose words in the middle are gone.
+    """Return a row's first and last tokens, like a text without its middle words.
 
     Example:
         >>> shortened(PlainIds((2, 7, 8, 9, 3)), 3).ids
@@ -52,45 +52,45 @@ def shortened(row: Any, length: int) -> PlainIds:
 def find_batching(
     answers: Answers, rows: Sequence[Any], width: int, own: Side, epsilon: Epsilon, *, budget: int
 ) -> tuple[Batching, bool]:
-    """Return how rows may run together, and whether that is certain.
+    """Return how rows may share batches, and whether that is certain.
 
-    Some of the rows, and what is left of one where its words are gone, run alone and padded. The less there is of a
-    text, the more padding tells: where the largest over positions is taken, a long text hides it.
+    Some rows, and shortened copies of one, run alone and padded. Padding shows most in short texts: with a maximum over
+    positions, for example, a long text hides it.
 
     Args:
-        answers: What the model says.
+        answers: Runs the model.
         rows: Tokens of texts.
         width: The number of tokens to which they are padded.
         own: The tokenizer's side, which is tried first.
-        epsilon: Precision of the answers, known once there are some.
+        epsilon: Returns the precision of the outputs; called after the first run.
         budget: Greatest number of tokens of a batch.
     """
     copies: list[PlainIds] = []
     alone: list[Array] = []
-    for row in _telling(rows, width):
-        said = _answers(answers, [row], own, len(row.ids))
-        if said is not None:  # a part of a text may be too short for a model
+    for row in _shorter(rows, width):
+        outputs = _try_answers(answers, [row], own, len(row.ids))
+        if outputs is not None:  # a shortened text may be too short for a model
             copies.append(row)
-            alone += said
+            alone += outputs
     if not copies:
         return Batching(own), False
     batch = [*copies, shortened(max(rows, key=lambda row: len(row.ids)), width)]
     tolerance = _tolerance(alone, epsilon())
     for side in (own, _other(own)):
-        together = _answers(answers, batch, side, width) if len(batch) * width <= budget else None
-        if together is None:  # parts of texts may not go together, as where all need equally many end tokens
-            each = [_answers(answers, [row], side, width) for row in copies]
-            together = [x for said in each if said is not None for x in said]
+        together = _try_answers(answers, batch, side, width) if len(batch) * width <= budget else None
+        if together is None:  # some models reject such a batch, for example if all rows need equally many end tokens
+            each = [_try_answers(answers, [row], side, width) for row in copies]
+            together = [x for outputs in each if outputs is not None for x in outputs]
         if len(together) >= len(alone) and _same(together, alone, tolerance):
             return Batching(side), _vary(alone)
-    again = [_answers(answers, [row], own, len(row.ids)) for row in copies]
-    if not all(said is not None and _same(said, [was], tolerance) for said, was in zip(again, alone, strict=True)):
-        return Batching(own), True  # its answers are random: nothing can be said of padding
+    again = [_try_answers(answers, [row], own, len(row.ids)) for row in copies]
+    if not all(x is not None and _same(x, [first], tolerance) for x, first in zip(again, alone, strict=True)):
+        return Batching(own), True  # the outputs are random, so the effect of padding cannot be known
     return Batching(None), True
 
 
-def _telling(rows: Sequence[Any], width: int) -> list[PlainIds]:
-    """Return rows shorter than the width: of those that came, and what is left of the longest without its words."""
+def _shorter(rows: Sequence[Any], width: int) -> list[PlainIds]:
+    """Return rows shorter than the width: some of these, and shortened copies of the longest."""
     *shorter, longest = sorted(rows, key=lambda row: len(row.ids))
     real = [shorter[0], shorter[len(shorter) // 2]] if shorter else []
     made = [shortened(longest, length) for length in (2, len(longest.ids) // 4, len(longest.ids) // 2) if length]
@@ -103,23 +103,23 @@ def _other(side: Side) -> Side:
 
 
 def others_change_answer(answers: Answers, row: Any, epsilon: Epsilon) -> bool:
-    """Return whether another text of the same length in its batch changes a text's answer.
+    """Return whether another text of the same length in its batch changes a text's output.
 
     Args:
-        answers: What the model says.
+        answers: Runs the model.
         row: The tokens of a text.
-        epsilon: Precision of the answers, known once there are some.
+        epsilon: Returns the precision of the outputs; called after the first run.
     """
     row = shortened(row, len(row.ids))
     width = len(row.ids)
-    alone = _answers(answers, [row], "right", width)
-    # Other words in another order, between the same ends: a bag of the same words would say the same.
+    alone = _try_answers(answers, [row], "right", width)
+    # Different words between the same ends: a bag of words would not notice a mere reordering.
     middle = row.ids[1:-1]
     other = replace(row, ids=(*row.ids[:1], *middle[-1:] * len(middle), *row.ids[-1:]) if middle else row.ids[::-1])
-    both = _answers(answers, [row, other], "right", width)
+    both = _try_answers(answers, [row, other], "right", width)
     if alone is None or both is None or _same(both[:1], alone, _tolerance([*alone, *both], epsilon())):
         return False
-    again = _answers(answers, [row], "right", width)
+    again = _try_answers(answers, [row], "right", width)
     return again is not None and _same(again, alone, _tolerance([*alone, *both], epsilon()))
 
 
@@ -133,16 +133,16 @@ def precision(*dtypes: torch.dtype) -> float:
     return max((torch.finfo(d).eps for d in dtypes if d.is_floating_point), default=torch.finfo(torch.float32).eps)
 
 
-def _answers(answers: Answers, rows: Sequence[PlainIds], side: Side, width: int) -> list[Array] | None:
-    """Return the model's answers, or None where it does not take these rows."""
+def _try_answers(answers: Answers, rows: Sequence[PlainIds], side: Side, width: int) -> list[Array] | None:
+    """Return the model's outputs, or None if it cannot take these rows."""
     try:
         return answers(rows, side, width)
-    except Exception:  # whatever a model of anyone's raises, a real run will raise too
+    except Exception:  # a user's model may raise anything; a real run will raise it again
         return None
 
 
-def _tolerance(said: Sequence[Array], epsilon: float) -> float:
-    values = [np.atleast_2d(x)[[0, -1]] for x in said]
+def _tolerance(outputs: Sequence[Array], epsilon: float) -> float:
+    values = [np.atleast_2d(x)[[0, -1]] for x in outputs]
     table = np.concatenate(values)
     return float(_OF_SPREAD * np.ptp(table, axis=0).max() + _STEPS * epsilon * np.abs(table).max())
 
@@ -153,7 +153,7 @@ def _same(one: Sequence[Array], other: Sequence[Array], tolerance: float) -> boo
     )
 
 
-def _vary(said: Sequence[Array]) -> bool:
-    """Return whether different texts get different answers; a model that says the same of all tells nothing."""
-    first = np.atleast_2d(said[0])[0]
-    return any(not np.allclose(np.atleast_2d(x)[0], first, rtol=1e-6, atol=0) for x in said[1:])
+def _vary(outputs: Sequence[Array]) -> bool:
+    """Return whether different texts get different outputs; equal ones are not conclusive."""
+    first = np.atleast_2d(outputs[0])[0]
+    return any(not np.allclose(np.atleast_2d(x)[0], first, rtol=1e-6, atol=0) for x in outputs[1:])

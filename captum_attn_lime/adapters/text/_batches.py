@@ -1,4 +1,4 @@
-"""Texts through a `TextAdapter`: each distinct one once, and checked against the model."""
+"""Running texts through a `TextAdapter`: each distinct one once, checked against the model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CHUNK = 1024  # texts tokenised at once
 
 
 def scores_of_texts(adapter: Any, raw: Any, run: Callable[..., Array], *, show_progress: bool) -> Array:
-    """Return what ``run`` gives for each text, (n, columns), from batches of distinct ones.
+    """Return the result of ``run`` for each text, (n, columns), from batches of distinct texts.
 
     Args:
         adapter: The ``TextAdapter``.
         raw: Texts or pairs.
-        run: From the tensors of a batch to its numbers, (batch, columns).
-        show_progress: Show a bar over the texts that run.
+        run: Function of the tensors of a batch that returns (batch, columns).
+        show_progress: Show a progress bar over the distinct texts.
     """
     adapter.check_one_row()
     items = adapter._items(raw)
@@ -41,7 +41,7 @@ def scores_of_texts(adapter: Any, raw: Any, run: Callable[..., Array], *, show_p
 
 
 def rows_of(tokenizing: Tokenizing, items: Sequence[Raw]) -> list[PlainIds]:
-    """Return the ids that texts or pairs run with, cut to the greatest length and not padded."""
+    """Return the ids of texts or pairs, truncated to the maximum length and not padded."""
     rows: list[PlainIds] = []
     for start in range(0, len(items), _CHUNK):
         chunk: Any = items[start : start + _CHUNK]
@@ -51,9 +51,9 @@ def rows_of(tokenizing: Tokenizing, items: Sequence[Raw]) -> list[PlainIds]:
 
 
 def check_rows(adapter: Any, rows: Sequence[AnyRow]) -> None:
-    """Get to know the model, and raise if an id has no embedding or the model was seen not to take what it is given.
+    """Probe the model, and raise if an id has no embedding or the model cannot take the inputs.
 
-    An embedding that cannot be found is no reason not to run the model.
+    An embedding that cannot be found does not raise.
     """
     adapter._facts.probe(adapter, rows[0])
     try:

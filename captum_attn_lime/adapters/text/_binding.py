@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from captum_attn_lime.adapters._wrappers import innermost, only_forwards, parameters_of, wrapper_chain
 from captum_attn_lime.errors import ForwardError, InputError
 
-# The names under which models take each role, most telling first. An attention mask is 1 at real tokens (HuggingFace);
-# a padding mask is True at padding (torch.nn).
+# Parameter names of each role, the clearest first. An attention mask is 1 at real tokens (HuggingFace); a padding mask
+# is True at padding (torch.nn).
 NAMES = {
     "input_ids": ("input_ids", "ids", "token_ids", "tokens", "input", "inputs", "x", "text", "src"),
     "attention_mask": ("attention_mask", "input_mask", "token_mask", "mask"),
     "padding_mask": ("padding_mask", "src_key_padding_mask", "key_padding_mask", "pad_mask"),
     "token_type_ids": ("token_type_ids", "segment_ids", "token_types", "type_ids"),
 }
-# Parameters that are no part of a tokenizer's output.
+# Parameters that are not part of a tokenizer's output.
 _OPTIONS = ("labels", "label", "targets", "position_ids", "head_mask", "inputs_embeds", "return_dict", "batch_idx")
-# Names that can only be the ids', wherever they stand; the others count at the first place alone.
+# Names that always mean the ids; the others count only in first place.
 _SURE = ("input_ids", "ids", "token_ids", "tokens")
-# What a tokenizer's output is called where forward takes all of it in one piece.
+# Names of a parameter that takes a tokenizer's whole output as a dictionary.
 _DICTIONARY_NAMES = (
     "batch",
     "features",
@@ -37,7 +37,7 @@ _DICTIONARY_NAMES = (
     "model_inputs",
 )
 _DICTIONARY_TYPES = ("dict", "mapping", "batchencoding")
-# HuggingFace models take embeddings in place of ids under this name.
+# HuggingFace's parameter for embeddings instead of ids.
 _EMBEDS = "inputs_embeds"
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -45,7 +45,7 @@ Parameters = Mapping[str, inspect.Parameter]
 
 
 class Batch(dict[str, Any]):
-    """A tokenizer's output as one dictionary, whose entries are attributes too, as HuggingFace's are."""
+    """A tokenizer's output as a dictionary whose entries are also attributes, as in HuggingFace."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -56,15 +56,15 @@ class Batch(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Binding:
-    """The parameters that a model takes text through; None where it takes none.
+    """The parameters of a model's forward that take text; None for missing ones.
 
     Attributes:
-        ids: Name of the parameter for token ids, or None where they go first by position.
+        ids: Name of the parameter for token ids, or None if they are the first positional argument.
         mask: Name of the parameter for the mask.
         inverted: Whether that mask is True at padding.
         types: Name of the parameter for token type ids.
-        embeds: Name of the parameter that takes embeddings in place of token ids.
-        order: Names of all parameters in order, where forward takes everything by position.
+        embeds: Name of the parameter for embeddings instead of token ids.
+        order: Names of all parameters in order, if forward takes everything by position.
         as_dictionary: Whether forward takes all in one dictionary.
         may_lose: Whether mask or token types go to a ``**kwargs``, and may get lost there.
     """
@@ -79,13 +79,13 @@ class Binding:
     may_lose: bool = False
 
     def call(self, model: nn.Module, ids: Tensor, mask: Tensor | None, types: Tensor | None, **options: Any) -> Any:
-        """Run the model with every argument under its own name.
+        """Run the model with every argument under its name.
 
-        Ids, mask and types go in as copies, which a model may write into.
+        Ids, mask and types are copies, so the model may write into them.
 
         Args:
             model: The model.
-            ids: Token ids (n, N), or embeddings in their place.
+            ids: Token ids (n, N), or embeddings.
             mask: 1 at real tokens (n, N), or None.
             types: Token type ids (n, N), or None.
             **options: Further arguments of the model.
@@ -98,7 +98,7 @@ class Binding:
         except IndexError as error:
             raise ForwardError(
                 f"{type(model).__name__} has no embedding for a token or a position of {ids.shape[1]} tokens "
-                f"({error}). If it has fewer positions, pass max_length= to the adapter; else its tokenizer is another."
+                f"({error}). If it has fewer positions, pass max_length= to the adapter; else use its own tokenizer."
             ) from error
 
     def _call(
@@ -127,7 +127,7 @@ class Binding:
         return replace(self, types=None)
 
     def ways(self) -> Iterator[Binding]:
-        """Return this binding, and what is tried next where it does not run: less of what forward does not name."""
+        """Yield this binding, then fallbacks that leave out what forward does not name."""
         yield self
         if not self.may_lose:
             return
@@ -139,18 +139,17 @@ class Binding:
 
 
 def bindings(model: nn.Module, names: Mapping[str, str | None] | None = None) -> list[Binding]:
-    """Return how the model may take text, read off the signature of its ``forward``; the likeliest way comes first.
+    """Return the ways in which the model may take text, by the signature of its ``forward``; the likeliest first.
 
-    Wrappers that only hand on what they get are looked through.
+    Wrappers that only pass their arguments on are skipped.
 
     Args:
         model: The model.
-        names: Role to parameter name, for models whose names say nothing; None for a role that is not given. Roles:
-            ``"input_ids"``, ``"attention_mask"`` (1 at real tokens), ``"padding_mask"`` (True at padding),
-            ``"token_type_ids"``.
+        names: Role to parameter name, for unusual names; None leaves a role out. Roles: ``"input_ids"``,
+            ``"attention_mask"`` (1 at real tokens), ``"padding_mask"`` (True at padding), ``"token_type_ids"``.
 
     Raises:
-        ForwardError: ``forward`` takes no positional argument, or needs one that a text cannot fill.
+        ForwardError: ``forward`` takes no positional argument, or needs one that a text does not provide.
         InputError: ``names`` holds a role or a parameter that does not exist.
     """
     given = dict(names or {})
@@ -172,7 +171,7 @@ def bindings(model: nn.Module, names: Mapping[str, str | None] | None = None) ->
 
 
 def _own_binding(model: nn.Module, parameters: Parameters, given: Mapping[str, str | None]) -> Binding:
-    """Return the binding by the names of forward's parameters, and of what its ``**kwargs`` may hand on."""
+    """Return the binding by the names of forward's parameters, and of what its ``**kwargs`` may pass on."""
     name = type(model).__name__
     chosen = dict(given)
     _check_names(chosen, parameters, name)
@@ -184,15 +183,12 @@ def _own_binding(model: nn.Module, parameters: Parameters, given: Mapping[str, s
         chosen.pop("attention_mask", None)
     may_lose = _takes_any(parameters) and not _is_library(model)
     if may_lose:
-        # As a tokenizer names them. What forward does not hand on is found out when it runs.
+        # The tokenizer's names. Whether forward passes them on shows when it runs.
         if not chosen.get("padding_mask"):
             chosen.setdefault("attention_mask", "attention_mask")
         chosen.setdefault("token_type_ids", "token_type_ids")
         may_lose = any(chosen.get(role) not in (None, *parameters) for role in ("attention_mask", "token_type_ids"))
-        if all(
-            p.kind is inspect.Parameter.VAR_KEYWORD or p.kind is inspect.Parameter.VAR_POSITIONAL
-            for p in parameters.values()
-        ):
+        if only_forwards(model):
             chosen.setdefault("input_ids", "input_ids")
             given = {"input_ids": chosen["input_ids"], **given}
             may_lose = True
@@ -206,7 +202,7 @@ def _own_binding(model: nn.Module, parameters: Parameters, given: Mapping[str, s
 
 
 def _dictionary_binding(given: Mapping[str, str | None]) -> Binding:
-    """Return the binding to a dictionary as tokenizers give it."""
+    """Return the binding to a tokenizer's dictionary."""
     names = {role: given.get(role, role) for role in ("input_ids", "attention_mask", "token_type_ids")}
     return Binding(
         names["input_ids"], names["attention_mask"], False, names["token_type_ids"], as_dictionary=True, may_lose=True
@@ -216,13 +212,13 @@ def _dictionary_binding(given: Mapping[str, str | None]) -> Binding:
 def _possible_dictionary(
     first: inspect.Parameter | None, own: Binding, given: Mapping[str, str | None]
 ) -> Iterator[Binding]:
-    """Return the binding to a dictionary where the one parameter that is known of might take one."""
+    """Yield the binding to a dictionary if the only known parameter might take one."""
     if first is not None and first.name not in _SURE and own.mask is None and own.types is None and not given:
         yield from _dictionary_binding(given).ways()
 
 
 def _looks_like_dictionary(first: inspect.Parameter) -> bool:
-    """Return whether a parameter's name or annotation says that it takes a tokenizer's whole output."""
+    """Return whether a parameter takes a tokenizer's whole output, by its name or annotation."""
     if first.annotation is not inspect.Parameter.empty:
         annotation = str(getattr(first.annotation, "__name__", first.annotation)).lower()
         if any(word in annotation for word in _DICTIONARY_TYPES):
@@ -233,7 +229,7 @@ def _looks_like_dictionary(first: inspect.Parameter) -> bool:
 
 
 def _only_by_position(model: nn.Module) -> bool:
-    """Return whether a wrapper on the way to the model that names its parameters hands on by position alone."""
+    """Return whether a wrapper around the model with named parameters passes on only positional arguments."""
     for module in wrapper_chain(model):
         if not only_forwards(module):
             return False
@@ -247,14 +243,14 @@ def _takes_any(parameters: Parameters) -> bool:
 
 
 def _is_library(model: nn.Module) -> bool:
-    """Return whether a library that names its inputs wrote ``forward``: its ``**kwargs`` are for options."""
+    """Return whether ``forward`` is from transformers or torch, where ``**kwargs`` are options."""
     return str(type(model).forward.__module__).partition(".")[0] in ("transformers", "torch")
 
 
 def _ids_parameter(
     parameters: Parameters, chosen: Mapping[str, str | None], given: Mapping[str, str | None], model: str
 ) -> str | None:
-    """Return the ids' parameter; None where it is the first positional one and has no name to call it by."""
+    """Return the ids' parameter; None if it is the first positional one and cannot be passed by name."""
     if given.get("input_ids"):
         return given["input_ids"]
     first = next(iter(parameters.values()), None)
@@ -291,13 +287,13 @@ def _check_filled(parameters: Parameters, binding: Binding, model: str) -> None:
         )
         if needed and name not in filled:
             raise ForwardError(
-                f"{model}.forward needs {name!r}, which a text does not give; make it optional, wrap the model in a "
-                f"module that fills it, or say what it is with forward_names= (roles: {', '.join(NAMES)})."
+                f"{model}.forward needs {name!r}, which a text does not provide; make it optional, wrap the model in a "
+                f"module that supplies it, or name its role with forward_names= (roles: {', '.join(NAMES)})."
             )
 
 
 def unused_parameters(model: nn.Module, binding: Binding) -> list[str]:
-    """Return the parameters of ``forward`` that may be meant for what a tokenizer gives, but are not named so."""
+    """Return the parameters of ``forward`` that may be meant for a tokenizer's output, but have other names."""
     named_module = next((m for m in wrapper_chain(model) if not only_forwards(m)), innermost(model))
     if _is_library(named_module) or binding.as_dictionary:
         return []
@@ -310,21 +306,21 @@ def unused_parameters(model: nn.Module, binding: Binding) -> list[str]:
 
 
 def check_kind(model: Any) -> None:
-    """Raise for models that no adapter over texts can ask.
+    """Raise for models that a text adapter cannot run.
 
     Raises:
-        InputError: It is TorchScript, chooses among several texts, or is no module but holds one.
+        InputError: It is TorchScript, chooses among several texts, or is not a module but holds one.
     """
     if not isinstance(model, nn.Module):
         if isinstance(getattr(model, "model", None), nn.Module):
             name = type(model).__name__
-            raise InputError(f"{name} is no torch.nn.Module but holds one; pass its .model, and its .tokenizer.")
+            raise InputError(f"{name} is not a torch.nn.Module but holds one; pass its .model, and its .tokenizer.")
         return
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(
-            "the model is TorchScript, whose forward does not say which of its inputs is the mask and whose attention "
-            "cannot be seen; pass the module that was scripted or traced, or call it from a module of your own whose "
-            "forward(input_ids, attention_mask) names what it takes."
+            "the model is TorchScript, whose forward does not name its inputs and whose attention cannot be captured; "
+            "pass the module that was scripted or traced, or wrap it in a module with "
+            "forward(input_ids, attention_mask)."
         )
     if any(c.__name__.endswith("ForMultipleChoice") for c in type(innermost(model)).__mro__):
         raise InputError(

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from captum_attn_lime.adapters._wrappers import wrapper_chain
 from captum_attn_lime.errors import SelectionError
 
-# Neither constant nor counting up, so that no type or position embedding is taken for the one of the tokens.
+# Neither constant nor counting up, so that no type or position embedding is mistaken for the token embedding.
 PROBE = (1, 0, 1, 1)
 
 
 def probe_ids(model: nn.Module, ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Return ids by which the layer that embeds them is known: a text's own where these will do.
+    """Return ids that identify the layer that embeds them: a text's own if possible.
 
-    A row of equal or consecutive ids looks like token types or positions, and ids that are not in the table fail.
+    Equal or consecutive ids look like token types or positions, and ids beyond the table fail.
     """
     steps = {b - a for a, b in pairwise(ids)}
     tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
@@ -34,8 +34,8 @@ def probe_ids(model: nn.Module, ids: tuple[int, ...]) -> tuple[int, ...]:
 class EmbeddingSearch:
     """Watches runs of a model for the layer that embeds the ids.
 
-    It is the one that a HuggingFace model names, if a run of the model comes by it, or else the first ``nn.Embedding``
-    that receives the ids: encoder-decoder models name a table that they hold for sharing and never call.
+    It is a HuggingFace model's input embedding if the run calls it, else the first ``nn.Embedding`` that receives the
+    ids: encoder-decoder models declare a shared table that they never call.
 
     Args:
         model: The model.
@@ -50,12 +50,12 @@ class EmbeddingSearch:
         self._error: Exception | None = None
 
     def watch(self, ids: Tensor, run: Callable[[], Any]) -> Exception | None:
-        """Run the model on ids, and return how that failed, or None."""
+        """Run the model on ids, and return the exception, or None."""
 
         def look(layer: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._called.append(layer)
-            came = next(iter((*args, *kwargs.values())), None)
-            if isinstance(came, Tensor) and _same(came, ids):
+            received = next(iter((*args, *kwargs.values())), None)
+            if isinstance(received, Tensor) and _same(received, ids):
                 self._received.append(layer)
 
         named = [] if self._named is None else [self._named]
@@ -80,27 +80,27 @@ class EmbeddingSearch:
         """
         name = type(self._model).__name__
         if not self._embeddings and self._named is None:
-            raise SelectionError(f"{name} has no nn.Embedding; give the method the layer that embeds the ids.")
+            raise SelectionError(f"{name} has no nn.Embedding; pass the layer that embeds the ids to the method.")
         if self._named is not None and self._named in self._received:
             return self._named
-        if self._received:  # A failure further on does not matter once the ids have been seen.
+        if self._received:  # a failure further on does not matter
             return self._received[0]
-        # A model that pads the ids first (to its window's length) calls the one it names, or failed before it could.
+        # A model may pad the ids first (to a window's length), or fail before it calls its declared embedding.
         if self._named is not None and (self._named in self._called or self._error is not None):
             return self._named
         if self._error is not None:
             raise SelectionError(
                 f"{name} has {len(self._embeddings)} nn.Embedding and could not be run to see which takes the ids "
-                f"({type(self._error).__name__}: {self._error}); give the method the layer that embeds the ids."
+                f"({type(self._error).__name__}: {self._error}); pass the layer that embeds the ids to the method."
             ) from self._error
         raise SelectionError(
-            f"none of the {len(self._embeddings)} nn.Embedding of {name} receives the token ids as they are; "
-            "give the method the layer that embeds the ids."
+            f"none of the {len(self._embeddings)} nn.Embedding of {name} receives the unchanged token ids; "
+            "pass the layer that embeds the ids to the method."
         )
 
 
 def _named(model: nn.Module) -> nn.Module | None:
-    """Return what a HuggingFace model, or the one in a wrapper, gives as its input embeddings."""
+    """Return the input embeddings of a HuggingFace model, also in a wrapper, or None."""
     for module in wrapper_chain(model):
         get = getattr(module, "get_input_embeddings", None)
         try:
@@ -112,5 +112,5 @@ def _named(model: nn.Module) -> nn.Module | None:
     return None
 
 
-def _same(came: Tensor, ids: Tensor) -> bool:
-    return came.numel() == ids.numel() and torch.equal(came.reshape(-1).to(ids), ids.reshape(-1))
+def _same(received: Tensor, ids: Tensor) -> bool:
+    return received.numel() == ids.numel() and torch.equal(received.reshape(-1).to(ids), ids.reshape(-1))

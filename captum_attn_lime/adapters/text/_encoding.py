@@ -1,4 +1,4 @@
-"""`TextEncoding`: texts or pairs of texts as token ids with their words as features, and where a word's tokens are."""
+"""`TextEncoding`: texts or pairs of texts as token ids with their words as features, and the positions of words."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class TextEncoding(Encoding):
     """Texts, or pairs of texts, as token ids, with their words as features.
 
     Attributes:
-        texts: For each example the text, or the pair of texts, that the model sees: after truncation.
+        texts: For each example the text, or the pair of texts, after truncation.
         tokens: The tokens of each example, special and padding tokens included.
-        words: The words of each example that are features, ids 0 to len - 1; spans are in their own text. A word
-            without any token (a control character that the tokenizer drops) is left out. Where tokens are the
-            features, the piece of text that each stands for.
-        text_indices: For each word which text of a pair it is of: 0 or 1; 0 for single texts.
+        words: The words of each example that are features, ids 0 to len - 1; spans are relative to their text. A word
+            without tokens (a control character that the tokenizer drops) is left out. If tokens are the features, the
+            piece of text of each token.
+        text_indices: For each word the index of its text in a pair, 0 or 1; 0 for single texts.
         token_spans: For each token its text (0 or 1) and its start and end in it; None for special and padding tokens.
     """
 
@@ -73,14 +73,14 @@ class TextEncoding(Encoding):
         Special tokens are no part of a text: ``x.tokens[0].index("[CLS]")`` finds those.
 
         Args:
-            text: What to look for, as it is written; only whole words match, and whole characters in scripts without
+            text: What to find, exactly as written; only whole words match, and whole characters in scripts without
                 spaces between words.
             example: Index of the example.
-            in_text: Which text of a pair to look in; by default the first one, then the second.
+            in_text: Which text of a pair to search; by default the first one, then the second.
             occurrence: Which one of several, from 0.
 
         Raises:
-            TextError: It is not there, or not that often.
+            TextError: It does not occur, or not that often.
             InputError: There is no such example or text.
 
         Example:
@@ -99,14 +99,12 @@ class TextEncoding(Encoding):
         """
         raw = self.texts[self._example(example)]
         if in_text is not None and (in_text not in TEXTS or not is_pair(raw)):
-            raise InputError(
-                f"in_text must be 'first' or 'second', of a pair, but is {in_text!r} and came for {raw!r}."
-            )
+            raise InputError(f"in_text must be 'first' or 'second', of a pair, but is {in_text!r} for {raw!r}.")
         places = [
             (k, *span)
-            for k, own in enumerate(texts_of(raw))
+            for k, searched in enumerate(texts_of(raw))
             if in_text is None or TEXTS[k] == in_text
-            for span in find_phrase(own, text)
+            for span in find_phrase(searched, text)
         ]
         if not 0 <= occurrence < len(places):
             raise TextError(f"{text!r} is {len(places)} times in {raw!r}, so there is no occurrence {occurrence}.")
@@ -128,7 +126,7 @@ def features_of(
     *,
     left: bool,
 ) -> tuple[tuple[tuple[Word, ...], ...], tuple[tuple[int, ...], ...], Tensor]:
-    """Return the explained words that have a token, the text that each is of, and the feature mask (B, N).
+    """Return the explained words that have a token, the index of each word's text, and the feature mask (B, N).
 
     Args:
         rows: The tokens of each example.
@@ -142,23 +140,23 @@ def features_of(
     """
     words, segments, owners = [], [], []
     for i, row in enumerate(rows):
-        own_words: list[Word] = []
-        own_segments: list[int] = []
+        row_words: list[Word] = []
+        row_segments: list[int] = []
         owner: list[int | None] = [None] * len(row.ids)
         for segment in explained:
             spans = [s if of == segment else None for s, of in zip(row.spans, row.segments, strict=True)]
             found, word_of = _pieces(row.texts[segment], spans, features)
             used = sorted({k for k in word_of if k is not None})
-            number = {k: len(own_words) + n for n, k in enumerate(used)}
+            number = {k: len(row_words) + n for n, k in enumerate(used)}
             owner = [o if k is None else number[k] for o, k in zip(owner, word_of, strict=True)]
-            own_words += [found[k] for k in used]
-            own_segments += [segment] * len(used)
-        if not own_words:
+            row_words += [found[k] for k in used]
+            row_segments += [segment] * len(used)
+        if not row_words:
             texts = " and ".join(repr(row.texts[k][:40]) for k in explained)
             what = f"word that matches {features.pattern!r}" if isinstance(features, re.Pattern) else features
             raise TextError(f"text {i} ({texts}) has no {what} that the model sees, so there is nothing to explain.")
-        words.append(tuple(own_words))
-        segments.append(tuple(own_segments))
+        words.append(tuple(row_words))
+        segments.append(tuple(row_segments))
         owners.append(owner)
     last = max(len(row) for row in words)
     mask = torch.full_like(ids, last)
@@ -169,19 +167,19 @@ def features_of(
 
 
 def names_of(words: Sequence[Sequence[Word]]) -> tuple[tuple[str, ...], ...]:
-    """Return the words of each example as they are written."""
+    """Return the texts of each example's words."""
     return tuple(tuple(w.text for w in row) for row in words)
 
 
 def names_of_tokens(tokens: Sequence[Sequence[str]], is_feature: Tensor) -> tuple[tuple[str, ...], ...]:
-    """Return those tokens of each example that are features, as the tokenizer writes them."""
+    """Return the tokens of each example that are features, in the tokenizer's notation."""
     return tuple(tuple(compress(row, kept)) for row, kept in zip(tokens, is_feature.tolist(), strict=True))
 
 
 def _pieces(
     text: str, spans: Sequence[Span | None], features: TextFeatures
 ) -> tuple[Sequence[Word], Sequence[int | None]]:
-    """Return the pieces of a text that are features, in order, and for each token which of them it belongs to."""
+    """Return the pieces of a text that are features, in order, and for each token the index of its piece."""
     if features == "token":
         cells = [k for k, span in enumerate(spans) if span is not None and span[1] > span[0]]
         number = {cell: k for k, cell in enumerate(cells)}
@@ -192,7 +190,7 @@ def _pieces(
 
 
 def spans_of(row: Tokens, length: int, *, left: bool) -> tuple[TokenSpan | None, ...]:
-    """Return each token's text, start and end, filled up with None to the padded length."""
+    """Return each token's text, start and end, padded with None."""
     cells = zip(row.spans, row.segments, strict=True)
     spans = [None if span is None or of is None else (of, *span) for span, of in cells]
     padding = [None] * (length - len(spans))

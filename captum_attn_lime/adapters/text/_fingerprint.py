@@ -1,4 +1,4 @@
-"""A fingerprint of a model: what was found out about it holds as long as this stays the same."""
+"""A fingerprint of a model: facts found by probing it hold while this stays the same."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SETTINGS = ("pad_token_id", "_attn_implementation")
 
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """Return what a model is made of now: its parts, their flags and modes, and which weights they hold.
+    """Return a model's current modules, their flags and modes, and the identity of their weights.
 
-    Weights count by where they lie and by torch's version counter, so that a step of an optimiser and loaded weights
-    are seen without reading them. Numbers among the attributes do not count: models keep counters and caches there.
+    Addresses and torch's version counters identify weights, so a step of an optimiser and loaded weights are noticed
+    without reading values. Numeric attributes are ignored, because models keep counters and caches there.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -27,12 +27,12 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """
     found: list[Any] = []
     for module in modules_of(model):
-        own = vars(module)
+        attributes = vars(module)
         found.append(type(module))
-        found += [value for value in own.values() if value.__class__ in (bool, str)]
+        found += [value for value in attributes.values() if value.__class__ in (bool, str)]
         for x in (*module._parameters.values(), *module._buffers.values()):
             if x is not None and not (x.is_meta or x.is_inference() or is_lazy(x)):
                 found += (x.data_ptr(), x._version)
-        if "config" in own:
-            found += [getattr(own["config"], name, None) for name in _SETTINGS]
+        if "config" in attributes:
+            found += [getattr(attributes["config"], name, None) for name in _SETTINGS]
     return tuple(found)

@@ -1,4 +1,4 @@
-"""`ModelFacts`: what running a text model on a text has shown, forgotten when the model changes."""
+"""`ModelFacts`: facts about a text model found by running it, discarded when the model changes."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from captum_attn_lime.adapters.text._fingerprint import fingerprint
 from captum_attn_lime.adapters.text._tokenize import PlainIds
 from captum_attn_lime.errors import ForwardError, InputError, PaddingWarning, SelectionError
 
-# Of a longer text only so many tokens are run to get to know a model.
+# Greatest number of tokens of a text in a probing run.
 _FEW = 64
-# A text of fewer tokens is padded to so many where nothing else is there to compare it with.
+# Width to which a shorter text is padded if there is no longer one.
 _LEAST = 6
 
 
 class ModelFacts:
-    """How a model takes text, what embeds its ids, and what may share a batch.
+    """How a model takes text, which layer embeds its ids, and which texts may share a batch.
 
     Args:
         ways: The ways in which the model may take text, the likeliest first.
         side: The side on which the tokenizer pads.
 
     Attributes:
-        binding: The way that was seen to run.
+        binding: The way that runs.
     """
 
     def __init__(self, ways: Sequence[Binding], side: Side) -> None:
@@ -55,22 +55,22 @@ class ModelFacts:
         self._embedding: nn.Module | None = None
         self._no_embedding: str | None = None
         self._refusal: str | None = None
-        self._company: bool | None = None
+        self._others_matter: bool | None = None
         self._padding: dict[int, Batching] = {}
         self._has_warned = False
 
     @property
     def is_alone(self) -> bool:
-        """Whether other texts in its batch were seen to change a text's answer."""
-        return bool(self._company)
+        """Whether other texts in its batch change a text's output."""
+        return bool(self._others_matter)
 
     @property
     def side(self) -> Side:
-        """The side on which to pad as far as is known; the tokenizer's where nothing is."""
+        """The side on which to pad; the tokenizer's until another is known."""
         return next((b.side for b in reversed(self._padding.values()) if b.side is not None), self._own_side)
 
     def probe(self, adapter: Any, row: Any) -> None:
-        """Run the model on a text, if it is new or has changed since it was last met.
+        """Run the model on a text, if it is new or has changed since the last call.
 
         Args:
             adapter: The ``TextAdapter``.
@@ -79,13 +79,13 @@ class ModelFacts:
         mark = fingerprint(adapter.model)
         if mark == self._mark:
             return
-        self._padding, self._company, self._refusal = {}, None, None
+        self._padding, self._others_matter, self._refusal = {}, None, None
         row = shortened(row, _FEW)
         ids = torch.tensor([probe_ids(adapter.model, row.ids)], device=adapter.device)
         types = None
         if adapter._tokenizing.types:
-            own = row.types if row.types is not None and len(row.types) == ids.shape[1] else (0,) * ids.shape[1]
-            types = torch.tensor([own], device=adapter.device)
+            fits = row.types is not None and len(row.types) == ids.shape[1]
+            types = torch.tensor([row.types if fits else (0,) * ids.shape[1]], device=adapter.device)
         search = EmbeddingSearch(adapter.model)
         failures = []
         for way in self._ways:
@@ -109,7 +109,7 @@ class ModelFacts:
         """Return the layer that embeds the ids.
 
         Raises:
-            SelectionError: It is not to be found.
+            SelectionError: It cannot be found.
         """
         if self._embedding is None or not any(m is self._embedding for m in adapter.model.modules()):
             self._mark = None if self._embedding is not None else self._mark
@@ -119,24 +119,24 @@ class ModelFacts:
         return self._embedding
 
     def check(self) -> None:
-        """Raise where the model was seen not to run, or to lose what it is given.
+        """Raise if the model cannot be run, or loses token types.
 
         Raises:
-            ForwardError: No way of passing a text runs, or token types get lost.
+            ForwardError: No way of passing a text runs, or token types are lost.
         """
         if self._refusal is not None:
             raise ForwardError(self._refusal)
 
     def batching(self, adapter: Any, rows: Sequence[Any], width: int | None = None) -> Batching:
-        """Return how these rows may run together, after trying it out where that is new; :meth:`probe` comes first.
+        """Return how these rows may share batches; call :meth:`probe` first. Results are cached.
 
         Args:
             adapter: The ``TextAdapter``.
             rows: The tokens of some texts.
-            width: The number of tokens to which they are padded, the longest row's by default.
+            width: The number of tokens to which they are padded; by default the longest row's.
 
         Warns:
-            PaddingWarning: Once, where padding changes the model's answer.
+            PaddingWarning: Once, if padding changes the model's output.
         """
         seeds = count()
         dtypes = [p.dtype for p in adapter.model.parameters()]
@@ -144,7 +144,7 @@ class ModelFacts:
         def answers(some: Sequence[PlainIds], side: Side, width: int) -> list[Array]:
             with probing(adapter.model):
                 ids, further = adapter._tensors(some, width, side)
-                # Each time in another random state, or a random model would seem to be none.
+                # A new random state each time, or a random model would look deterministic.
                 torch.manual_seed(next(seeds))
                 np.random.seed(next(seeds))  # noqa: NPY002
                 output = adapter(ids, *further)
@@ -155,7 +155,7 @@ class ModelFacts:
             return precision(*dtypes)
 
         if self.binding.mask is None:
-            found = Batching(None, self._changes_in_company(answers, rows, epsilon))
+            found = Batching(None, self._others_change(answers, rows, epsilon))
         else:
             found = self._padded(answers, rows, width, epsilon, adapter.batch_tokens)
         self._warn(adapter.model, found)
@@ -164,10 +164,10 @@ class ModelFacts:
     def _padded(
         self, answers: Answers, rows: Sequence[Any], width: int | None, epsilon: Epsilon, budget: int
     ) -> Batching:
-        """Return how rows may run together for a model that takes a mask."""
+        """Return how rows may share batches, for a model that takes a mask."""
         longest = max(len(row.ids) for row in rows)
         width = longest if width is None else max(width, longest)
-        if all(len(row.ids) == width for row in rows):  # nothing to pad now
+        if all(len(row.ids) == width for row in rows):  # no padding needed now
             rows = [shortened(rows[0], _FEW)]
             width = max(len(rows[0].ids), _LEAST)
         kind = max(width, _FEW).bit_length()
@@ -175,35 +175,35 @@ class ModelFacts:
             return self._padding[kind]
         found, is_certain = find_batching(answers, rows, width, self._own_side, epsilon, budget=budget)
         if found.side is None:
-            found = Batching(None, self._changes_in_company(answers, rows, epsilon))
+            found = Batching(None, self._others_change(answers, rows, epsilon))
         if is_certain:
             self._padding[kind] = found
         return found
 
-    def _changes_in_company(self, answers: Answers, rows: Sequence[Any], epsilon: Epsilon) -> bool:
-        if self._company is None:
-            self._company = others_change_answer(answers, shortened(rows[0], _FEW), epsilon)
-        return self._company
+    def _others_change(self, answers: Answers, rows: Sequence[Any], epsilon: Epsilon) -> bool:
+        if self._others_matter is None:
+            self._others_matter = others_change_answer(answers, shortened(rows[0], _FEW), epsilon)
+        return self._others_matter
 
     def _warn(self, model: nn.Module, found: Batching) -> None:
-        """Say once that a model's texts do not run together as others' do."""
+        """Warn once that a model's texts cannot share batches."""
         if self._has_warned or (not found.alone and (found.side is not None or self.binding.mask is None)):
             return
         self._has_warned = True
         why = "with the other texts of its batch" if found.alone else "with padding, though it takes a mask"
         how = "one at a time" if found.alone else "without padding, equal lengths together"
         warn(
-            f"{type(model).__name__}'s answer to a text changes {why}. Texts run {how}, so that each gets the answer "
-            "that it gets alone; that is slower.",
+            f"{type(model).__name__}'s output for a text changes {why}. Texts run {how}, so that each gets the output "
+            "that it gets alone; this is slower.",
             PaddingWarning,
         )
 
 
 def check_one_batch(model: nn.Module, binding: Binding, rows: Sequence[Any], batching: Batching) -> None:
-    """Raise where rows cannot be one batch.
+    """Raise if rows cannot share a batch.
 
     Raises:
-        InputError: Each would get another answer there than alone.
+        InputError: Their outputs would differ from those they get alone.
     """
     lengths = [len(row.ids) for row in rows]
     if len(rows) == 1 or not (batching.alone or (batching.side is None and len(set(lengths)) > 1)):
@@ -211,13 +211,13 @@ def check_one_batch(model: nn.Module, binding: Binding, rows: Sequence[Any], bat
     why = "takes no mask" if binding.mask is None else "reads padding, though it takes a mask"
     raise InputError(
         f"the texts have {', '.join(map(str, lengths))} tokens and {type(model).__name__} "
-        f"{'answers to a text by what else is in its batch' if batching.alone else why}, so they cannot share a batch; "
-        "encode them one at a time, or mend the model's forward (an attention_mask that hides padding from the answer)."
+        f"{'depends on what else is in its batch' if batching.alone else why}, so they cannot share a batch; "
+        "encode them one at a time, or fix the model's forward (an attention_mask that hides padding from the output)."
     )
 
 
 def _by_row(output: Tensor, rows: Sequence[Any], side: Side) -> list[Array]:
-    """Return what a model said of each row, (1, C), or (N, C) for its real tokens where it speaks of each."""
+    """Return a model's output for each row, (1, C), or (N, C) for its real tokens if it predicts for each token."""
     values = np.asarray(output.detach().to(device="cpu", dtype=torch.float64).numpy())
     if values.ndim == 2:
         return [row[None] for row in values]
@@ -228,13 +228,13 @@ def _by_row(output: Tensor, rows: Sequence[Any], side: Side) -> list[Array]:
 def _no_way(model: nn.Module, error: Exception) -> str:
     return (
         f"{type(model).__name__}.forward did not run on token ids, neither by name, by position nor as a dictionary "
-        f"({type(error).__name__}: {error}); say which of its arguments are which with forward_names= (roles: "
-        "input_ids, attention_mask, padding_mask, token_type_ids), or name them in forward's signature."
+        f"({type(error).__name__}: {error}); give its parameters roles with forward_names= (roles: "
+        "input_ids, attention_mask, padding_mask, token_type_ids), or name them so in forward's signature."
     )
 
 
 def _lost_types(model: nn.Module, binding: Binding, ids: Tensor, types: Tensor | None) -> str | None:
-    """Return why token types do not arrive, if a part of the model takes them and other ones change nothing."""
+    """Return an error message if a part of the model takes token types, but changing them has no effect."""
     takers = [m for m in model.modules() if "token_type_ids" in parameters_of(m)]
     rest = [] if binding.types is not None else unused_parameters(model, binding)
     if not takers or not (binding.may_lose or rest):
@@ -242,21 +242,21 @@ def _lost_types(model: nn.Module, binding: Binding, ids: Tensor, types: Tensor |
     outputs: list[list[Tensor]] = []
     try:
         for kind in () if types is None or binding.types is None else (types, 1 - types.clamp(max=1)):
-            with probing(model) as own, fast_path_off():
-                outputs.append(_tensors_in(binding.call(own, ids, torch.ones_like(ids), kind)))
+            with probing(model) as probed, fast_path_off():
+                outputs.append(_tensors_in(binding.call(probed, ids, torch.ones_like(ids), kind)))
     except Exception:
-        return None  # one kind of tokens alone
+        return None  # the model has a single token type
     if len(outputs) == 2 and not all(torch.equal(a, b) for a, b in zip(*outputs, strict=True)):
         return None
     return (
-        f"{type(takers[0]).__name__} in {type(model).__name__} takes token types, and the tokenizer gives them, but "
-        f"{type(model).__name__}.forward does not hand them on by that name; name the parameter that takes them with "
-        "forward_names={'token_type_ids': ...}, or pass forward_names={'token_type_ids': None} if it is to go without."
+        f"{type(takers[0]).__name__} in {type(model).__name__} takes token types, and the tokenizer returns them, but "
+        f"{type(model).__name__}.forward does not pass them on; name the parameter that takes them with "
+        "forward_names={'token_type_ids': ...}, or leave them out with forward_names={'token_type_ids': None}."
     )
 
 
 def _tensors_in(output: Any) -> list[Tensor]:
-    """Return the numbers in whatever a model returned; ids, masks and types that it hands back are none."""
+    """Return the floating tensors in a model's output; ids, masks and types that it returns do not count."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     values = output.values() if isinstance(output, dict) else output

@@ -1,4 +1,4 @@
-"""Which cells a model takes for padding: never a real token, also where it tells padding by a token id alone."""
+"""Padding ids: a model that recognises padding by its id must never mistake a real token for it."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from captum_attn_lime.adapters._state import active_model, substituted
 from captum_attn_lime.adapters._wrappers import configured, text_config
 from captum_attn_lime.errors import InputError
 
-# No token has it: with it as the padding id, no cell is padding.
+# An id that no token has: with it as the padding id, no cell is padding.
 _NO_TOKEN = -1
 
 
 def unambiguous_padding(model: nn.Module, ids: Tensor, mask: Tensor | None, ending: int) -> tuple[Tensor, int | None]:
-    """Return ids and a padding id such that the model takes exactly the padded cells for padding.
+    """Return ids and a padding id such that exactly the padded cells have it.
 
-    Causal classifiers read the last token whose id is not the padding id. A word that was replaced by a token with
-    that id would be skipped, so the padding gets an id that no real cell has.
+    Causal classifiers read the last token whose id is not the padding id. They would skip a word that was replaced by a
+    token with that id, so the padding gets an id that no real cell has.
 
     Args:
         model: The model.
         ids: Token ids (n, N).
-        mask: 1 at real tokens (n, N); None where all are.
-        ending: Number of real tokens at each text's end that the tokenizer adds and that are padding ids themselves.
-            The model passes over those, and goes on doing so.
+        mask: 1 at real tokens (n, N); None if all are.
+        ending: Number of tokens that the tokenizer adds at each text's end with the padding id. The model still skips
+            those.
 
     Returns:
-        The ids, with another id at the padding where needed, and the padding id to lend to the configuration; None
-        where the model needs no other: its configuration has no place for one, or no real cell has its id.
+        The ids, with another id at the padding if needed, and the padding id to set in the configuration; None if it
+        stays, because the configuration has none or no real cell has its id.
 
     Raises:
         InputError: Every id of the vocabulary is a real token of this batch.
@@ -54,12 +54,12 @@ def unambiguous_padding(model: nn.Module, ids: Tensor, mask: Tensor | None, endi
 
 
 def unused_id(model: nn.Module, used: Collection[int | None], first: int = 0) -> int:
-    """Return a token id that none of these is, to stand for padding.
+    """Return an unused token id for padding.
 
     Args:
-        model: A model whose configuration may say how many ids there are.
-        used: The ids that real tokens have.
-        first: The id to return if it is not used.
+        model: The model; its configuration may have the size of the vocabulary.
+        used: The ids of real tokens.
+        first: The id to return if it is unused.
 
     Raises:
         InputError: Every id of the vocabulary is used.
@@ -69,21 +69,21 @@ def unused_id(model: nn.Module, used: Collection[int | None], first: int = 0) ->
     free: int | None = next((k for k in (first, *range(size)) if k not in used), None)
     if free is None:
         raise InputError(
-            f"all {size} ids of the vocabulary are used, so none can stand for padding; run fewer or shorter texts at "
-            "once (encode them one at a time, or a lower perturbations_per_eval or batch_tokens)."
+            f"all {size} ids of the vocabulary are used, so none is left for padding; run fewer or shorter texts at "
+            "once (encode them one at a time, or lower perturbations_per_eval or batch_tokens)."
         )
     return free
 
 
 @contextmanager
 def padding_id(model: nn.Module, value: int) -> Iterator[None]:
-    """Run a block in which the model is asked with this padding id in its configuration.
+    """Run a block in which the model runs with this padding id in its configuration.
 
-    Causal HuggingFace classifiers look for the last token that is not padding and refuse batches without that id. A
-    twin of the model's outermost modules has the id; the model and its configuration stay as they are.
+    Causal HuggingFace classifiers find the last token that is not padding, and reject batches without a padding id. A
+    copy of the model's outermost modules has the id; the model and its configuration stay unchanged.
     """
-    own = active_model(model)
-    holder: Any = configured(own)
+    active = active_model(model)
+    holder: Any = configured(active)
     text = text_config(model)
     if holder is None or getattr(text, "pad_token_id", value) == value:
         yield
@@ -95,23 +95,23 @@ def padding_id(model: nn.Module, value: int) -> Iterator[None]:
         part = copy.copy(text)
         part.pad_token_id = value
         vars(config).update({name: part for name, held in vars(config).items() if held is text})
-    readers = [m for m in own.modules() if getattr(m, "config", None) is holder.config]
+    readers = [m for m in active.modules() if getattr(m, "config", None) is holder.config]
     # Layers keep the configuration too, but only whole models read the padding id.
-    twin = ShallowCopy(own, [holder, *(m for m in readers if hasattr(m, "get_input_embeddings"))])
-    for module in twin.copies:
+    shallow = ShallowCopy(active, [holder, *(m for m in readers if hasattr(m, "get_input_embeddings"))])
+    for module in shallow.copies:
         if vars(module).get("config") is holder.config:
             vars(module)["config"] = config
-    with substituted(model, twin.root):
+    with substituted(model, shallow.root):
         yield
 
 
 @contextmanager
 def with_padding(adapter: Any, padding: int | None, tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-    """Run a block in which a model takes an id for its padding, and return the tensors with it at hidden cells.
+    """Run a block in which a model's padding id is another one, and yield the tensors with it at hidden cells.
 
     Args:
         adapter: The ``TextAdapter``.
-        padding: The id; None to leave all as it is.
+        padding: The id; None changes nothing.
         tensors: Ids (n, N) and further arguments.
     """
     if padding is None:
@@ -124,7 +124,7 @@ def with_padding(adapter: Any, padding: int | None, tensors: tuple[Tensor, ...])
 
 
 def padded_cells(ids: Tensor, mask: Tensor | None, ending: int) -> Tensor:
-    """Return which cells are padding or one of the last ``ending`` real cells, (n, N) bool."""
+    """Return which cells are padding or among the last ``ending`` real cells, (n, N) bool."""
     real = torch.ones_like(ids) if mask is None else (mask != 0).to(ids.dtype)
-    from_end = real.flip(1).cumsum(1).flip(1)  # counts the real cells from a cell to its row's end
+    from_end = real.flip(1).cumsum(1).flip(1)  # number of real cells from a cell to the end of its row
     return (real == 0) | (from_end <= ending)

@@ -1,4 +1,4 @@
-"""Two texts as one sequence of tokens: which token is whose, and what is left where both are too long."""
+"""Pairs of texts as one sequence of tokens, and their truncation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from captum_attn_lime.errors import TextError, TokenizerError
 
 
 def pair_tokens(tokenizing: Tokenizing, pair: tuple[str, str]) -> Tokens:
-    """Return the tokens of two texts, with what the tokenizer puts around and between them.
+    """Return the tokens of two texts, with the tokenizer's special tokens.
 
     A pair that is too long loses tokens of the longer text first, then of both alike, on the tokenizer's
-    ``truncation_side``. What is returned are the tokens of the texts that are left.
+    ``truncation_side``. The result tokenises the remaining texts.
 
     Raises:
-        TokenizerError: The tokenizer has nothing to put between two texts.
-        TextError: There is not even room for a token of each text.
+        TokenizerError: The tokenizer has no separator.
+        TextError: There is no room for a token of each text.
     """
     whole = _whole(tokenizing, pair)
     limit = tokenizing.max_length
@@ -30,12 +30,12 @@ def pair_tokens(tokenizing: Tokenizing, pair: tuple[str, str]) -> Tokens:
         kept = shares(sizes[0], sizes[1], room)
         if any(size and keep < 1 for size, keep in zip(sizes, kept, strict=True)):
             raise TextError(
-                f"the model takes {limit} tokens, of which a pair needs {len(whole.ids) - sum(sizes)} special ones: "
-                f"no room for the {sizes[0]} and {sizes[1]} tokens of the two texts; raise max_length, or shorten them."
+                f"the model takes {limit} tokens, of which a pair needs {len(whole.ids) - sum(sizes)} special ones; "
+                f"the texts' {sizes[0]} and {sizes[1]} tokens do not fit; raise max_length, or shorten them."
             )
         parts = [_part(tokenizing, whole, k, kept[k]) for k in (0, 1)]
         found = _whole(tokenizing, (parts[0][0], parts[1][0]))
-        # A text cut inside a word may have more tokens than it had of the whole.
+        # A text cut inside a word may tokenise into more tokens.
         if len(found.ids) <= limit:
             rests = (parts[0][1], parts[1][1])
             return replace(found, cut=len(whole.ids) - len(found.ids), rests=rests, cut_left=tokenizing.cuts_left())
@@ -43,7 +43,7 @@ def pair_tokens(tokenizing: Tokenizing, pair: tuple[str, str]) -> Tokens:
 
 
 def pair_ids(tokenizing: Tokenizing, pairs: Sequence[tuple[str, str]]) -> list[PlainIds]:
-    """Return the ids of many pairs, cut to the greatest length."""
+    """Return the ids of many pairs, truncated to the maximum length."""
     out: list[PlainIds] = []
     if tokenizing.is_huggingface:
         full = tokenizing.encode([first for first, _ in pairs], [second for _, second in pairs])
@@ -62,7 +62,7 @@ def pair_ids(tokenizing: Tokenizing, pairs: Sequence[tuple[str, str]]) -> list[P
 
 
 def shares(first: int, second: int, room: int) -> tuple[int, int]:
-    """Return how many tokens of each text stay, where the longer one gives way first.
+    """Return how many tokens of each text remain; the longer one loses tokens first.
 
     Example:
         >>> shares(3, 9, 20), shares(3, 9, 8), shares(8, 9, 7)
@@ -79,14 +79,14 @@ def shares(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def _whole(tokenizing: Tokenizing, pair: tuple[str, str]) -> Tokens:
-    """Return the tokens of two texts, however many."""
+    """Return the tokens of two texts without truncation."""
     if not tokenizing.is_huggingface:
         return _joined(tokenizing, pair)
-    # As a batch of one: by itself, a pair with an empty second text is taken for a single text.
+    # As a batch of one: outside a batch, a pair with an empty second text would count as a single text.
     encoded = tokenizing.encode([pair[0]], [pair[1]], return_offsets_mapping=True)
     segments = tuple(encoded.sequence_ids(0))
     offsets = zip(encoded["offset_mapping"][0], segments, strict=True)
-    spans = tuple(None if own is None else (int(span[0]), int(span[1])) for span, own in offsets)
+    spans = tuple(None if segment is None else (int(span[0]), int(span[1])) for span, segment in offsets)
     return Tokens(pair, tuple(encoded["input_ids"][0]), spans, segments, _types(encoded))
 
 
@@ -95,7 +95,7 @@ def _joined(tokenizing: Tokenizing, pair: tuple[str, str]) -> Tokens:
     separator = tokenizing.special_id("sep")
     if separator is None:
         raise TokenizerError(
-            f"{type(tokenizing.tokenizer).__name__} has no token to stand between the two texts of a pair; give it a "
+            f"{type(tokenizing.tokenizer).__name__} has no token to separate the two texts of a pair; give it a "
             "sep_token_id (WordTokenizer.fit(texts, separator='<sep>'))."
         )
     first, second = (tokenizing.tokenizer.spans(text) for text in pair)
@@ -105,13 +105,13 @@ def _joined(tokenizing: Tokenizing, pair: tuple[str, str]) -> Tokens:
 
 
 def _types(encoded: Any) -> tuple[int, ...] | None:
-    """Return the token type ids of a batch of one, where there are any."""
+    """Return the token type ids of a batch of one, if any."""
     types = encoded.get("token_type_ids")
     return None if types is None else tuple(types[0])
 
 
 def _part(tokenizing: Tokenizing, whole: Tokens, segment: int, keep: int) -> tuple[str, str]:
-    """Return what is left of one text with this many tokens, and what is cut off it."""
+    """Return the part of one text that has this many tokens, and the part cut off."""
     text, tokens = whole.texts[segment], whole.of(segment)
     if keep >= len(tokens):
         return text, ""

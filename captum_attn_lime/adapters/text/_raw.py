@@ -1,4 +1,4 @@
-"""What comes to a text model: a text, a pair or a list of them, or tensors; and what is said of what was cut off."""
+"""Inputs of a text adapter: checks of texts, pairs and tensors, and warnings about truncation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TextFeatures = Literal["word", "token"] | re.Pattern[str]
 
 
 def is_pair(raw: Any) -> TypeGuard[Pair]:
-    """Return whether this is a pair of texts: a tuple of exactly two.
+    """Return whether this is a pair of texts: a tuple of two str.
 
     Example:
         >>> is_pair(("Who?", "Ada.")), is_pair(["Who?", "Ada."])
@@ -34,7 +34,7 @@ def as_list(raw: Any) -> list[Raw]:
     """Return one text or pair, or several, as a list of texts or a list of pairs.
 
     Raises:
-        InputError: Neither texts nor pairs, some of both, or none at all.
+        InputError: Neither texts nor pairs, a mixture, or an empty sequence.
     """
     items: Any = [raw] if isinstance(raw, str) or is_pair(raw) else raw
     if isinstance(items, tuple):
@@ -54,18 +54,18 @@ def as_list(raw: Any) -> list[Raw]:
                 "or pass a pair as a tuple of two str."
             )
         if is_pair(item) != is_pair(out[0]):
-            raise InputError(f"item 0 and item {i} are a single text and a pair; pass texts alone or pairs alone.")
+            raise InputError(f"item 0 and item {i} are a single text and a pair; pass only texts or only pairs.")
     return [item if is_pair(item) else str(item) for item in out]
 
 
 def texts_to_explain(chosen: ExplainedText, items: Sequence[Raw]) -> tuple[int, ...]:
-    """Return which texts of each item give the features, as indices."""
+    """Return the indices of the texts of each item that provide the features."""
     if chosen not in get_args(ExplainedText):
         names = ", ".join(map(repr, get_args(ExplainedText)))
         raise InputError(f"explained_text must be one of {names}, but is {chosen!r}.")
     if chosen != "both" and not is_pair(items[0]):
         raise InputError(
-            f"explained_text={chosen!r} chooses a text of a pair, but single texts came; pass pairs as tuples."
+            f"explained_text={chosen!r} chooses a text of a pair, but these are single texts; pass pairs as tuples."
         )
     if chosen == "both":
         return (0, 1) if is_pair(items[0]) else (0,)
@@ -73,7 +73,7 @@ def texts_to_explain(chosen: ExplainedText, items: Sequence[Raw]) -> tuple[int, 
 
 
 def check_features(features: Any) -> None:
-    """Raise if a text has no such features."""
+    """Raise unless these are valid features of a text."""
     if features not in ("word", "token") and not isinstance(features, re.Pattern):
         raise InputError(
             f"features must be 'word', 'token' or a compiled pattern of one word, but is {features!r}; for a regular "
@@ -82,12 +82,12 @@ def check_features(features: Any) -> None:
 
 
 def texts_of(item: Raw) -> tuple[str, ...]:
-    """Return the texts of an item: its own one, or the two of a pair."""
+    """Return the texts of an item as a tuple of one or two."""
     return (item,) if isinstance(item, str) else item
 
 
 def check_not_blank(item: Raw, i: int) -> None:
-    """Raise if a text or one of a pair has nothing to be read."""
+    """Raise if a text, or one of a pair, is empty or blank."""
     for k, text in enumerate(texts_of(item)):
         if not text.strip():
             what = f"the {TEXTS[k]} text of pair {i}" if is_pair(item) else f"text {i}"
@@ -98,7 +98,7 @@ def check_not_blank(item: Raw, i: int) -> None:
 
 
 def warn_cut(row: Tokens, i: int, max_length: int | None) -> None:
-    """Warn of what truncation left out of one text or pair."""
+    """Warn about the words that truncation removed from one text or pair."""
     if not row.cut:
         return
     paired = len(row.texts) == 2
@@ -121,7 +121,7 @@ def warn_cut(row: Tokens, i: int, max_length: int | None) -> None:
 
 
 def warn_cut_many(rows: Sequence[PlainIds], max_length: int | None) -> None:
-    """Warn once of all texts or pairs that truncation shortened."""
+    """Warn once about all truncated texts or pairs."""
     cut = [row.cut for row in rows if row.cut]
     if cut:
         warn(
@@ -132,32 +132,24 @@ def warn_cut_many(rows: Sequence[PlainIds], max_length: int | None) -> None:
 
 
 def check_by_position(tensors: Sequence[Any], named: Mapping[str, Any]) -> None:
-    """Raise if a dictionary or named arguments came where tensors go by position.
-
-    Raises:
-        InputError: They did.
-    """
+    """Raise InputError for a dictionary or named arguments instead of positional tensors."""
     if named or any(hasattr(x, "keys") for x in tensors):
         raise InputError(
-            "an adapter runs on tensors by position, but a dictionary or named arguments came; pass ids, mask and "
-            "types as adapter(x.inputs, *x.forward_args), with x = adapter.encode(text)."
+            "an adapter takes tensors by position, but got a dictionary or named arguments; pass ids, mask and types "
+            "as adapter(x.inputs, *x.forward_args), with x = adapter.encode(text)."
         )
 
 
 def check_ids_tensor(ids: Tensor) -> None:
-    """Raise if a tensor is neither token ids (n, N) nor embeddings (n, N, D).
-
-    Raises:
-        InputError: It is not.
-    """
+    """Raise InputError unless a tensor holds token ids (n, N) or embeddings (n, N, D)."""
     if ids.dim() not in (2, 3):
         raise InputError(
-            f"the token ids came with shape {tuple(ids.shape)}, but an adapter takes (n, N), or embeddings (n, N, D); "
-            "add the batch with ids.unsqueeze(0), and likewise for the mask."
+            f"an adapter takes token ids (n, N), or embeddings (n, N, D), but got shape {tuple(ids.shape)}; add the "
+            "batch dimension with ids.unsqueeze(0), and likewise for the mask."
         )
     if ids.dim() == 2 and ids.is_floating_point():
         raise InputError(
-            f"the token ids came as {ids.dtype}: this method moves along its inputs, or adds noise to them, as "
-            "NoiseTunnel does, which ids do not allow. Without a NoiseTunnel, use a layer form: "
-            "LayerIntegratedGradients(adapter, adapter.embedding) and the like."
+            f"the token ids are {ids.dtype}: this method interpolates its inputs, or adds noise as NoiseTunnel does, "
+            "which is impossible for ids. Without a NoiseTunnel, use a layer method, such as "
+            "LayerIntegratedGradients(adapter, adapter.embedding)."
         )

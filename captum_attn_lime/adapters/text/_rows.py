@@ -1,4 +1,4 @@
-"""Rows of tokens: as padded tensors, and in batches under a token budget."""
+"""Rows of tokens as padded tensors, and in batches under a token budget."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from captum_attn_lime.adapters.text._special_tokens import AnyRow
 from captum_attn_lime.adapters.text._tokenize import PlainIds
 
 Ints = NDArray[np.int64]
-# Rows of which some have at least so many tokens are padded to multiples of so many.
+# If some rows have at least _LONG tokens, all are padded to multiples of _MULTIPLE.
 _LONG, _MULTIPLE = 64, 8
 
 
 class TokenRows(Protocol):
-    """Rows of tokens, of which some at a time become arrays, so that thousands of long rows need little memory.
+    """Rows of tokens that become arrays a few at a time, so that thousands of long rows need little memory.
 
     Attributes:
         lengths: Number of tokens of each row, (n,).
-        longest: Number of tokens of the longest row that there may be.
+        longest: Number of tokens of the longest possible row.
     """
 
     lengths: Ints
     longest: int
 
     def cells(self, rows: Sequence[int]) -> tuple[Ints, Ints | None]:
-        """Return the token ids of some rows, one row after the other, and their token types, if there are any."""
+        """Return the concatenated token ids of some rows, and their token types, if any."""
         ...
 
 
 class ListedRows:
-    """Rows of tokens that are all at hand.
+    """Rows of tokens from a list.
 
     Args:
         rows: The tokens of each text.
@@ -49,7 +49,7 @@ class ListedRows:
         self.longest = int(self.lengths.max())
 
     def cells(self, rows: Sequence[int]) -> tuple[Ints, Ints | None]:
-        """Return the token ids of some rows, one row after the other, and their token types."""
+        """Return the concatenated token ids of some rows, and their token types."""
         some = [self._rows[k] for k in rows]
         ids = chain.from_iterable(row.ids for row in some)
         types = chain.from_iterable(row.types or (0,) * len(row.ids) for row in some)
@@ -59,9 +59,9 @@ class ListedRows:
 def tensors_of(
     adapter: Any, rows: TokenRows, chosen: Sequence[int], width: int, side: Side
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the ids of some rows, padded to (n, width), and what goes with them.
+    """Return the ids of some rows, padded to (n, width), and their further arguments.
 
-    A row without any token stands as the adapter's token for an empty text.
+    A row without tokens becomes the adapter's token for an empty text.
     """
     ids, types, lengths = _filled(adapter, rows, chosen)
     filled = np.arange(width) < lengths[:, None]
@@ -103,7 +103,7 @@ def batches(lengths: Sequence[int], budget: int, *, exact: bool, most: int | Non
 
 
 def _filled(adapter: Any, rows: TokenRows, chosen: Sequence[int]) -> tuple[Ints, Ints | None, Ints]:
-    """Return ids and types of some rows, one row after the other, and their lengths, with no row left empty."""
+    """Return the concatenated ids and types of some rows, and their lengths, with empty rows filled."""
     ids, types = rows.cells(chosen)
     lengths = rows.lengths[list(chosen)]
     empty = np.cumsum(lengths)[lengths == 0]
@@ -114,15 +114,14 @@ def _filled(adapter: Any, rows: TokenRows, chosen: Sequence[int]) -> tuple[Ints,
 
 
 def row_of(adapter: Any, rows: TokenRows, k: int) -> PlainIds:
-    """Return one row by itself."""
+    """Return one row."""
     ids, types, _ = _filled(adapter, rows, [k])
     return PlainIds(tuple(ids.tolist()), None if types is None else tuple(types.tolist()))
 
 
 def rounded(lengths: Ints, longest: int) -> Ints:
-    """Return the number of tokens that each row is padded to, at most those of the longest that there may be.
+    """Return the number of tokens that each row is padded to, at most that of the longest possible row.
 
-    Batches of ever other shapes leave memory in pieces, more of it with every batch; of long texts, a little padding
-    makes their shapes few.
+    Batches of many different shapes fragment memory; a little padding keeps the shapes of long texts few.
     """
     return lengths if longest < _LONG else np.minimum(-(-lengths // _MULTIPLE) * _MULTIPLE, longest)

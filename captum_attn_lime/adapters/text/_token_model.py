@@ -1,4 +1,4 @@
-"""`TokenModel`: a model over rows of token ids, asked in the way that it was found to take them."""
+"""`TokenModel`: an adapter of a model over rows of token ids."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from captum_attn_lime.errors import InputError
 
 
 class TokenModel(Adapter):
-    """A model over rows of token ids: the half of a :class:`TextAdapter` that no text comes to.
+    """A model over rows of token ids: the half of a :class:`TextAdapter` below the tokenizer.
 
-    What asks about altered texts (LIME, metrics) asks here, with rows of tokens in the place of texts.
+    LIME and metrics run altered texts through it as rows of tokens.
 
     Attributes:
         batch_tokens: Greatest number of tokens that run at once.
-        pad_id: The token that fills up a batch.
-        mask_id: The token that stands for a removed word.
+        pad_id: The token id used as padding.
+        mask_id: The token id that replaces a removed word.
     """
 
     batch_tokens: int
@@ -57,7 +57,7 @@ class TokenModel(Adapter):
         return self._head.task
 
     def token_rows(self, texts: Sequence[Raw]) -> list[PlainIds]:
-        """Return the tokens of texts or pairs as the model gets them: cut to the greatest length, and none empty."""
+        """Return the tokens of texts or pairs as the model gets them: truncated, and none empty."""
         return rows_of(self._tokenizing, texts)
 
     def token_ids(self, text: str) -> list[int]:
@@ -66,12 +66,12 @@ class TokenModel(Adapter):
 
     @property
     def empty_id(self) -> int:
-        """The token that stands for a text without any token."""
+        """The token id that represents an empty text."""
         return empty_token(self._tokenizing)
 
     @property
     def argument_names(self) -> tuple[str, ...]:
-        """What :meth:`forward` takes after the ids, in order: of "attention_mask" and "token_type_ids" what it does."""
+        """The arguments of :meth:`forward` after the ids, in order: "attention_mask" and "token_type_ids", if taken."""
         takes = {"attention_mask": self._binding.mask is not None, "token_type_ids": self._takes_types}
         return tuple(name for name, is_taken in takes.items() if is_taken)
 
@@ -80,8 +80,8 @@ class TokenModel(Adapter):
 
         Args:
             tensors: Ids and further arguments, each (n, N).
-            padding: A token id of :meth:`spare_padding`, which stands at hidden cells and which the model takes for its
-                padding in this call; other ids are then none.
+            padding: A token id of :meth:`spare_padding` that replaces hidden cells and is the model's only padding id
+                in this call.
         """
         with with_padding(self, padding, tensors) as own:
             return super().outputs_of(*own)
@@ -89,8 +89,7 @@ class TokenModel(Adapter):
     def token_scores(self, *tensors: Tensor, target: Any, unit: Unit, padding: int | None = None) -> Array:
         """Return one class's logits or probabilities for one batch of encoded texts, (n, 1) float64.
 
-        Of a whole vocabulary all classes would be a lot of memory. The other arguments are those of
-        :meth:`outputs_of`.
+        It saves the memory for all classes of a vocabulary. The other arguments are those of :meth:`outputs_of`.
         """
         with evaluating(self.model), torch.no_grad(), without_drawing(), with_padding(self, padding, tensors) as own:
             outputs = self(*own)
@@ -101,10 +100,10 @@ class TokenModel(Adapter):
         return self._column(self._in_unit(outputs.double(), unit, kind).cpu().numpy(), target)
 
     def spare_padding(self, used: Iterable[int]) -> int | None:
-        """Return a token id that may stand for padding in a call; None for models that know no padding id.
+        """Return an unused token id for padding in one call; None for models without a padding id.
 
-        Causal classifiers read the last token that does not have the padding id. Of a hidden token they would read what
-        it is itself, and one that has this id as a word they would pass over.
+        Causal classifiers read the last token that does not have the padding id. They would still read a hidden token
+        with another id, and would skip a word that has this id.
 
         Args:
             used: The ids of real tokens.
@@ -121,20 +120,21 @@ class TokenModel(Adapter):
     def run_rows(
         self,
         rows: TokenRows,
-        ask: Callable[..., Array],
+        run: Callable[..., Array],
         *,
         batch_size: int | None = None,
         show_progress: bool = False,
     ) -> Array:
-        """Return numbers of rows of tokens, (n, columns): similar lengths together, at most ``batch_tokens`` at once.
+        """Return the result of ``run`` for rows of tokens, (n, columns).
 
-        Whether padding, or the other rows of a batch, change an answer is tried out; where they do, rows run apart.
+        Rows of similar length share batches of at most ``batch_tokens`` tokens. If padding, or the other rows of a
+        batch, change a row's output, rows run apart.
 
         Args:
             rows: The rows, at least one.
-            ask: From the tensors of a batch to its numbers, such as :meth:`outputs_of`.
+            run: Function of the tensors of a batch that returns (batch, columns), such as :meth:`outputs_of`.
             batch_size: Greatest number of rows at once.
-            show_progress: Show a bar over the rows.
+            show_progress: Show a progress bar over the rows.
         """
         lengths = np.maximum(rows.lengths, 1)
         tried = np.unique(np.argsort(lengths, kind="stable")[[0, len(lengths) // 2, -1]])
@@ -147,21 +147,21 @@ class TokenModel(Adapter):
             for batch in batches(widths.tolist(), budget, exact=exact, most=most):
                 ids, further = tensors_of(self, rows, batch, int(widths[batch].max()), batching.side or "right")
                 with without_drawing():
-                    values = ask(ids, *further)
+                    values = run(ids, *further)
                 found = found if found.size else np.empty((len(lengths), values.shape[1]))
                 found[batch] = values
                 tick(len(batch))
         return found
 
     def tokens_at_once(self, longest: int) -> int:
-        """Return the greatest number of tokens to run at once, of rows of at most so many tokens.
+        """Return the greatest number of tokens to run at once, given the longest row.
 
-        More tokens at once take longer a token on a CPU: what a layer makes of them no longer fits its caches.
+        On a CPU more tokens at once cost more time per token, because activations no longer fit the caches.
         """
         return min(self.batch_tokens, max(1024, 8 * longest)) if self.device.type == "cpu" else self.batch_tokens
 
     def check_one_row(self) -> None:
-        """Raise where the model gives a row of numbers for each token, and none for a text.
+        """Raise if the model predicts for each token, not for a text.
 
         Raises:
             InputError: The task is ``"tokens"`` or ``"spans"``.
@@ -169,24 +169,24 @@ class TokenModel(Adapter):
         self._head.check_one_row(type(self.model).__name__)
 
     def batching(self, rows: Sequence[Tokens | PlainIds], longest: int | None = None) -> Batching:
-        """Return how rows of tokens may run together, after trying it out where that is new.
+        """Return how rows of tokens may share batches; probes the model the first time.
 
         Args:
             rows: Some rows.
-            longest: The number of tokens to which they are padded, the longest row's by default.
+            longest: The number of tokens to which they are padded; by default the longest row's.
 
         Warns:
-            PaddingWarning: Once, where padding changes the model's answer.
+            PaddingWarning: Once, if padding changes the model's output.
         """
         check_rows(self, rows)
         return self._facts.batching(self, rows, longest)
 
     def names_of(self, n: int) -> Sequence[str] | None:
-        """Return the names of n classes, where they have any; a vocabulary has its tokens."""
+        """Return the names of n classes, if any; None for a vocabulary, whose classes are tokens."""
         return None if self._head.is_over_vocabulary(self.model) else super().names_of(n)
 
     def forward(self, *tensors: Tensor, **named: Any) -> Tensor:
-        """Return the logits of encoded texts; what comes out depends on the task."""
+        """Return the model's outputs for encoded texts; the shape depends on the task."""
         raws.check_by_position(tensors, named)
         if not self._facts.is_alone or not tensors or len(tensors[0]) < 2:
             return super().forward(*tensors)
@@ -201,18 +201,18 @@ class TokenModel(Adapter):
         takes = self.argument_names
         if len(further) > len(takes):
             raise InputError(
-                f"{type(self.model).__name__} takes token ids{''.join(f', {name}' for name in takes)}, but "
-                f"{len(tensors)} tensors came."
+                f"{type(self.model).__name__} takes token ids{''.join(f', {name}' for name in takes)}, but got "
+                f"{len(tensors)} tensors."
             )
         raws.check_ids_tensor(ids)
         named = dict(zip(takes, further, strict=False))
         mask = named.get("attention_mask")
         types = named.get("token_type_ids")
         options = self._head.options(self.model, ids, mask)
-        lent: int | None = None
+        padding: int | None = None
         if ids.dim() == 2 and self.task == "classification":
-            ids, lent = unambiguous_padding(self.model, ids, mask, self._ending)
-        with nullcontext() if lent is None else padding_id(self.model, lent):
+            ids, padding = unambiguous_padding(self.model, ids, mask, self._ending)
+        with nullcontext() if padding is None else padding_id(self.model, padding):
             return self._binding.call(self._active_model, ids, mask, types, **options)
 
     def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:

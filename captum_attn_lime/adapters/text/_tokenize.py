@@ -1,4 +1,4 @@
-"""Any tokenizer behind one face: fast ones of HuggingFace, and those with ``spans(text)``."""
+"""One interface for fast HuggingFace tokenizers and for tokenizers with ``spans(text)``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from captum_attn_lime.adapters.text._words import Span, find_words
 from captum_attn_lime.errors import TokenizerError
 
-# What tokenizers give as model_max_length when they know none.
+# Tokenizers without a limit report a larger model_max_length.
 _NO_LIMIT = 10**9
 
 
@@ -18,14 +18,14 @@ class Tokens:
     """One tokenised text, or two as one sequence.
 
     Attributes:
-        texts: The texts that the tokens cover: whole, or what truncation left of them.
+        texts: The texts after truncation.
         ids: Token ids, special tokens included.
         spans: Character span of each token in its text; None for special tokens.
-        segments: Which text each token is of, 0 or 1; None for special tokens.
-        types: Token type ids, where the tokenizer gives them.
-        cut: Number of tokens that truncation cut off.
-        rests: What was cut off each text.
-        cut_left: Whether it was cut off on the left.
+        segments: The index of each token's text, 0 or 1; None for special tokens.
+        types: Token type ids, if the tokenizer returns them.
+        cut: Number of truncated tokens.
+        rests: The part cut off each text.
+        cut_left: Whether truncation was on the left.
     """
 
     texts: tuple[str, ...]
@@ -40,12 +40,12 @@ class Tokens:
     def of(self, segment: int) -> list[tuple[int, Span]]:
         """Return the ids and spans of one text's tokens."""
         cells = zip(self.ids, self.spans, self.segments, strict=True)
-        return [(i, span) for i, span, own in cells if own == segment and span is not None]
+        return [(i, span) for i, span, of in cells if of == segment and span is not None]
 
 
 @dataclass(frozen=True)
 class PlainIds:
-    """Token ids without spans, which are all that a prediction needs."""
+    """Token ids without spans, for predictions."""
 
     ids: tuple[int, ...]
     types: tuple[int, ...] | None = None
@@ -56,19 +56,18 @@ Row = TypeVar("Row", Tokens, PlainIds)
 
 
 class Tokenizing:
-    """A tokenizer and a greatest length.
+    """A tokenizer and a maximum length.
 
     Args:
         tokenizer: A HuggingFace tokenizer with offsets, or an object with ``spans(text) -> (ids, spans)``.
-        max_length: Greatest number of tokens of one text, special tokens included; None for no limit.
+        max_length: Greatest number of tokens per text, special tokens included; None for no limit.
         types: Whether the model takes token type ids.
-        open_ended: Whether to leave out special tokens that the tokenizer puts at a text's end, because the text is to
-            be continued.
+        open_ended: Whether to drop special tokens at a text's end, because the model continues the text.
 
     Attributes:
-        max_length: The lesser of that length and the tokenizer's own.
+        max_length: The lesser of that length and the tokenizer's limit.
         gives_types: Whether the tokenizer has token type ids.
-        types: Whether they are given: where the tokenizer has them and the model takes them.
+        types: Whether to return them: the tokenizer has them and the model takes them.
     """
 
     def __init__(self, tokenizer: Any, max_length: int | None, *, types: bool, open_ended: bool = False) -> None:
@@ -80,13 +79,13 @@ class Tokenizing:
             )
         if self.is_huggingface and not tokenizer.is_fast:
             raise TokenizerError(
-                f"{type(tokenizer).__name__} is a slow tokenizer, written in Python: it does not say which characters "
-                "its tokens stand for. Use the model's fast tokenizer (AutoTokenizer.from_pretrained(...)), or pass an "
+                f"{type(tokenizer).__name__} is a slow tokenizer, written in Python, without the character "
+                "spans of its tokens. Use the model's fast tokenizer (AutoTokenizer.from_pretrained(...)), or pass an "
                 "object with a method spans(text) -> (ids, character spans)."
             )
         self.tokenizer = tokenizer
-        own = getattr(tokenizer, "model_max_length", None)
-        limits = [n for n in (max_length, own) if isinstance(n, int) and 0 < n < _NO_LIMIT]
+        limit = getattr(tokenizer, "model_max_length", None)
+        limits = [n for n in (max_length, limit) if isinstance(n, int) and 0 < n < _NO_LIMIT]
         self.max_length = min(limits) if limits else None
         self.gives_types = "token_type_ids" in getattr(tokenizer, "model_input_names", ())
         self.types = types and self.gives_types
@@ -104,10 +103,10 @@ class Tokenizing:
         return self._from_whole_word(text, found) if found.cut and found.cut_left else found
 
     def _from_whole_word(self, text: str, cut: Tokens) -> Tokens:
-        """Return a text that was cut on the left from its first whole word on.
+        """Return a text that was cut on the left, from its first whole word on.
 
-        The cut may fall inside a word. The rest of that word stands for something else by itself ("##tive" would be
-        read as "tive" once the text begins there), so it goes too, and the tokens are those of the text that is left.
+        The cut may fall inside a word. The rest of that word would tokenise differently ("##tive" becomes "tive" at the
+        start of a text), so it is dropped too, and the remaining text is tokenised anew.
         """
         for word in find_words(text):
             if word.start < len(cut.rests[0]):
@@ -116,14 +115,14 @@ class Tokenizing:
             parts = [(start, self._fast(text[start:])) for start in dict.fromkeys((word.start, before))]
             fitting = [(start, part) for start, part in parts if not part.cut]
             if fitting:
-                # The space before it belongs to the first token of some tokenizers: the one that keeps the tokens.
+                # Some tokenizers include the space before a word in its token: prefer the start that keeps the tokens.
                 same = [(start, part) for start, part in fitting if _ends_alike(part, cut)]
                 start, part = (same or fitting)[0]
                 return replace(part, cut=cut.cut + len(cut.ids) - len(part.ids), rests=(text[:start],), cut_left=True)
         return cut
 
     def ids(self, texts: Sequence[str]) -> list[PlainIds]:
-        """Return the ids of many texts, cut to the greatest length."""
+        """Return the ids of many texts, truncated to the maximum length."""
         return [self._opened(row) for row in self._closed_ids(texts)]
 
     def _closed_ids(self, texts: Sequence[str]) -> list[PlainIds]:
@@ -146,12 +145,12 @@ class Tokenizing:
         return out
 
     def names(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """Return the tokens of ids as the tokenizer writes them."""
+        """Return the tokens of ids in the tokenizer's notation."""
         convert = getattr(self.tokenizer, "convert_ids_to_tokens", None)
         return tuple(str(t) for t in convert(list(ids))) if callable(convert) else tuple(str(i) for i in ids)
 
     def special_id(self, *names: str) -> int | None:
-        """Return the id of the first of these special tokens (``"mask"``, ``"pad"``, ...) that the tokenizer has."""
+        """Return the id of the first of these special tokens (``"mask"``, ``"pad"``, ...) that exists, or None."""
         for name in names:
             found = getattr(self.tokenizer, f"{name}_token_id", None)
             if found is not None:
@@ -159,7 +158,7 @@ class Tokenizing:
         return None
 
     def ending(self, special: int) -> int:
-        """Return how many tokens with this id the tokenizer adds at the end of every text."""
+        """Return how many special tokens with this id the tokenizer appends to every text."""
         if not self.is_huggingface:
             return 0
         ids = list(self.encode("a")["input_ids"])
@@ -167,7 +166,7 @@ class Tokenizing:
         return next((n for n, k in enumerate(reversed(ids)) if k != special or n == added), 0)
 
     def _closing_tokens(self) -> int:
-        """Return how many special tokens the tokenizer puts at the end of every text."""
+        """Return how many special tokens the tokenizer appends to every text."""
         ids, plain = list(self.encode("a")["input_ids"]), self.plain("a")
         ends = [k for k in range(len(plain), len(ids) + 1) if ids[k - len(plain) : k] == plain]
         return len(ids) - ends[-1] if plain and ends else 0
@@ -184,8 +183,8 @@ class Tokenizing:
         return replace(row, **short)
 
     def encode(self, *texts: str | list[str], **options: Any) -> Any:
-        """Return what a HuggingFace tokenizer gives for a text or a pair, or for lists of them."""
-        # verbose=False: we count and report the length ourselves.
+        """Return a HuggingFace tokenizer's encoding of a text or a pair, or of lists of them."""
+        # verbose=False: the adapter warns about truncation.
         return self.tokenizer(*texts, return_token_type_ids=self.types, verbose=False, **options)
 
     def _fast(self, text: str) -> Tokens:
@@ -198,7 +197,7 @@ class Tokenizing:
         return self._cut(text, _fast_tokens(text, short), len(whole.ids))
 
     def plain(self, text: str) -> list[int]:
-        """Return the ids of a text alone, without special tokens and uncut."""
+        """Return the ids of a text, without special tokens or truncation."""
         if not self.is_huggingface:
             return list(self.tokenizer.spans(text)[0])
         return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
@@ -210,7 +209,7 @@ class Tokenizing:
         return self._cut(text, short, len(whole.ids))
 
     def _cut(self, text: str, short: Tokens, n_whole: int) -> Tokens:
-        """Return truncated tokens over the part of the text that they cover."""
+        """Return truncated tokens with the part of the text that they cover."""
         covered = [s for s in short.spans if s is not None and s[1] > s[0]]
         first, last = (covered[0][0], covered[-1][1]) if covered else (0, 0)
         left = self.cuts_left()
@@ -221,18 +220,18 @@ class Tokenizing:
         return replace(kept, cut=n_whole - len(short.ids), rests=(rest,), cut_left=left)
 
     def cuts_left(self) -> bool:
-        """Return whether what is too long is cut on the left."""
+        """Return whether truncation is on the left."""
         return getattr(self.tokenizer, "truncation_side", "right") == "left"
 
 
 def _ends_alike(part: Tokens, cut: Tokens) -> bool:
-    """Return whether the text tokens of a part are the last ones of the cut text."""
+    """Return whether the text tokens of a part equal the last ones of the cut text."""
     ids, all_ids = ([k for k, span in t.of(0) if span[1] > span[0]] for t in (part, cut))
     return bool(ids) and all_ids[-len(ids) :] == ids
 
 
 def _types(encoded: Any) -> tuple[int, ...] | None:
-    """Return the token type ids of an encoded text, where there are any."""
+    """Return the token type ids of an encoded text, if any."""
     types = encoded.get("token_type_ids")
     return None if types is None else tuple(types)
 

@@ -1,4 +1,4 @@
-"""A tokenizer whose tokens are words, for models that are written by hand."""
+"""`WordTokenizer`: a tokenizer whose tokens are words, for hand-written models."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class WordTokenizer:
     """Maps each word of a text to an id.
 
     Args:
-        vocabulary: Word to id. The words are looked up as the tokenizer writes them: in lower case if ``lower``.
-        pad: Token of the vocabulary that fills up a batch; not used if the vocabulary lacks it.
-        unknown: Token that stands for all other words; without it in the vocabulary, an unknown word is an error.
-        separator: Token that stands between the two texts of a pair; without it in the vocabulary there are no pairs.
+        vocabulary: Word to id; words in lower case if ``lower``.
+        pad: Padding token, if the vocabulary has it.
+        unknown: Token for all other words; if the vocabulary lacks it, an unknown word raises.
+        separator: Token between the two texts of a pair; if the vocabulary lacks it, pairs raise.
         pattern: Regular expression of one word.
         lower: Whether words are looked up in lower case.
 
@@ -64,14 +64,14 @@ class WordTokenizer:
         pattern: str = WORD_PATTERN,
         lower: bool = True,
     ) -> WordTokenizer:
-        """Return a tokenizer for the words of some texts: padding 0, unknown 1, then words by falling frequency.
+        """Return a tokenizer for the words of some texts: padding 0, unknown 1, then words by decreasing frequency.
 
         Args:
             texts: The texts.
-            max_size: Largest size of the vocabulary, the special tokens included.
-            separator: A token to stand between the two texts of a pair, such as ``"<sep>"``: it gets id 2.
+            max_size: Greatest size of the vocabulary, special tokens included.
+            separator: A token between the two texts of a pair, such as ``"<sep>"``, which gets id 2.
             pattern: Regular expression of one word.
-            lower: Whether words are taken in lower case.
+            lower: Whether to convert words to lower case.
         """
         counts: Counter[str] = Counter()
         for text in texts:

@@ -12,18 +12,18 @@ from itertools import accumulate, groupby, pairwise
 
 WORD_PATTERN = r"\w+(?:['’]\w+)*|[^\w\s]"
 
-# They stand inside a word where there are letters on both sides: apostrophes, and the points of Hebrew and Catalan.
+# Part of a word between letters: apostrophes, and the points of Hebrew and Catalan.
 APOSTROPHES = "'’‘＇׳״·"
-# Scripts that put no space between words: South East Asian ones, Tibetan, Chinese, Japanese, and the like.
+# Scripts without spaces between words: South East Asian ones, Tibetan, Chinese, Japanese and others.
 _WITHOUT_SPACES = (
     r"\u0e00-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f\u3005-\u3007\u3021-\u3029\u3031-\u312f"
     r"\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\ua4cf\ua980-\ua9ff\uaa60-\uaadf\uf900-\ufaff\uff66-\uff9f"
     r"\U0001b000-\U0001b16f\U00020000-\U0003ffff"
 )
-# What belongs to the character before it though it is neither a mark nor a format character: the vowel AM of Thai and
-# Lao, the voiced marks of halfwidth katakana, and the skin colours of emoji.
+# Characters that belong to the previous one, but are neither marks nor format characters: the vowel AM of Thai and Lao,
+# the voiced marks of halfwidth katakana, and the skin colours of emoji.
 _ATTACHED = "\u0e33\u0eb3\uff9e\uff9f\U0001f3fb-\U0001f3ff"
-_STACKERS = r"\u1039\u17d2\u1a60\ua9c0"  # the next consonant stands under the one before
+_STACKERS = r"\u1039\u17d2\u1a60\ua9c0"  # they place the next consonant below the previous one
 _ZERO_WIDTH_SPACE = "\u200b"
 
 Span = tuple[int, int]
@@ -31,10 +31,10 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Word:
-    """A word and where it stands in its text.
+    """A word and its position in its text.
 
     Attributes:
-        text: The word as it is written.
+        text: The word as written.
         start: Index of its first character.
         end: Index after its last character.
     """
@@ -49,18 +49,18 @@ def find_words(
 ) -> tuple[Word, ...]:
     """Return the words of a text in order.
 
-    With the default pattern a word is a run of letters, digits and marks, an apostrophe inside it included, and every
-    other character that is not a space stands alone. What a reader sees as one character is never cut: letters with
-    combining marks, joined emoji, flags and keycaps.
+    With the default pattern a word is a run of letters, digits and marks, including inner apostrophes, and every other
+    character except spaces is a word. Graphemes are never split: letters with combining marks, joined emoji, flags and
+    keycaps.
 
-    In scripts without spaces between words (Chinese, Japanese, Thai and others) a run of letters is a whole sentence.
-    There each character is a word, or, where the tokens are known, what stands between two beginnings of tokens.
+    In scripts without spaces between words (Chinese, Japanese, Thai and others) each character is a word, or, with
+    ``tokens``, the text between two token starts.
 
     Args:
         text: The text.
-        pattern: Regular expression of one word. Of another pattern than the default, its matches are the words.
-        tokens: Character span of each token, None for tokens that stand for no text. Characters that share a token
-            are then one word, in scripts without spaces.
+        pattern: Regular expression of one word; the matches of any other pattern than the default are the words.
+        tokens: Character span of each token, None for special tokens. In scripts without spaces, characters that share
+            a token are one word.
 
     Example:
         >>> [w.text for w in find_words("It isn't bad.")]
@@ -83,7 +83,7 @@ def find_words(
 
 
 def find_phrase(text: str, phrase: str) -> list[Span]:
-    """Return where a word or phrase stands in a text, as whole words; words may end at an apostrophe.
+    """Return the spans of a word or phrase in a text, as whole words; words may end at an apostrophe.
 
     Example:
         >>> find_phrase("Ada's and Adam's", "Ada"), find_phrase("这部电影", "电影")
@@ -102,14 +102,11 @@ def find_phrase(text: str, phrase: str) -> list[Span]:
 
 
 def word_of_tokens(spans: Sequence[Span | None], words: Sequence[Word]) -> list[int | None]:
-    """Return for each token the index of the word it overlaps most, the earlier one where two are equal.
+    """Return for each token the index of the word it overlaps most, the earlier of equals, or None.
 
     Args:
-        spans: Character span of each token; None for tokens that stand for no text (special tokens).
+        spans: Character span of each token; None for special tokens.
         words: The words in order, not overlapping.
-
-    Returns:
-        One index per token, None where no word is overlapped.
 
     Example:
         >>> word_of_tokens([None, (0, 3), (3, 8)], find_words("It isn't"))
@@ -131,7 +128,7 @@ def word_of_tokens(spans: Sequence[Span | None], words: Sequence[Word]) -> list[
 
 
 def _token_boundaries(text: str, tokens: Iterable[Span | None]) -> set[int]:
-    """Return where a token begins and none goes across."""
+    """Return the positions where a token begins and that no token crosses."""
     spans = [span for span in tokens if span is not None and span[1] > span[0]]
     change = [0] * (len(text) + 2)
     for start, end in spans:
@@ -143,10 +140,10 @@ def _token_boundaries(text: str, tokens: Iterable[Span | None]) -> set[int]:
 
 @cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Return the patterns of a word, and of its parts: characters of scripts without spaces, and what is between."""
+    """Return the patterns of a word, and of its parts: characters of scripts without spaces, and runs of others."""
     extend = _extending()
     some = f"[{extend}]*"
-    # A digit that begins a keycap is no part of a word.
+    # A digit that begins a keycap is not part of a word.
     letter = rf"(?:[^\W0-9]|[{extend}]|[0-9](?!\ufe0f?\u20e3))"
     word = rf"(?:[^\W0-9]|[0-9](?!\ufe0f?\u20e3)){letter}*(?:[{APOSTROPHES}]{letter}+)*"
     keycap = rf"[0-9#*]\ufe0f?\u20e3{some}"
@@ -160,13 +157,13 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 
 def _extending() -> str:
-    """Return what belongs to the character before it, as the inside of a regular expression's [].
+    """Return the characters that belong to the previous one, as the content of a regular expression's [].
 
-    That is all combining marks and format characters: joiners, soft hyphens, variation selectors, marks of direction.
+    These are all combining marks and format characters: joiners, soft hyphens, variation selectors, direction marks.
     """
     # All marks and format characters are in planes 0, 1 and 14.
     codes = (*range(0x20000), *range(0xE0000, 0xE0200))
     found = [k for k in codes if unicodedata.category(chr(k)) in ("Mn", "Mc", "Me", "Cf")]
-    found.remove(ord(_ZERO_WIDTH_SPACE))  # a space that is not seen
+    found.remove(ord(_ZERO_WIDTH_SPACE))  # an invisible space
     runs = [[k for _, k in run] for _, run in groupby(enumerate(found), key=lambda pair: pair[1] - pair[0])]
     return _ATTACHED + "".join(rf"\U{run[0]:08x}-\U{run[-1]:08x}" for run in runs)

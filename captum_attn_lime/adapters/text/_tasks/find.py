@@ -1,4 +1,4 @@
-"""Which task a model is for, by its place in transformers' own tables."""
+"""A model's task, looked up in transformers' tables."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from captum_attn_lime.errors import ForwardError, InputError
 
 Task = Literal["classification", "tokens", "spans", "next_token"]
 
-# The tables of transformers' AutoModel classes, the more telling ones first. A masked language model gives each token
-# classes: the vocabulary. Some encoder-decoders stand in that table too; they write text, and are no task of these.
+# The tables of transformers' AutoModel classes, the most specific first. A masked language model classifies each token
+# over the vocabulary. Its table also lists some encoder-decoders, which generate text and have none of these tasks.
 _TABLES: tuple[tuple[str, Task], ...] = (
     ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "classification"),
     ("MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES", "classification"),
@@ -22,7 +22,7 @@ _TABLES: tuple[tuple[str, Task], ...] = (
     ("MODEL_FOR_MASKED_LM_MAPPING_NAMES", "tokens"),
 )
 _WRITES_TEXT = "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"
-# Classes of remote code are in no table, but are named like those that are.
+# Classes of remote code are in no table, but follow the same naming.
 _ENDINGS: tuple[tuple[str, Task], ...] = (
     ("ForTokenClassification", "tokens"),
     ("ForQuestionAnswering", "spans"),
@@ -36,7 +36,7 @@ def find_task(model: nn.Module) -> Task:
     """Return the task of a model: by its class for a HuggingFace model, ``"classification"`` for any other.
 
     Raises:
-        InputError: It is an encoder-decoder that writes text.
+        InputError: It is an encoder-decoder that generates text.
 
     Example:
         >>> find_task(nn.Linear(2, 2))
@@ -51,9 +51,8 @@ def find_task(model: nn.Module) -> Task:
     for name in (c.__name__ for c in classes):
         if name in _names(modeling_auto, _WRITES_TEXT):
             raise InputError(
-                f"{type(model).__name__} writes a text with a decoder of its own; TextAdapter takes models that "
-                "predict from the text alone. For generated text use GenerationAttribution, or say what it is with "
-                "task=."
+                f"{type(model).__name__} generates text with a decoder; TextAdapter needs a model that predicts from "
+                "the text alone. For generated text use GenerationAttribution, or name the task with task=."
             )
         for table, task in _TABLES:
             if name in _names(modeling_auto, table):
@@ -65,7 +64,7 @@ def find_task(model: nn.Module) -> Task:
 
 
 def check_task(task: Any) -> Task:
-    """Return the task that was asked for.
+    """Return a valid task.
 
     Raises:
         InputError: There is no such task.
@@ -77,7 +76,7 @@ def check_task(task: Any) -> Task:
 
 
 def unpacked(output: Any, name: str) -> Any:
-    """Return a sentence-transformers output as others are: a cross-encoder's scores are its logits.
+    """Return the output, with the scores of a sentence-transformers cross-encoder as logits.
 
     Raises:
         ForwardError: It holds an embedding of the text and no number to explain.
@@ -89,7 +88,7 @@ def unpacked(output: Any, name: str) -> Any:
     if "sentence_embedding" in output:
         raise ForwardError(
             f"{name} returns an embedding of the text, 'sentence_embedding', and no number to explain; wrap it in a "
-            "module whose forward returns one: a head over the embedding, or its similarity to another one, (n, 1)."
+            "module whose forward returns one, (n, 1): a head over the embedding, or its similarity to another."
         )
     return output
 

@@ -1,4 +1,4 @@
-"""What is done differently for each task: options of the call, the reading of the output, names of its classes."""
+"""`Head`: what differs between tasks: options of the call, reading of the output, class names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from captum_attn_lime.errors import ForwardError, InputError
 
 
 class Head:
-    """The head of a model: what it predicts.
+    """The head of a model.
 
     Args:
         model: The model.
@@ -31,7 +31,7 @@ class Head:
 
     @property
     def is_by_token(self) -> bool:
-        """Whether there is a row of numbers for each token, and not one for each text."""
+        """Whether the model predicts for each token instead of each text."""
         return self.task in ("tokens", "spans")
 
     def options(self, model: nn.Module, tokens: Tensor, mask: Tensor | None) -> dict[str, int]:
@@ -41,23 +41,23 @@ class Head:
         return keep_last(model, last_positions(tokens, mask), tokens.shape[1])
 
     def read(self, output: Any, tokens: Tensor, mask: Tensor | None, name: str) -> Tensor:
-        """Return what the forward function gives out.
+        """Return the forward function's result.
 
         Args:
             output: What the model returned.
-            tokens: The token ids (n, N), or embeddings (n, N, D), that went in.
-            mask: 1 at real tokens (n, N); None where all are.
+            tokens: Its input, token ids (n, N) or embeddings (n, N, D).
+            mask: 1 at real tokens (n, N); None if all are.
             name: The model's name, for messages.
 
         Raises:
-            ForwardError: The model returned something else than its task needs.
+            ForwardError: The model did not return what its task needs.
         """
         output = unpacked(output, name)
         try:
             return self._read(output, tokens, mask, name)
         except ForwardError as error:
             raise ForwardError(
-                f"{error} The adapter's task is {self.task!r}; if the model is for another one, pass task= "
+                f"{error} The adapter's task is {self.task!r}; if the model has another one, pass task= "
                 f"({', '.join(map(repr, get_args(Task)))})."
             ) from None
 
@@ -72,7 +72,7 @@ class Head:
         return as_logits(output, n, name)
 
     def class_names(self, model: nn.Module) -> tuple[str, ...] | None:
-        """Return the names of the classes; None where there are none, or where they are the vocabulary's tokens."""
+        """Return the names of the classes; None if there are none, or if they are the vocabulary's tokens."""
         if self.task == "spans":
             return ("start", "end")
         return None if self.is_over_vocabulary(model) else configured_class_names(model)
@@ -85,11 +85,7 @@ class Head:
         return callable(get) and get() is not None
 
     def check_one_row(self, name: str) -> None:
-        """Raise where one row of numbers for a whole text is asked for, and there is one for each token.
-
-        Raises:
-            InputError: The task is ``"tokens"`` or ``"spans"``.
-        """
+        """Raise InputError if the task is ``"tokens"`` or ``"spans"``, which have no single row per text."""
         if self.is_by_token:
             place = "(position, class)" if self.task == "tokens" else "(position, 0 for start or 1 for end)"
             raise InputError(

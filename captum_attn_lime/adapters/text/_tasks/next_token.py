@@ -14,7 +14,7 @@ from captum_attn_lime.adapters._outputs import named_tensor
 from captum_attn_lime.adapters._wrappers import parameters_of, wrapper_chain
 from captum_attn_lime.errors import ForwardError
 
-# Rows of a vocabulary that are float64 at once where one column is wanted.
+# Number of rows over a vocabulary that are converted to float64 at once.
 _ROWS = 64
 
 
@@ -23,7 +23,7 @@ def last_positions(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
     Args:
         tokens: Token ids (n, N), or embeddings (n, N, D).
-        mask: 1 at real tokens (n, N); None where all are.
+        mask: 1 at real tokens (n, N); None if all are.
 
     Example:
         >>> last_positions(torch.zeros(2, 3), torch.tensor([[1, 1, 0], [0, 1, 1]])).tolist()
@@ -37,12 +37,12 @@ def last_positions(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def keep_last(model: nn.Module, last: Tensor, length: int) -> dict[str, int]:
-    """Return the option by which a model computes its head from the first row's end on, where it has one.
+    """Return the option that limits a model's head to the positions from the first last token on, if it has one.
 
-    The head is the larger part of a small language model: its output is as wide as the vocabulary.
+    The head dominates the cost of a small language model: its output is as wide as the vocabulary.
     """
-    *wrappers, own = wrapper_chain(model)
-    if "logits_to_keep" not in parameters_of(own) or not all(_takes(m, "logits_to_keep") for m in wrappers):
+    *wrappers, inner = wrapper_chain(model)
+    if "logits_to_keep" not in parameters_of(inner) or not all(_takes(m, "logits_to_keep") for m in wrappers):
         return {}
     return {"logits_to_keep": length - int(last.min())}
 
@@ -58,7 +58,7 @@ def at_last_token(output: Any, last: Tensor, length: int, name: str) -> Tensor:
     Args:
         output: What the model returned: logits (n, K, vocabulary) of the last K tokens or of all, or (n, vocabulary).
         last: Position of each row's last real token, (n,).
-        length: Number of tokens that went in.
+        length: Number of tokens, N.
         name: The model's name, for the message.
 
     Raises:
@@ -70,9 +70,9 @@ def at_last_token(output: Any, last: Tensor, length: int, name: str) -> Tensor:
         return found
     is_row = isinstance(found, Tensor) and found.dim() == 3 and len(found) == n
     if not is_row or not length - int(last.min()) <= found.shape[1] <= length:
-        came = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"{type(output).__name__} without logits"
+        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"{type(output).__name__} without logits"
         raise ForwardError(
-            f"{name} returned {came} for {n} example(s) of {length} tokens; with task='next_token' an adapter needs "
+            f"{name} returned {what} for {n} example(s) of {length} tokens; with task='next_token' an adapter needs "
             f"({n}, {length}, vocabulary), or ({n}, vocabulary) for the next token alone."
         )
     places = last - (length - found.shape[1])
@@ -81,7 +81,7 @@ def at_last_token(output: Any, last: Tensor, length: int, name: str) -> Tensor:
 
 
 def of_target(logits: Tensor, target: Any, *, probability: bool) -> Any:
-    """Return one class's logits, or its softmax, as numpy numbers (n, 1).
+    """Return one class's logits or probabilities as a NumPy array (n, 1).
 
     Raises:
         TargetError: There is no such class.

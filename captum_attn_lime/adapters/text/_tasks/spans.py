@@ -16,8 +16,8 @@ def span_logits(output: Any, n: int, length: int, name: str) -> Tensor:
     Args:
         output: What the model returned: an object or dict with ``start_logits`` and ``end_logits``, a tuple that
             begins with both, or a tensor (n, N, 2).
-        n: Number of examples that went in.
-        length: Number of tokens that went in, N.
+        n: Number of examples.
+        length: Number of tokens, N.
         name: The model's name, for the message.
 
     Raises:
@@ -45,9 +45,9 @@ def span_logits(output: Any, n: int, length: int, name: str) -> Tensor:
     return torch.stack([start, end], dim=-1)
 
 
-def _mismatch(name: str, came: str, n: int, length: int) -> ForwardError:
+def _mismatch(name: str, what: str, n: int, length: int) -> ForwardError:
     return ForwardError(
-        f"{name} returned {came} for {n} example(s) of {length} tokens; with task='spans' an adapter needs start and "
+        f"{name} returned {what} for {n} example(s) of {length} tokens; with task='spans' an adapter needs start and "
         f"end logits ({n}, {length}) each: .start_logits and .end_logits, a tuple of both, or a tensor "
         f"({n}, {length}, 2)."
     )

@@ -15,8 +15,8 @@ def token_logits(output: Any, n: int, length: int, name: str) -> Tensor:
 
     Args:
         output: What the model returned.
-        n: Number of examples that went in.
-        length: Number of tokens that went in, N.
+        n: Number of examples.
+        length: Number of tokens, N.
         name: The model's name, for the message.
 
     Raises:
@@ -25,8 +25,8 @@ def token_logits(output: Any, n: int, length: int, name: str) -> Tensor:
     found = named_tensor(output, "logits")
     if isinstance(found, Tensor) and found.dim() == 3 and tuple(found.shape[:2]) == (n, length):
         return found
-    came = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"{type(output).__name__} without logits"
+    what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"{type(output).__name__} without logits"
     raise ForwardError(
-        f"{name} returned {came} for {n} example(s) of {length} tokens; with task='tokens' an adapter needs "
+        f"{name} returned {what} for {n} example(s) of {length} tokens; with task='tokens' an adapter needs "
         f"({n}, {length}, classes): a tensor, an object with .logits, or a tuple that begins with them."
     )
