@@ -164,13 +164,13 @@ def decide(model: nn.Module, ways: Sequence[TableForward], rows: ProbeRows) -> T
         return found[0][0] if found else ways[0]
     if rows.are_of_one_kind and any(way == ALL_IN_ONE for way, _ in found):
         return ALL_IN_ONE
-    telling = [way for way, by_categories in found if by_categories] or [way for way, _ in found]
-    if len(telling) == 1:
-        return telling[0]
+    candidates = [way for way, by_categories in found if by_categories] or [way for way, _ in found]
+    if len(candidates) == 1:
+        return candidates[0]
     name = type(model).__name__
-    if telling:
+    if candidates:
         raise ForwardError(
-            f"{name}.forward runs {' and '.join(map(_describe, telling))}, and neither its parameters' names nor what "
+            f"{name}.forward runs {' and '.join(map(_describe, candidates))}; neither its parameters' names nor what "
             f"it looks up show which is right. {_ADVICE}"
         )
     reasons = f" ({'; '.join(dict.fromkeys(failures))})" if failures else ""

@@ -15,7 +15,7 @@ from captum_attn_lime.adapters.text._tokenize import PlainIds
 Side = Literal["left", "right"]
 Array = NDArray[np.float64]
 # From rows of tokens, the padding side and the width, to the model's output for each row.
-Answers = Callable[[Sequence[PlainIds], Side, int], list[Array]]
+RunRows = Callable[[Sequence[PlainIds], Side, int], list[Array]]
 Epsilon = Callable[[], float]
 # Tolerance for kernels of other shapes: a share of the outputs' spread, and a number of steps of their precision.
 _OF_SPREAD, _STEPS = 1e-5, 64
@@ -50,7 +50,7 @@ def shortened(row: Any, length: int) -> PlainIds:
 
 
 def find_batching(
-    answers: Answers, rows: Sequence[Any], width: int, own: Side, epsilon: Epsilon, *, budget: int
+    run: RunRows, rows: Sequence[Any], width: int, preferred: Side, epsilon: Epsilon, *, budget: int
 ) -> tuple[Batching, bool]:
     """Return how rows may share batches, and whether that is certain.
 
@@ -58,34 +58,34 @@ def find_batching(
     positions, for example, a long text hides it.
 
     Args:
-        answers: Runs the model.
+        run: Runs the model.
         rows: Tokens of texts.
         width: The number of tokens to which they are padded.
-        own: The tokenizer's side, which is tried first.
+        preferred: The tokenizer's side, which is tried first.
         epsilon: Returns the precision of the outputs; called after the first run.
         budget: Greatest number of tokens of a batch.
     """
     copies: list[PlainIds] = []
     alone: list[Array] = []
     for row in _shorter(rows, width):
-        outputs = _try_answers(answers, [row], own, len(row.ids))
+        outputs = _try_outputs(run, [row], preferred, len(row.ids))
         if outputs is not None:  # a shortened text may be too short for a model
             copies.append(row)
             alone += outputs
     if not copies:
-        return Batching(own), False
+        return Batching(preferred), False
     batch = [*copies, shortened(max(rows, key=lambda row: len(row.ids)), width)]
     tolerance = _tolerance(alone, epsilon())
-    for side in (own, _other(own)):
-        together = _try_answers(answers, batch, side, width) if len(batch) * width <= budget else None
+    for side in (preferred, _other(preferred)):
+        together = _try_outputs(run, batch, side, width) if len(batch) * width <= budget else None
         if together is None:  # some models reject such a batch, for example if all rows need equally many end tokens
-            each = [_try_answers(answers, [row], side, width) for row in copies]
+            each = [_try_outputs(run, [row], side, width) for row in copies]
             together = [x for outputs in each if outputs is not None for x in outputs]
         if len(together) >= len(alone) and _same(together, alone, tolerance):
             return Batching(side), _vary(alone)
-    again = [_try_answers(answers, [row], own, len(row.ids)) for row in copies]
+    again = [_try_outputs(run, [row], preferred, len(row.ids)) for row in copies]
     if not all(x is not None and _same(x, [first], tolerance) for x, first in zip(again, alone, strict=True)):
-        return Batching(own), True  # the outputs are random, so the effect of padding cannot be known
+        return Batching(preferred), True  # the outputs are random, so the effect of padding cannot be known
     return Batching(None), True
 
 
@@ -102,24 +102,24 @@ def _other(side: Side) -> Side:
     return "left" if side == "right" else "right"
 
 
-def others_change_answer(answers: Answers, row: Any, epsilon: Epsilon) -> bool:
+def others_change_output(run: RunRows, row: Any, epsilon: Epsilon) -> bool:
     """Return whether another text of the same length in its batch changes a text's output.
 
     Args:
-        answers: Runs the model.
+        run: Runs the model.
         row: The tokens of a text.
         epsilon: Returns the precision of the outputs; called after the first run.
     """
     row = shortened(row, len(row.ids))
     width = len(row.ids)
-    alone = _try_answers(answers, [row], "right", width)
+    alone = _try_outputs(run, [row], "right", width)
     # Different words between the same ends: a bag of words would not notice a mere reordering.
     middle = row.ids[1:-1]
     other = replace(row, ids=(*row.ids[:1], *middle[-1:] * len(middle), *row.ids[-1:]) if middle else row.ids[::-1])
-    both = _try_answers(answers, [row, other], "right", width)
+    both = _try_outputs(run, [row, other], "right", width)
     if alone is None or both is None or _same(both[:1], alone, _tolerance([*alone, *both], epsilon())):
         return False
-    again = _try_answers(answers, [row], "right", width)
+    again = _try_outputs(run, [row], "right", width)
     return again is not None and _same(again, alone, _tolerance([*alone, *both], epsilon()))
 
 
@@ -133,10 +133,10 @@ def precision(*dtypes: torch.dtype) -> float:
     return max((torch.finfo(d).eps for d in dtypes if d.is_floating_point), default=torch.finfo(torch.float32).eps)
 
 
-def _try_answers(answers: Answers, rows: Sequence[PlainIds], side: Side, width: int) -> list[Array] | None:
+def _try_outputs(run: RunRows, rows: Sequence[PlainIds], side: Side, width: int) -> list[Array] | None:
     """Return the model's outputs, or None if it cannot take these rows."""
     try:
-        return answers(rows, side, width)
+        return run(rows, side, width)
     except Exception:  # a user's model may raise anything; a real run will raise it again
         return None
 

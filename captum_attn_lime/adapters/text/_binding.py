@@ -160,17 +160,17 @@ def bindings(model: nn.Module, names: Mapping[str, str | None] | None = None) ->
         piece = _dictionary_binding(given)
         _check_filled(parameters, replace(piece, ids=first.name), type(model).__name__)
         return list(piece.ways())
-    own = _own_binding(named_module, parameters, given)
+    binding = _binding_by_name(named_module, parameters, given)
     if any(only_forwards(m) and not _is_library(m) for m in wrapper_chain(model)):
-        own = replace(own, may_lose=True)
+        binding = replace(binding, may_lose=True)
     if _only_by_position(model):
         order = tuple(name for name, p in parameters.items() if p.kind in _POSITIONAL)
-        mask, types = (name if name in order else None for name in (own.mask, own.types))
-        return [replace(own, order=order, embeds=None, mask=mask, types=types)] if order else [own]
-    return list(own.ways()) if own.may_lose else [own, *_possible_dictionary(first, own, given)]
+        mask, types = (name if name in order else None for name in (binding.mask, binding.types))
+        return [replace(binding, order=order, embeds=None, mask=mask, types=types)] if order else [binding]
+    return list(binding.ways()) if binding.may_lose else [binding, *_possible_dictionary(first, binding, given)]
 
 
-def _own_binding(model: nn.Module, parameters: Parameters, given: Mapping[str, str | None]) -> Binding:
+def _binding_by_name(model: nn.Module, parameters: Parameters, given: Mapping[str, str | None]) -> Binding:
     """Return the binding by the names of forward's parameters, and of what its ``**kwargs`` may pass on."""
     name = type(model).__name__
     chosen = dict(given)
@@ -210,10 +210,10 @@ def _dictionary_binding(given: Mapping[str, str | None]) -> Binding:
 
 
 def _possible_dictionary(
-    first: inspect.Parameter | None, own: Binding, given: Mapping[str, str | None]
+    first: inspect.Parameter | None, binding: Binding, given: Mapping[str, str | None]
 ) -> Iterator[Binding]:
     """Yield the binding to a dictionary if the only known parameter might take one."""
-    if first is not None and first.name not in _SURE and own.mask is None and own.types is None and not given:
+    if first is not None and first.name not in _SURE and binding.mask is None and binding.types is None and not given:
         yield from _dictionary_binding(given).ways()
 
 

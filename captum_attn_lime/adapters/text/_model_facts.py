@@ -14,13 +14,13 @@ from captum_attn_lime._util.warn import warn
 from captum_attn_lime.adapters._state import fast_path_off, probing
 from captum_attn_lime.adapters._wrappers import parameters_of
 from captum_attn_lime.adapters.text._batch_effects import (
-    Answers,
     Array,
     Batching,
     Epsilon,
+    RunRows,
     Side,
     find_batching,
-    others_change_answer,
+    others_change_output,
     precision,
     shortened,
 )
@@ -49,7 +49,7 @@ class ModelFacts:
 
     def __init__(self, ways: Sequence[Binding], side: Side) -> None:
         self._ways = tuple(ways)
-        self._own_side: Side = side
+        self._tokenizer_side: Side = side
         self._mark: Any = None
         self.binding = self._ways[0]
         self._embedding: nn.Module | None = None
@@ -67,7 +67,7 @@ class ModelFacts:
     @property
     def side(self) -> Side:
         """The side on which to pad; the tokenizer's until another is known."""
-        return next((b.side for b in reversed(self._padding.values()) if b.side is not None), self._own_side)
+        return next((b.side for b in reversed(self._padding.values()) if b.side is not None), self._tokenizer_side)
 
     def probe(self, adapter: Any, row: Any) -> None:
         """Run the model on a text, if it is new or has changed since the last call.
@@ -141,7 +141,7 @@ class ModelFacts:
         seeds = count()
         dtypes = [p.dtype for p in adapter.model.parameters()]
 
-        def answers(some: Sequence[PlainIds], side: Side, width: int) -> list[Array]:
+        def run(some: Sequence[PlainIds], side: Side, width: int) -> list[Array]:
             with probing(adapter.model):
                 ids, further = adapter._tensors(some, width, side)
                 # A new random state each time, or a random model would look deterministic.
@@ -155,15 +155,13 @@ class ModelFacts:
             return precision(*dtypes)
 
         if self.binding.mask is None:
-            found = Batching(None, self._others_change(answers, rows, epsilon))
+            found = Batching(None, self._others_change(run, rows, epsilon))
         else:
-            found = self._padded(answers, rows, width, epsilon, adapter.batch_tokens)
+            found = self._padded(run, rows, width, epsilon, adapter.batch_tokens)
         self._warn(adapter.model, found)
         return found
 
-    def _padded(
-        self, answers: Answers, rows: Sequence[Any], width: int | None, epsilon: Epsilon, budget: int
-    ) -> Batching:
+    def _padded(self, run: RunRows, rows: Sequence[Any], width: int | None, epsilon: Epsilon, budget: int) -> Batching:
         """Return how rows may share batches, for a model that takes a mask."""
         longest = max(len(row.ids) for row in rows)
         width = longest if width is None else max(width, longest)
@@ -173,16 +171,16 @@ class ModelFacts:
         kind = max(width, _FEW).bit_length()
         if kind in self._padding:
             return self._padding[kind]
-        found, is_certain = find_batching(answers, rows, width, self._own_side, epsilon, budget=budget)
+        found, is_certain = find_batching(run, rows, width, self._tokenizer_side, epsilon, budget=budget)
         if found.side is None:
-            found = Batching(None, self._others_change(answers, rows, epsilon))
+            found = Batching(None, self._others_change(run, rows, epsilon))
         if is_certain:
             self._padding[kind] = found
         return found
 
-    def _others_change(self, answers: Answers, rows: Sequence[Any], epsilon: Epsilon) -> bool:
+    def _others_change(self, run: RunRows, rows: Sequence[Any], epsilon: Epsilon) -> bool:
         if self._others_matter is None:
-            self._others_matter = others_change_answer(answers, shortened(rows[0], _FEW), epsilon)
+            self._others_matter = others_change_output(run, shortened(rows[0], _FEW), epsilon)
         return self._others_matter
 
     def _warn(self, model: nn.Module, found: Batching) -> None:

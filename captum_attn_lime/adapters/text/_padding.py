@@ -40,14 +40,14 @@ def unambiguous_padding(model: nn.Module, ids: Tensor, mask: Tensor | None, endi
     Raises:
         InputError: Every id of the vocabulary is a real token of this batch.
     """
-    own = padding_token(model)
-    if own is None and not lacks_padding_token(model):
+    current = padding_token(model)
+    if current is None and not lacks_padding_token(model):
         return ids, None
     padded = padded_cells(ids, mask, ending)
-    if own is None and not bool(padded.any()):
+    if current is None and not bool(padded.any()):
         return ids, _NO_TOKEN
     used = ids[~padded]
-    if own is not None and not bool((used == own).any()):
+    if current is not None and not bool((used == current).any()):
         return ids, None
     free = unused_id(model, set(used.tolist()))
     return ids.masked_fill(padded, free), free

@@ -83,17 +83,17 @@ class TokenModel(Adapter):
             padding: A token id of :meth:`spare_padding` that replaces hidden cells and is the model's only padding id
                 in this call.
         """
-        with with_padding(self, padding, tensors) as own:
-            return super().outputs_of(*own)
+        with with_padding(self, padding, tensors) as padded:
+            return super().outputs_of(*padded)
 
     def token_scores(self, *tensors: Tensor, target: Any, unit: Unit, padding: int | None = None) -> Array:
         """Return one class's logits or probabilities for one batch of encoded texts, (n, 1) float64.
 
         It saves the memory for all classes of a vocabulary. The other arguments are those of :meth:`outputs_of`.
         """
-        with evaluating(self.model), torch.no_grad(), without_drawing(), with_padding(self, padding, tensors) as own:
-            outputs = self(*own)
-            kind = self._kind_of(outputs, lambda: tuple(t[:1] for t in own))
+        with evaluating(self.model), torch.no_grad(), without_drawing(), with_padding(self, padding, tensors) as padded:
+            outputs = self(*padded)
+            kind = self._kind_of(outputs, lambda: tuple(t[:1] for t in padded))
         if kind == "logits":
             found: Array = of_target(outputs, self.with_token_ids(target), probability=unit == "probability")
             return found
@@ -111,11 +111,11 @@ class TokenModel(Adapter):
         Raises:
             InputError: Every id of the vocabulary is used.
         """
-        own = padding_token(self.model)
-        if self.task != "classification" or (own is None and not lacks_padding_token(self.model)):
+        current = padding_token(self.model)
+        if self.task != "classification" or (current is None and not lacks_padding_token(self.model)):
             return None  # the adapter reads by the mask, or the model knows no padding id
         # Not the model's own: RoBERTa counts positions without it.
-        return unused_id(self.model, {own, *used}, first=self.mask_id)
+        return unused_id(self.model, {current, *used}, first=self.mask_id)
 
     def run_rows(
         self,
