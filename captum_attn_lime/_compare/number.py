@@ -15,9 +15,9 @@ from captum.attr import DeepLift, LayerDeepLift, NeuronDeepLift
 from captum_attn_lime._explained import Explained, Output, Unit, check_output, one_number, single_target
 from captum_attn_lime._util.captum import run_forward, select_target
 from captum_attn_lime.adapters import Adapter, Encoding
-from captum_attn_lime.adapters._unit_override import UnitOverride
 from captum_attn_lime.adapters._captum_methods import innermost_method
 from captum_attn_lime.adapters._state import evaluating
+from captum_attn_lime.adapters._unit_override import UnitOverride
 from captum_attn_lime.errors import ForwardError, InputError, TargetError
 from captum_attn_lime.lime._explanations import explained_label
 

@@ -78,15 +78,14 @@ class Encoding:
                 several examples with the baselines of all.
         """
         names = method_parameters(method)
-        inputs, baselines = (t if isinstance(t, tuple) else (t,) for t in (self.inputs, self.baselines))
-        check_has_gradients(method, inputs)
+        check_has_gradients(method, _tuple(self.inputs))
         have = {
             "inputs": self.inputs,
             "additional_forward_args": self.forward_args or None,
             "feature_mask": self.feature_mask,
         }
         if "baselines" in names:
-            found = baselines_for(method, baselines)
+            found = baselines_for(method, _tuple(self.baselines))
             have["baselines"] = found if isinstance(self.baselines, tuple) else found[0]
         if "layer_mask" in names:
             inner = innermost_method(method)

@@ -24,19 +24,10 @@ NAMES = {
 # Parameters that are not part of a tokenizer's output.
 _OPTIONS = ("labels", "label", "targets", "position_ids", "head_mask", "inputs_embeds", "return_dict", "batch_idx")
 # Names that always mean the ids; the others count only in first place.
-_SURE = ("input_ids", "ids", "token_ids", "tokens")
+_IDS_NAMES = ("input_ids", "ids", "token_ids", "tokens")
 # Names of a parameter that takes a tokenizer's whole output as a dictionary.
-_DICTIONARY_NAMES = (
-    "batch",
-    "features",
-    "encoding",
-    "encodings",
-    "encoded",
-    "tokenized",
-    "batch_encoding",
-    "model_inputs",
-)
-_DICTIONARY_TYPES = ("dict", "mapping", "batchencoding")
+_DICT_NAMES = ("batch", "features", "encoding", "encodings", "encoded", "tokenized", "batch_encoding", "model_inputs")
+_DICT_TYPES = ("dict", "mapping", "batchencoding")
 # HuggingFace's parameter for embeddings instead of ids.
 _EMBEDS = "inputs_embeds"
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -122,16 +113,12 @@ class Binding:
             return model(ids, **named, **options)
         return model(**{self.ids: ids}, **named, **options)
 
-    def without_types(self) -> Binding:
-        """Return the binding without token types."""
-        return replace(self, types=None)
-
     def ways(self) -> Iterator[Binding]:
         """Yield this binding, then fallbacks that leave out what forward does not name."""
         yield self
         if not self.may_lose:
             return
-        for fewer in (self.without_types(), replace(self, mask=None, types=None)):
+        for fewer in (replace(self, types=None), replace(self, mask=None, types=None)):
             if fewer != self:
                 yield fewer
             if self.ids is not None and not self.as_dictionary:
@@ -213,7 +200,13 @@ def _possible_dictionary(
     first: inspect.Parameter | None, binding: Binding, given: Mapping[str, str | None]
 ) -> Iterator[Binding]:
     """Yield the binding to a dictionary if the only known parameter might take one."""
-    if first is not None and first.name not in _SURE and binding.mask is None and binding.types is None and not given:
+    if (
+        first is not None
+        and first.name not in _IDS_NAMES
+        and binding.mask is None
+        and binding.types is None
+        and not given
+    ):
         yield from _dictionary_binding(given).ways()
 
 
@@ -221,11 +214,11 @@ def _looks_like_dictionary(first: inspect.Parameter) -> bool:
     """Return whether a parameter takes a tokenizer's whole output, by its name or annotation."""
     if first.annotation is not inspect.Parameter.empty:
         annotation = str(getattr(first.annotation, "__name__", first.annotation)).lower()
-        if any(word in annotation for word in _DICTIONARY_TYPES):
+        if any(word in annotation for word in _DICT_TYPES):
             return True
         if "tensor" in annotation:
             return False
-    return first.kind in _POSITIONAL and (first.name in _DICTIONARY_NAMES or first.name.endswith("_dict"))
+    return first.kind in _POSITIONAL and (first.name in _DICT_NAMES or first.name.endswith("_dict"))
 
 
 def _only_by_position(model: nn.Module) -> bool:
@@ -257,7 +250,7 @@ def _ids_parameter(
     if first is None or first.kind is inspect.Parameter.VAR_KEYWORD:
         raise ForwardError(f"{model}.forward takes no positional argument; an adapter passes it the token ids.")
     taken = {name for role, name in chosen.items() if role != "input_ids"}
-    sure = next((n for n in _SURE if n in parameters and n not in taken and parameters[n].kind in _BY_NAME), None)
+    sure = next((n for n in _IDS_NAMES if n in parameters and n not in taken and parameters[n].kind in _BY_NAME), None)
     if sure is not None:
         return sure
     if first.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):

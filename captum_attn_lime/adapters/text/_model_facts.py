@@ -50,11 +50,11 @@ class ModelFacts:
     def __init__(self, ways: Sequence[Binding], side: Side) -> None:
         self._ways = tuple(ways)
         self._tokenizer_side: Side = side
-        self._mark: Any = None
+        self._fingerprint: Any = None
         self.binding = self._ways[0]
         self._embedding: nn.Module | None = None
         self._no_embedding: str | None = None
-        self._refusal: str | None = None
+        self._error_message: str | None = None
         self._others_matter: bool | None = None
         self._padding: dict[int, Batching] = {}
         self._has_warned = False
@@ -64,11 +64,6 @@ class ModelFacts:
         """Whether other texts in its batch change a text's output."""
         return bool(self._others_matter)
 
-    @property
-    def side(self) -> Side:
-        """The side on which to pad; the tokenizer's until another is known."""
-        return next((b.side for b in reversed(self._padding.values()) if b.side is not None), self._tokenizer_side)
-
     def probe(self, adapter: Any, row: Any) -> None:
         """Run the model on a text, if it is new or has changed since the last call.
 
@@ -76,10 +71,9 @@ class ModelFacts:
             adapter: The ``TextAdapter``.
             row: The tokens of a text.
         """
-        mark = fingerprint(adapter.model)
-        if mark == self._mark:
+        if fingerprint(adapter.model) == self._fingerprint:
             return
-        self._padding, self._others_matter, self._refusal = {}, None, None
+        self._padding, self._others_matter, self._error_message = {}, None, None
         row = shortened(row, _FEW)
         ids = torch.tensor([probe_ids(adapter.model, row.ids)], device=adapter.device)
         types = None
@@ -100,10 +94,10 @@ class ModelFacts:
         except SelectionError as error:
             self._embedding, self._no_embedding = None, str(error)
         if len(failures) == len(self._ways) > 1:
-            self._refusal = _no_way(adapter.model, failures[0])
+            self._error_message = _no_way(adapter.model, failures[0])
         elif failure is None and adapter._tokenizing.gives_types and not adapter._declines_types:
-            self._refusal = _lost_types(adapter.model, self.binding, ids, types)
-        self._mark = fingerprint(adapter.model)
+            self._error_message = _lost_types(adapter.model, self.binding, ids, types)
+        self._fingerprint = fingerprint(adapter.model)
 
     def embedding(self, adapter: Any) -> nn.Module:
         """Return the layer that embeds the ids.
@@ -112,7 +106,7 @@ class ModelFacts:
             SelectionError: It cannot be found.
         """
         if self._embedding is None or not any(m is self._embedding for m in adapter.model.modules()):
-            self._mark = None if self._embedding is not None else self._mark
+            self._fingerprint = None if self._embedding is not None else self._fingerprint
             self.probe(adapter, PlainIds(()))
         if self._embedding is None:
             raise SelectionError(str(self._no_embedding))
@@ -124,8 +118,8 @@ class ModelFacts:
         Raises:
             ForwardError: No way of passing a text runs, or token types are lost.
         """
-        if self._refusal is not None:
-            raise ForwardError(self._refusal)
+        if self._error_message is not None:
+            raise ForwardError(self._error_message)
 
     def batching(self, adapter: Any, rows: Sequence[Any], width: int | None = None) -> Batching:
         """Return how these rows may share batches; call :meth:`probe` first. Results are cached.

@@ -29,11 +29,6 @@ class Head:
     def __init__(self, model: nn.Module, task: Any = None) -> None:
         self.task: Task = find_task(model) if task is None else check_task(task)
 
-    @property
-    def is_by_token(self) -> bool:
-        """Whether the model predicts for each token instead of each text."""
-        return self.task in ("tokens", "spans")
-
     def options(self, model: nn.Module, tokens: Tensor, mask: Tensor | None) -> dict[str, int]:
         """Return further arguments of the model's call."""
         if self.task != "next_token":
@@ -86,7 +81,7 @@ class Head:
 
     def check_one_row(self, name: str) -> None:
         """Raise InputError if the task is ``"tokens"`` or ``"spans"``, which have no single row per text."""
-        if self.is_by_token:
+        if self.task in ("tokens", "spans"):
             place = "(position, class)" if self.task == "tokens" else "(position, 0 for start or 1 for end)"
             raise InputError(
                 f"{name} predicts for each token (task={self.task!r}), so a text has no single row of classes, and "
