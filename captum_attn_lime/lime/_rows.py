@@ -120,4 +120,4 @@ def training_rows(given: Any, adapter: TabularAdapter | None, names: Sequence[st
         return adapter.training_data
     if adapter is not None:
         return adapter.arrays(given)
-    return as_table(given, names, None if names is None else len(names))
+    return as_table(given, names)

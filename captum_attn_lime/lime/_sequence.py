@@ -155,7 +155,7 @@ class LimeSequence(LimeTabular):
 
     def _checked(self, sequences: Any) -> Array:
         """Return sequences as rows of cells, with finite numbers and categories of the training data."""
-        arrays = as_sequences(sequences, self.series_names, len(self.series_names), self.n_steps)
+        arrays = as_sequences(sequences, self.series_names, self.n_steps)
         cells: Array = cells_of(arrays)
         check_categories(cells, self.categorical_features, self.feature_names, self._known)
         return cells

@@ -360,7 +360,7 @@ def test_names_of_categories_by_the_columns_name_or_index(column):
         ({"city": ["Bonn", "Köln"], 3: ["a", "b"]}, "'city' twice"),
         ({"city": "Bonn"}, "a list of names"),
         ({"city": {0: "Bonn", 1: "Köln"}}, "a list of names"),
-        ([["Bonn", "Köln"]], "as a dict"),
+        ([["Bonn", "Köln"]], "must be a dict"),
     ],
 )
 def test_names_of_categories_that_do_not_fit(names, message):

@@ -72,7 +72,8 @@ class NumericAdapter(Adapter):
         self.batch_size = batch_size
         self._check_model()
         names = self._names_in(training_data) if feature_names is None else tuple(str(n) for n in feature_names)
-        self._training = training = None if training_data is None else self._training_examples(training_data, names)
+        training = None if training_data is None else self._training_examples(training_data, names)
+        self._training = training
         if names is None and training is not None:
             names = tuple(str(i) for i in range(training.shape[-1]))
         self.feature_names = names

@@ -13,13 +13,12 @@ from captum_attn_lime.adapters._outputs import Array
 from captum_attn_lime.errors import InputError
 
 
-def as_table(raw: Any, names: Sequence[str] | None = None, n_columns: int | None = None) -> Array:
+def as_table(raw: Any, names: Sequence[str] | None = None) -> Array:
     """Return a row or rows as (n, columns) float64, in the order of ``names``.
 
     Args:
         raw: Numbers as a sequence, array, tensor, pandas Series or DataFrame; one row or several.
         names: Names of the columns. A labelled Series or DataFrame is reordered accordingly.
-        n_columns: Number of columns, if known.
 
     Raises:
         InputError: Wrong number or names of columns, or a value that is not a finite number.
@@ -32,9 +31,8 @@ def as_table(raw: Any, names: Sequence[str] | None = None, n_columns: int | None
     table = values[None] if values.ndim == 1 else values
     if table.ndim != 2 or 0 in table.shape:
         raise InputError(f"expected a row (columns,) or rows (n, columns), but the shape is {values.shape}.")
-    if n_columns is not None and table.shape[1] != n_columns:
-        wanted = f" ({', '.join(list(names)[:8])}{', ...' if len(names) > 8 else ''})" if names else ""
-        raise InputError(f"expected rows of {n_columns} columns{wanted}, but got {table.shape[1]}.")
+    if names is not None and table.shape[1] != len(names):
+        raise InputError(f"expected rows of {len(names)} columns ({listed(names)}), but got {table.shape[1]}.")
     bad = np.argwhere(~np.isfinite(table))
     if len(bad):
         row, column = (int(i) for i in bad[0])
@@ -43,6 +41,16 @@ def as_table(raw: Any, names: Sequence[str] | None = None, n_columns: int | None
             f"column {name!r} of row {row} is {table[row, column]}; fill in or drop missing values before explaining."
         )
     return table
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for an error message, at most eight.
+
+    Example:
+        >>> listed("abcdefghij")
+        'a, b, c, d, e, f, g, h, ...'
+    """
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def table_names(table: Any) -> tuple[str, ...] | None:

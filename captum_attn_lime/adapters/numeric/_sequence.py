@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from captum_attn_lime.adapters._encoding import Encoding, counted
 from captum_attn_lime.adapters._outputs import Array, named_tensor
+from captum_attn_lime.adapters._shallow_copy import modules_of
 from captum_attn_lime.adapters._state import cudnn_off
 from captum_attn_lime.adapters.numeric._base import NumericAdapter
 from captum_attn_lime.adapters.numeric._series import (
@@ -77,7 +78,6 @@ class SequenceAdapter(NumericAdapter):
 
     def _check_model(self) -> None:
         _check_one_argument(self.model)
-        self._is_recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
 
     def _names_in(self, training_data: Any) -> tuple[str, ...] | None:
         return series_names(training_data)
@@ -120,9 +120,8 @@ class SequenceAdapter(NumericAdapter):
         Raises:
             InputError: Wrong shape, a value that is not a finite number, or an unknown category.
         """
-        n_series = None if self.feature_names is None else len(self.feature_names)
         n_steps = None if self._training is None else self._training.shape[1]
-        array = as_sequences(raw, self.feature_names, n_series, n_steps)
+        array = as_sequences(raw, self.feature_names, n_steps)
         if self.categorical_features and max(self.categorical_features) >= array.shape[2]:
             raise InputError(
                 f"categorical_features names series {max(self.categorical_features)}, but the sequences have "
@@ -143,8 +142,10 @@ class SequenceAdapter(NumericAdapter):
                 f"a SequenceAdapter runs on one tensor (n, steps, series), but got {shapes}; pass "
                 "adapter.encode(sequences).inputs."
             )
-        needs_native = self._is_recurrent and torch.is_grad_enabled() and not self._active_model.training
-        with cudnn_off() if needs_native else nullcontext():
+        model = self._active_model
+        needs_gradients = torch.is_grad_enabled() and not model.training
+        is_recurrent = needs_gradients and any(isinstance(module, nn.RNNBase) for module in modules_of(model))
+        with cudnn_off() if is_recurrent else nullcontext():
             return self._run_numbers(tensors[0])
 
     def _read(self, output: Any, tensors: tuple[Tensor, ...]) -> Tensor:
@@ -156,7 +157,7 @@ class SequenceAdapter(NumericAdapter):
 
 def training_sequences(raw: Any, names: Sequence[str] | None) -> Array:
     """Return training sequences as (n, steps, series) float64, checked."""
-    sequences = as_sequences(raw, names, None if names is None else len(names))
+    sequences = as_sequences(raw, names)
     if len(sequences) < 2:
         raise InputError(
             f"training_data must hold several sequences (n, steps, series), but is one of shape {sequences.shape[1:]}."

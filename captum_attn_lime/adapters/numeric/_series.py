@@ -9,22 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_attn_lime.adapters._outputs import Array
-from captum_attn_lime.adapters.numeric._columns import as_numbers, as_table, table_names
+from captum_attn_lime.adapters.numeric._columns import as_numbers, as_table, listed, table_names
 from captum_attn_lime.errors import InputError
 
 SeriesFeatures = Literal["cell", "step", "series"]
 
 
-def as_sequences(
-    raw: Any, names: Sequence[str] | None = None, n_series: int | None = None, n_steps: int | None = None
-) -> Array:
+def as_sequences(raw: Any, names: Sequence[str] | None = None, n_steps: int | None = None) -> Array:
     """Return a sequence or sequences as (n, steps, series) float64.
 
     Args:
         raw: Numbers as nested sequences, array or tensor, (steps, series) or (n, steps, series); a DataFrame with one
             row per step, or a list of DataFrames.
         names: Names of the series. The columns of DataFrames are reordered accordingly.
-        n_series: Number of series, if known.
         n_steps: Number of steps, if known.
 
     Raises:
@@ -36,7 +33,7 @@ def as_sequences(
     """
     if _are_tables(raw):
         names = names or series_names(raw)
-        raw = [as_table(one, names, n_series) for one in raw]
+        raw = [as_table(one, names) for one in raw]
         if len({len(one) for one in raw}) > 1:
             raise InputError(
                 f"the sequences have {sorted({len(one) for one in raw})} steps; bring them to one length, or encode "
@@ -48,9 +45,10 @@ def as_sequences(
         raise InputError(
             f"expected a sequence (steps, series) or sequences (n, steps, series), but the shape is {values.shape}."
         )
-    if n_series is not None and found.shape[2] != n_series:
-        wanted = f" ({', '.join(list(names)[:8])}{', ...' if len(names) > 8 else ''})" if names else ""
-        raise InputError(f"expected {n_series} series{wanted} in the last dimension, but the shape is {values.shape}.")
+    if names is not None and found.shape[2] != len(names):
+        raise InputError(
+            f"expected {len(names)} series ({listed(names)}) in the last dimension, but the shape is {values.shape}."
+        )
     if n_steps is not None and found.shape[1] != n_steps:
         raise InputError(
             f"expected {n_steps} steps as in the training data, but the shape is {values.shape}; cut or pad the "

@@ -108,7 +108,7 @@ class TabularAdapter(NumericAdapter):
         return table_names(training_data)
 
     def _training_examples(self, training_data: Any, names: tuple[str, ...] | None) -> Array:
-        return as_table(training_data, names, _count(names))
+        return as_table(training_data, names)
 
     def encode(
         self,
@@ -152,7 +152,7 @@ class TabularAdapter(NumericAdapter):
         Raises:
             InputError: Wrong columns, a value that is not a finite number, or an unknown category.
         """
-        table = as_table(raw, self.feature_names, _count(self.feature_names))
+        table = as_table(raw, self.feature_names)
         if self.categorical_features and max(self.categorical_features) >= table.shape[1]:
             raise InputError(
                 f"categorical_features names column {max(self.categorical_features)}, "
@@ -246,10 +246,6 @@ class TabularAdapter(NumericAdapter):
         if not self.categorical_features:
             return way.call(self._active_model, numeric, None)
         return way.call(self._active_model, numeric if len(tensors) == 2 else None, as_ids(categorical, name))
-
-
-def _count(names: Sequence[str] | None) -> int | None:
-    return None if names is None else len(names)
 
 
 def _one_or_all(tensors: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
