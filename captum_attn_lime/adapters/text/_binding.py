@@ -200,13 +200,7 @@ def _possible_dictionary(
     first: inspect.Parameter | None, binding: Binding, given: Mapping[str, str | None]
 ) -> Iterator[Binding]:
     """Yield the binding to a dictionary if the only known parameter might take one."""
-    if (
-        first is not None
-        and first.name not in _IDS_NAMES
-        and binding.mask is None
-        and binding.types is None
-        and not given
-    ):
+    if first is not None and first.name not in _IDS_NAMES and not (binding.mask or binding.types or given):
         yield from _dictionary_binding(given).ways()
 
 
