@@ -183,7 +183,7 @@ def test_a_layer_that_was_not_seen_to_be_self_attention_is_not_dropped():
             x = x + layer(query, key, x)[0]
         return head(x[:, 0])
 
-    with pytest.raises(AttentionKindError, match=r"layers\.1.*could not be seen"):
+    with pytest.raises(AttentionKindError, match=r"layers\.1.*could not be recognised"):
         AttentionAttribution(forward).attribute(torch.randn(1, 5, 16))
 
 

@@ -1,4 +1,4 @@
-"""What a capture keeps of each attention call, and where: it follows from what is to be computed from the maps."""
+"""`Keep`: what a capture stores of each attention call, and where."""
 
 from __future__ import annotations
 
@@ -9,26 +9,24 @@ from pathlib import Path
 
 from torch import Tensor
 
-from captum_attn_lime.attention import AttentionMap, HeadFusion, ScoreMap, offloaded
-from captum_attn_lime.attention._fusion import check_head_fusion
+from captum_attn_lime.attention import AttentionMap, HeadFusion, ScoreMap, check_head_fusion, offloaded
 from captum_attn_lime.errors import InputError
 
 
 @dataclass(frozen=True)
 class Keep:
-    """What a capture keeps of each call beside what tells its weights, and where.
+    """What a capture stores of each call, and where.
 
-    By default a fused call keeps its query, key and masks, memory that grows with the tokens, and a call whose weights
-    the model computed itself keeps those, H·N² of them.
+    By default the map of a fused call stores query, key and masks, in memory linear in the tokens. The map of a call
+    whose weights the model computed itself stores those, H·N² numbers.
 
     Attributes:
-        values: Keep the value tensors too (``attention.value``).
-        head_fusion: Fuse weights that the model computed itself over their heads as they pass by, and keep no heads:
-            N² in place of H·N². Such maps give products with that fusion only. None keeps the heads.
-        heads: The heads that are fused; all by default.
-        offload: Where queries and keys are moved as soon as they are captured: ``"cpu"``, the memory of the machine of
-            a model on another device, or a folder, in which they lie in files until the maps are forgotten. A product
-            then brings back one layer at a time.
+        values: Whether to store the value tensors too (``attention.value``).
+        head_fusion: How to fuse weights that the model computed itself over their heads during the capture: N² numbers
+            instead of H·N². Such maps support only products with this fusion. None stores all heads.
+        heads: The heads to fuse; all by default.
+        offload: Where to move queries and keys during the capture: ``"cpu"``, for a model on another device, or a
+            folder for files that exist as long as the maps. A product then loads one layer at a time.
 
     Example:
         >>> Keep(offload="cpu")
@@ -44,10 +42,10 @@ class Keep:
         if self.head_fusion is not None:
             check_head_fusion(self.head_fusion)
         if self.offload is not None and self.offload != "cpu" and not Path(self.offload).is_dir():
-            raise InputError(f"offload={self.offload!r} is no folder; pass 'cpu' or a folder that exists.")
+            raise InputError(f"offload={self.offload!r} is not a folder; pass 'cpu' or an existing folder.")
 
     def of(self, attention: AttentionMap, value: Tensor) -> AttentionMap:
-        """Return the map in the form in which it is kept."""
+        """Return the map in the form in which it is stored."""
         if self.values:
             attention.hold_value(value.detach())
         elif self.head_fusion is not None and attention.shape[2] > 1 and attention.kind != "cross":

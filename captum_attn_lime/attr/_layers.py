@@ -12,7 +12,7 @@ from captum_attn_lime._capture.names import find_modules, path_of
 from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.attr._passes import ForwardPass
 from captum_attn_lime.errors import SelectionError
-from captum_attn_lime.methods._checks import require_one_stack, require_tokens
+from captum_attn_lime.methods import require_one_stack, require_tokens
 
 Layer = int | slice | str | nn.Module
 Layers = Layer | Sequence[Layer] | None

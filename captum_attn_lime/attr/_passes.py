@@ -18,7 +18,7 @@ from captum_attn_lime.attr._gradients import take_gradients
 from captum_attn_lime.attr._inputs import Kind, copied
 from captum_attn_lime.attr._readout import Readout, ShortCut, read
 from captum_attn_lime.errors import AttentionKindError, ReadoutError, TargetError
-from captum_attn_lime.methods._checks import require_tokens
+from captum_attn_lime.methods import require_tokens
 
 
 @dataclass(frozen=True)

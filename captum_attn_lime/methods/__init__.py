@@ -1,7 +1,7 @@
-"""The attention methods: one frozen object per file with its options, and the table that names them.
+"""The attention methods, one frozen class per file, and the table of their names.
 
-A method takes a stack of layers in forward order and a query (B, Q), which weighs the output tokens to explain, to
-scores (B, K): ``Rollout(residual=0.3)(maps, query)``.
+A method computes scores (B, K) from a stack of layers in forward order and a query (B, Q), the weights of the output
+tokens to explain: ``Rollout(residual=0.3)(maps, query)``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.methods._base import LayerMethod, Method, Needs, StackMethod
+from captum_attn_lime.methods._checks import require_one_stack, require_tokens
 from captum_attn_lime.methods._raw import Raw
 from captum_attn_lime.methods._relevance import Relevance
 from captum_attn_lime.methods._rollout import Rollout
@@ -21,10 +22,10 @@ METHODS: dict[str, type[Method]] = {"raw": Raw, "relevance": Relevance, "rollout
 
 
 def get_method(method: str | Callable[..., Tensor] | Method) -> Method:
-    """Return the method of a name, with its defaults; a method as it is; a function over the stack as a method.
+    """Return the method for a name (with its defaults), a function over the stack, or a method (unchanged).
 
     Raises:
-        InputError: There is no method of the name, or what came is no method.
+        InputError: The name is unknown, or ``method`` is not a method.
 
     Example:
         >>> get_method("rollout")
@@ -38,9 +39,9 @@ def get_method(method: str | Callable[..., Tensor] | Method) -> Method:
         return method
     if callable(method) and not isinstance(method, type):
         return StackMethod(method)
-    came: Any = f"{method.__name__} is a class" if isinstance(method, type) else f"method {method!r} is not known"
+    problem: Any = f"{method.__name__} is a class" if isinstance(method, type) else f"method {method!r} is not known"
     raise InputError(
-        f"{came}; pass one of {', '.join(sorted(METHODS))}, an object such as Rollout(residual=0.3), or a function "
+        f"{problem}; pass one of {', '.join(sorted(METHODS))}, an object such as Rollout(residual=0.3), or a function "
         "(stack, query) -> scores."
     )
 
@@ -55,4 +56,6 @@ __all__ = [
     "Rollout",
     "StackMethod",
     "get_method",
+    "require_one_stack",
+    "require_tokens",
 ]

@@ -1,4 +1,4 @@
-"""What a method is: what it needs of the forward pass, and how it goes from a stack of layers to scores."""
+"""`Method` and its base classes: what a method needs from the forward pass, and how it computes scores."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from captum_attn_lime.methods._checks import require_products
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method needs of the forward pass beside the attention weights.
+    """What a method needs from the forward pass in addition to the attention weights.
 
     Attributes:
-        values: The values that the weights are multiplied with (``attention.value``).
-        gradients: The gradient of what is explained with respect to the outputs of the attention calls
+        values: The values that the weights multiply (``attention.value``).
+        gradients: The gradient of the explained number with respect to the outputs of the attention calls
             (``attention.output_gradient``), and the values.
-        head_fusion: Where the method reads weights fused over heads only: how. Of weights that the model computed
-            itself nothing else is then kept, N² numbers in place of H·N².
-        heads: Which heads are fused; all by default.
+        head_fusion: How heads are fused, if the method reads fused weights only. Weights that the model computes
+            itself are then stored fused: N² numbers instead of H·N².
+        heads: The heads to fuse; all by default.
     """
 
     values: bool = False
@@ -33,12 +33,12 @@ class Needs:
 
 
 class Method(ABC):
-    """What `AttentionAttribution` asks of a method; derive from `LayerMethod`, or wrap a function in `StackMethod`.
+    """Base class of all methods; derive from `LayerMethod`, or wrap a function in `StackMethod`.
 
     Attributes:
-        uses_target: Whether its scores depend on the class.
-        signed: Whether its scores may be negative.
-        last_layer_only: Whether it reads the last layer where no layers are asked for, rather than all of them.
+        uses_target: Whether the scores depend on the class.
+        signed: Whether the scores may be negative.
+        last_layer_only: Whether the default is the last layer, not all layers.
     """
 
     uses_target: bool = False
@@ -47,7 +47,7 @@ class Method(ABC):
 
     @property
     def needs(self) -> Needs:
-        """What it needs of the forward pass; by default the weights of each head alone."""
+        """What the method needs from the forward pass; by default only the weights of each head."""
         return Needs()
 
     @abstractmethod
@@ -65,15 +65,15 @@ class Method(ABC):
 
 @dataclass(frozen=True, repr=False)
 class StackMethod(Method):
-    """A method made of a function over the stack of layers.
+    """A method that wraps a function over the stack of layers.
 
     Args:
-        function: Takes the maps in forward order and the weights of the output tokens to explain, (B, Q) or (B, R, Q),
-            to scores (B, K) or (B, R, K).
-        needs: What it needs of the forward pass.
-        uses_target: Whether its scores depend on the class; they do where it needs gradients.
-        signed: Whether its scores may be negative.
-        last_layer_only: Whether it reads the last layer where no layers are asked for, rather than all of them.
+        function: Computes scores (B, K) or (B, R, K) from the maps in forward order and the weights of the output
+            tokens to explain, (B, Q) or (B, R, Q).
+        needs: What it needs from the forward pass.
+        uses_target: Whether the scores depend on the class; always True if it needs gradients.
+        signed: Whether the scores may be negative.
+        last_layer_only: Whether the default is the last layer, not all layers.
 
     Example:
         >>> import torch
@@ -101,9 +101,9 @@ class StackMethod(Method):
 
 
 class LayerMethod(Method):
-    """A method that goes through the layers one by one, from the last one down: rᵀ M_L … M_1.
+    """A method that multiplies the layers one by one, from the last to the first: rᵀ M_L … M_1.
 
-    A subclass says what one layer does, in :meth:`step`; as a frozen dataclass its options are its fields.
+    A subclass implements one layer in :meth:`step`; make it a frozen dataclass with its options as fields.
 
     Example:
         >>> import torch
@@ -118,19 +118,19 @@ class LayerMethod(Method):
 
     @abstractmethod
     def step(self, layer: AttentionMap, r: Tensor) -> Tensor:
-        """Return rᵀM of one layer: what the weights of its outputs become on its inputs.
+        """Return rᵀM of one layer: the weights of its outputs propagated to its inputs.
 
         Args:
-            layer: The layer's attention, square. Of a last layer that the model computes for one token only, every row
-                is the one that was computed.
-            r: Weight of each query, (B, N), or several such vectors, (B, R, N), of the layer's dtype and device.
+            layer: The layer's attention, square. If the model computes its last layer for one token only, every row
+                equals the computed row.
+            r: Weight of each query, (B, N), or several such vectors, (B, R, N), in the layer's dtype and device.
 
         Returns:
             ``(B, K)``, or ``(B, R, K)``.
         """
 
     def __call__(self, stack: Sequence[AttentionMap], query: Tensor) -> Tensor:
-        """Return the scores of a stack of self-attention layers, all over the same tokens.
+        """Return the scores of a stack of self-attention layers over the same tokens.
 
         Args:
             stack: The layers in forward order.
@@ -140,7 +140,7 @@ class LayerMethod(Method):
             ``(B, N)``, or ``(B, R, N)``.
 
         Raises:
-            AttentionKindError: A map is not self-attention, or the maps are not over the same tokens.
+            AttentionKindError: A map is not self-attention, or the maps have different tokens.
         """
         require_products(stack, type(self).__name__)
         r = query
@@ -151,7 +151,7 @@ class LayerMethod(Method):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class FusesHeads:
-    """The options of methods that fuse heads, checked; a short representation.
+    """The validated options of methods that fuse heads, and a short repr.
 
     Args:
         head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
@@ -167,9 +167,9 @@ class FusesHeads:
 
     @property
     def fusion(self) -> dict[str, Any]:
-        """The options as the verbs of maps have them."""
+        """The options as keyword arguments of the products of `AttentionMap`."""
         return {"head_fusion": self.head_fusion, "heads": self.heads}
 
     def __repr__(self) -> str:
-        given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given)})"
+        changed = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed)})"

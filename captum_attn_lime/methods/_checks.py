@@ -1,4 +1,4 @@
-"""What products of attention maps demand of the maps."""
+"""Checks that attention maps can be multiplied, and are over tokens."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.errors import AttentionKindError
 
 _WHY = {
-    "cross": "is cross-attention: its keys are other tokens than its queries",
+    "cross": "is cross-attention: its queries and keys are different tokens",
     "pool": "pools tokens into one: its output is no longer a sequence of tokens",
     "channel": "is attention over channels: its queries and keys are features, not tokens",
-    "unknown": "could not be seen to be self-attention, as queries and keys that are projections of one tensor show it",
+    "unknown": "could not be recognised as self-attention (queries and keys that are projections of one tensor)",
 }
 
 
@@ -20,7 +20,7 @@ def require_products(maps: Sequence[AttentionMap], method: str) -> None:
     """Check that the maps can be multiplied: square self-attention over the same tokens.
 
     Raises:
-        AttentionKindError: Names the first map that does not fit, and what to do.
+        AttentionKindError: They cannot; names the first map that does not fit.
     """
     n = maps[-1].shape[2]
     for attention in maps:
@@ -30,7 +30,7 @@ def require_products(maps: Sequence[AttentionMap], method: str) -> None:
         elif queries != keys:
             reason = f"is not square: {queries} queries, {keys} keys"
         elif queries != n:
-            reason = f"is over {queries} tokens where the last layer is over {n} (in models with stages tokens merge)"
+            reason = f"is over {queries} tokens, but the last layer is over {n} (in models with stages tokens merge)"
         else:
             continue
         raise AttentionKindError(
@@ -41,9 +41,9 @@ def require_products(maps: Sequence[AttentionMap], method: str) -> None:
     for attention in maps:
         if attention.mixed:
             raise AttentionKindError(
-                f"between {maps[0].name!r} and {attention.name!r} something else than attention mixes tokens (a "
-                f"recurrence, a convolution, a norm over tokens), which {method} would leave out. Choose layers= with "
-                "nothing of the kind between them, or use method='raw'."
+                f"between {maps[0].name!r} and {attention.name!r} tokens are mixed by something other than attention "
+                f"(a recurrence, a convolution, a norm over tokens), which {method} would ignore. Choose layers= "
+                "without such an operation between them, or use method='raw'."
             )
 
 
@@ -51,30 +51,30 @@ def require_tokens(maps: Sequence[AttentionMap]) -> None:
     """Check that the maps are over tokens.
 
     Raises:
-        AttentionKindError: Names the first map that is over channels.
+        AttentionKindError: A map is over channels.
     """
     for attention in maps:
         if attention.kind == "channel":
             raise AttentionKindError(
-                f"{attention.name!r} {_WHY['channel']}, so it says nothing of parts of the input. Choose layers= that "
-                "attend to tokens, where the model has any (describe() lists them)."
+                f"{attention.name!r} {_WHY['channel']}, so it says nothing about parts of the input. Choose layers= "
+                "that attend to tokens, if the model has any (describe() lists them)."
             )
 
 
 def require_one_stack(maps: Sequence[AttentionMap]) -> None:
     """Check that each layer's tokens passed through the layer before it.
 
-    Two towers, or an encoder and a decoder, may be over equally many tokens; their layers must not be mixed.
+    Two towers, or an encoder and a decoder, may have equally many tokens; their layers must not be mixed.
 
     Raises:
-        AttentionKindError: Names the two layers between which the stack breaks.
+        AttentionKindError: They did not; names the two layers between which the stack breaks.
     """
     for before, after in pairwise(maps):
         if before.index is None or after.index is None or before.index == after.index:
-            continue  # made by hand, or the same layer twice
+            continue  # not captured, or the same layer twice
         if before.index not in after.follows:
             raise AttentionKindError(
                 f"the tokens of {after.name!r} did not pass through {before.name!r}: they are layers of two stacks "
-                "(two towers, or an encoder and a decoder), or parts of one layer that are computed side by side. "
-                "Choose layers= within one of them."
+                "(two towers, or an encoder and a decoder), or parallel parts of one layer. Choose layers= within one "
+                "of them."
             )

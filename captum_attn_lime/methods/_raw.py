@@ -1,4 +1,4 @@
-"""Raw attention: the weights with which the explained tokens read the others."""
+"""Raw attention: the weights with which the explained tokens attend to the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from captum_attn_lime.methods._base import FusesHeads, Method, Needs
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Raw(FusesHeads, Method):
-    """The head-fused attention of the queries, averaged over the layers; by default the last layer's.
+    """The head-fused attention of the queries, averaged over the layers; by default of the last layer.
 
     Args:
         head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.

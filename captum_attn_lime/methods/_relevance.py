@@ -1,4 +1,4 @@
-"""Relevance: attention gated by its gradient and followed through all layers, for one class."""
+"""Relevance: attention gated by its gradient and propagated through all layers, for one class."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from captum_attn_lime.methods._base import FusesHeads, LayerMethod, Needs
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Relevance(FusesHeads, LayerMethod):
-    """How relevant each input token is to the queries for the explained class.
+    """The relevance of each input token to the queries for the explained class.
 
-    Relevance is queryᵀ (I + Ā_L) … (I + Ā_1) with Ā = E_h[(∂y/∂A ⊙ A)⁺]: what the class gains from each weight. Rows do
-    not sum to one, and the identity leaves each query's own token at least its share of the query. As for rollout only
-    the product with a vector is formed; gradients of weights are rebuilt in blocks, and nothing N x N is kept.
+    Relevance is queryᵀ (I + Ā_L) … (I + Ā_1) with Ā = E_h[(∂y/∂A ⊙ A)⁺]: the positive contribution of each weight to
+    the class. Rows do not sum to one, and the identity leaves the token of each query at least its share of the query.
+    Like rollout, it computes only the product with a vector; gradients of weights are recomputed in blocks, and no
+    N x N matrix is stored.
 
-    The layers must have values and gradients of their outputs; a map without raises a SelectionError.
+    The layers must have values and gradients of their outputs; a map without them raises a SelectionError.
 
     Args:
         head_fusion: ``"mean"`` (the paper's), ``"max"`` or ``"min"`` over heads.

@@ -1,4 +1,4 @@
-"""Attention rollout: attention followed through all layers, residual connections included."""
+"""Attention rollout: attention propagated through all layers, with the residual connections."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from captum_attn_lime.methods._base import FusesHeads, LayerMethod, Needs
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Rollout(FusesHeads, LayerMethod):
-    """How much the queries draw from each input token through all layers.
+    """The attention of the queries to each input token through all layers.
 
     Rollout is queryᵀ Â_L … Â_1 with Â = (1 - residual)·A + residual·I, A fused over heads. Only the product with a
-    vector is formed, from the last layer down, so no N x N matrix is ever made. The mean of softmax rows already sums
+    vector is computed, from the last layer to the first, without an N x N matrix. The mean of softmax rows already sums
     to one; rows fused by max or min do not, and Â is then divided by its row sums.
 
     Args:
-        residual: Share of the residual connection, 0 to 1; 0 leaves it out, 0.5 is the paper's.
+        residual: Share of the residual connection, 0 to 1; 0 ignores it, 0.5 is the paper's.
         head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
         heads: Which heads, in every layer; all by default.
 
@@ -40,7 +40,7 @@ class Rollout(FusesHeads, LayerMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.residual, (int, float)) or not 0 <= self.residual <= 1:
-            raise InputError(f"residual is the residual connection's share, between 0 and 1; got {self.residual!r}.")
+            raise InputError(f"residual must be between 0 and 1, but is {self.residual!r}.")
 
     @property
     def needs(self) -> Needs:

@@ -221,8 +221,8 @@ def test_options_that_mean_nothing_are_refused(tmp_path):
     file = tmp_path / "file"
     file.touch()
     for place in (tmp_path / "missing", str(file), "gpu"):
-        with pytest.raises(InputError, match="is no folder"):
+        with pytest.raises(InputError, match="is not a folder"):
             Keep(offload=place)
-        with pytest.raises(InputError, match="is no folder"), capture(_Joint(), offload=place):
+        with pytest.raises(InputError, match="is not a folder"), capture(_Joint(), offload=place):
             pass
     assert Keep(offload=Path(tmp_path)).offload == tmp_path

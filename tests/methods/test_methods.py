@@ -198,7 +198,7 @@ def test_relevance_grows_with_each_layer():
     ("shape", "kind", "message"),
     [
         ((1, 1, 3, 3), "cross", "cross-attention"),
-        ((1, 1, 3, 3), "unknown", "could not be seen"),
+        ((1, 1, 3, 3), "unknown", "could not be recognised"),
         ((1, 1, 3, 4), "self", "not square"),
         ((1, 1, 2, 2), "self", "over 2 tokens where the last layer is over 3"),
     ],

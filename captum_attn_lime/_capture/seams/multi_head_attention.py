@@ -17,8 +17,7 @@ from torch import Tensor
 
 from captum_attn_lime._capture.recorder import Recorder
 from captum_attn_lime._capture.seams.sdpa import attend, record_scores
-from captum_attn_lime.attention import ScoreMap
-from captum_attn_lime.attention._map import AttentionKind
+from captum_attn_lime.attention import AttentionKind, ScoreMap
 
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 

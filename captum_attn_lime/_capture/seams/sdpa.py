@@ -11,8 +11,7 @@ from torch import Tensor
 
 from captum_attn_lime._capture.layout import unfolding
 from captum_attn_lime._capture.recorder import Recorder, RowView, kind_of
-from captum_attn_lime.attention import ScoreMap
-from captum_attn_lime.attention._map import AttentionKind
+from captum_attn_lime.attention import AttentionKind, ScoreMap
 from captum_attn_lime.errors import UnreadableAttentionError
 
 _FLASH = 1  # torch.nn.attention.SDPBackend.FLASH_ATTENTION
