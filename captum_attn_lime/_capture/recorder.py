@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from captum_attn_lime._capture.walk import Asked, Trace, Walks
 from captum_attn_lime._capture.weak import TensorTable
 from captum_attn_lime._capture.windows import TokenPlaces
 from captum_attn_lime.attention import AttentionKind, AttentionMap
-
-if TYPE_CHECKING:
-    from captum_attn_lime._capture.seams.softmax import SoftmaxWatch
 
 MULTIPLIES: frozenset[Callable[..., Any]] = frozenset(
     {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply}
@@ -100,7 +97,7 @@ class Recorder:
         self.steps: list[Callable[..., Any]] | None = None  # the operations after call leaf_at
         self.token_states: list[Tensor] = []  # after the leaf, in order: (B, Q, D) or (Q, B, D)
         self.pool: tuple[AttentionMap, Tensor] | None = None  # attention pooling after the leaf, and its output
-        self.softmaxes: SoftmaxWatch | None = None  # tracks what follows softmax results during the capture
+        self.on_softmax: Callable[[tuple[Any, ...], dict[str, Any], Tensor], None] | None = None  # during the capture
         self._weighted: TensorTable[bool] = TensorTable()
         self.is_probing = False  # whether the gradient being computed must not pass through the pooling
         self._keep = keep

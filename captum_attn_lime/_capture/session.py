@@ -1,4 +1,4 @@
-"""`capture`: the context manager that watches a model's attention, and the function mode behind it."""
+"""`capture`: the context manager that records a model's attention, and its function mode."""
 
 from __future__ import annotations
 
@@ -25,43 +25,44 @@ from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.errors import NoAttentionError, UnreadableAttentionError
 
 _DROPOUTS = frozenset({F.dropout, torch.dropout, F.alpha_dropout, F.feature_alpha_dropout})
-# What is looked at before any softmax has been seen, too.
+# Operations to process even before the first softmax.
 _WATCHED: frozenset[Any] = frozenset({torch.conv2d, Tensor.__setitem__, *SQUASHES, *BEGINS})
 
-# A thread's stack of function modes has no public door but `with`, which takes off whatever lies on top.
+# The only public access to a thread's stack of function modes is `with`, which pops whatever is on top.
 _modes: Any = torch.overrides
-_TAKES_OFF = _modes._pop_mode_temporarily.__wrapped__.__code__
+_POPS_MODE = _modes._pop_mode_temporarily.__wrapped__.__code__
 
 
 @contextmanager
 def capture(
     model: Callable[..., Any], *, values: bool = False, offload: str | PathLike[str] | None = None
 ) -> Iterator[list[AttentionMap]]:
-    """Return, inside a ``with`` block, the list that fills with one `AttentionMap` per attention call of the model.
+    """Record one `AttentionMap` per attention call of the model inside a ``with`` block.
 
-    The model runs its own kernels and gives its own outputs, bit for bit; what is kept of a fused call is its query,
-    key and mask. After the block, also after an exception or an interrupt, the model is as it was.
+    The model runs its usual kernels, and its outputs are bitwise the same; the map of a fused call stores query, key
+    and mask. The model is left unchanged, also after an exception or an interrupt.
 
-    Captures in several threads, and plain calls of the same model beside them, do not mix: each capture sees the thread
-    that it was begun in. Two things belong to the whole process while a capture runs: what torch.compile has compiled
-    runs uncompiled, in other threads too (slower, with the same results), and the hooks on the model keep
-    nn.TransformerEncoder from its fast path (whose rows of padding are zeros).
+    Captures in several threads, and other calls of the same model, do not interfere: a capture records only the thread
+    in which it began. During a capture two things affect the whole process: compiled code (torch.compile) runs
+    uncompiled in all threads (slower, with the same results), and the hooks on the model disable the fast path of
+    nn.TransformerEncoder (whose rows of padding are zeros).
 
     Args:
-        model: A module, or a callable that runs one (its modules give the maps their names).
-        values: Whether to keep the value tensors too (``attention.value``).
-        offload: Where queries and keys (or the weights that the model computed itself) are moved as soon as they are
-            captured: ``"cpu"``, the memory of the machine of a model on another device, or a folder, in which they lie
-            in files until the maps are forgotten. A product then brings back one layer at a time.
+        model: A module, or a callable that runs one; the paths of its modules name the maps.
+        values: Whether to store the value tensors too (``attention.value``).
+        offload: Where to move queries and keys (or the weights that the model computed itself) during the capture:
+            ``"cpu"``, for a model on another device, or a folder for files that exist as long as the maps. A product
+            then loads one layer at a time.
 
     Yields:
-        The maps, in call order.
+        The list of the maps, in call order.
 
     Raises:
         InputError: ``offload`` is neither ``"cpu"`` nor a folder.
-        NoAttentionError: The block ended and no attention was seen: the model has none, or did not run, or ran in
-            another thread.
-        UnreadableAttentionError: Attention was seen whose examples, heads, queries and keys cannot be told apart.
+        NoAttentionError: No attention was captured in the block: the model has none, or did not run, or ran in another
+            thread.
+        UnreadableAttentionError: The dimensions of an attention call (examples, heads, queries, keys) cannot be
+            identified.
 
     Example:
         >>> layer = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
@@ -88,19 +89,19 @@ def record(
     batch: int | None = None,
     keep: Keep = KEEP_SCORES,
 ) -> Iterator[Recorder]:
-    """Return, inside a ``with`` block, the `Recorder` that watches the model; what :func:`capture` is made of."""
+    """Yield the `Recorder` of a capture; :func:`capture` yields its maps."""
     if isinstance(model, torch.jit.ScriptFunction):
-        _refuse_graph("the function", str(model.inlined_graph))
+        _check_graph("the function", str(model.inlined_graph))
     modules = find_modules(model)
-    told = registered_modules()
-    told_ids = {id(module) for module in told}
-    is_told = bool(told) and any(id(m) in told_ids for root in modules.values() for m in root.modules())
-    can_be_remembered = bool(modules) and not is_told and substitute is None and not values_at
-    walks = walks_of(next(iter(modules.values()))) if can_be_remembered else None
+    registered = registered_modules()
+    ids = {id(module) for module in registered}
+    has_registered = bool(ids) and any(id(m) in ids for root in modules.values() for m in root.modules())
+    can_be_replayed = bool(modules) and not has_registered and substitute is None and not values_at
+    walks = walks_of(next(iter(modules.values()))) if can_be_replayed else None
     if walks is None or not walks:
-        _refuse_scripted(modules)
-    # What the user has told of holds also where the model is reached by a way that shows no modules.
-    modules |= {f"registered.{i}": module for i, module in enumerate(told)}
+        _check_not_scripted(modules)
+    # Registered modules are also recorded if they cannot be found from the model.
+    modules |= {f"registered.{i}": module for i, module in enumerate(registered)}
     recorder = Recorder(
         leaf_at=leaf_at,
         graph_at=graph_at,
@@ -112,7 +113,7 @@ def record(
         walks=walks,
     )
 
-    session = _Session(recorder, modules, is_remembered=walks is not None)
+    session = _Session(recorder, modules, is_replayable=walks is not None)
     try:
         try:
             session.begin()
@@ -124,37 +125,37 @@ def record(
         if not type(error).__module__.startswith("torch._dynamo"):
             raise
         raise UnreadableAttentionError(
-            "the model began to compile code while it was captured, and a capture cannot look into compiled code. "
-            "Run the model once before the capture, or switch it to sdpa or eager attention."
+            "the model started to compile code during the capture, and compiled code cannot be captured. Run the model "
+            "once before the capture, or switch it to sdpa or eager attention."
         ) from error
     finally:
-        session.end()  # what an interrupt of the first time has cut short; done twice it changes nothing
+        session.end()  # in case an interrupt cut the first call short; a second call has no effect
 
 
 class _Session:
-    """What a capture changes, and puts back: hooks, the stack of function modes, the compiler's stance, the grad mode.
+    """The changes of a capture, and their restoration: hooks, function modes, the compiler's stance, the grad mode.
 
     Args:
-        recorder: What records.
-        modules: The modules that are hooked, with the prefixes of their paths.
-        is_remembered: Whether the model's walk may be remembered, or taken again.
+        recorder: The recorder of the capture.
+        modules: The modules to hook, by the prefixes of their paths.
+        is_replayable: Whether the model's operations may be stored and replayed.
     """
 
-    def __init__(self, recorder: Recorder, modules: dict[str, nn.Module], *, is_remembered: bool) -> None:
-        self._recorder, self._modules, self._is_remembered = recorder, modules, is_remembered
+    def __init__(self, recorder: Recorder, modules: dict[str, nn.Module], *, is_replayable: bool) -> None:
+        self._recorder, self._modules, self._is_replayable = recorder, modules, is_replayable
         self._eagerly, self._watch = RunningEagerly(), _Watch(recorder)
         self._had_grad = torch.is_grad_enabled()
 
     def begin(self) -> None:
-        """Begin to watch."""
+        """Start the capture."""
         recorder = self._recorder
         recorder.trace.on_change = self._change
         self._eagerly.begin()
-        recorder.stack.begin(self._modules, self._start if self._is_remembered else None)
+        recorder.stack.begin(self._modules, self._start if self._is_replayable else None)
         self._watch.begin()
 
     def end(self) -> None:
-        """Put back all that was changed, at whatever point of `begin` or of the capture; again, it changes nothing."""
+        """Restore everything, from any point of `begin` or of the capture; a second call has no effect."""
         self._watch.end()
         self._recorder.stack.end()
         self._eagerly.end()
@@ -169,39 +170,39 @@ class _Session:
             recorder.stack.watch_all()
 
     def _change(self) -> None:
-        _refuse_scripted(self._modules)
+        _check_not_scripted(self._modules)
         self._recorder.stack.watch_from_here()
 
 
-def _refuse_scripted(modules: dict[str, nn.Module]) -> None:
-    """Raise for TorchScript that computes attention: none of its operations can be seen."""
+def _check_not_scripted(modules: dict[str, nn.Module]) -> None:
+    """Raise for TorchScript modules with attention, whose operations cannot be captured."""
     for root in modules.values():
         for path, module in root.named_modules():
             if isinstance(module, torch.jit.ScriptModule) and hasattr(module, "graph"):
-                _refuse_graph(f"the module {path!r}" if path else "the model", str(module.inlined_graph))
+                _check_graph(f"the module {path!r}" if path else "the model", str(module.inlined_graph))
 
 
-def _refuse_graph(what: str, graph: str) -> None:
+def _check_graph(what: str, graph: str) -> None:
     if any(operation in graph for operation in ("softmax", "scaled_dot_product_attention", "transformer_encoder")):
         raise UnreadableAttentionError(
-            f"{what} is TorchScript with attention in it, and a capture cannot look into TorchScript. Pass the model "
-            "that was scripted or traced."
+            f"{what} is TorchScript with attention, and TorchScript cannot be captured. Pass the model that was "
+            "scripted or traced."
         )
 
 
 def check_complete(recorder: Recorder, model: Any) -> None:
-    """Raise unless attention was seen, and all that was recognised was read.
+    """Check that attention was captured, and that no recognised attention is missing.
 
     Raises:
-        NoAttentionError: There was none.
-        UnreadableAttentionError: Scores of self-attention went through a softmax that was not seen to weigh values.
+        NoAttentionError: There is no attention.
+        UnreadableAttentionError: A softmax of self-attention scores was not multiplied with values.
     """
     if recorder.unread:
         names = ", ".join(dict.fromkeys(repr(name) for name in recorder.unread))
         raise UnreadableAttentionError(
-            f"self-attention scores go through a softmax or an exponential in {names}, but how the result weighs "
-            "values was not seen; layers would be missing. Write the product of weights and values as a matmul, bmm or "
-            "einsum, divide exponentials by their sum before that, or tell the weights with register_attention."
+            f"self-attention scores go through a softmax or an exponential in {names}, but no product of the result "
+            "with values was found; layers would be missing. Write this product as a matmul, bmm or einsum, divide "
+            "exponentials by their sum before it, or register the weights with register_attention."
         )
     if not recorder.maps:
         raise NoAttentionError(_no_attention_message(recorder, model))
@@ -212,35 +213,35 @@ def _no_attention_message(recorder: Recorder, model: Any) -> str:
     stack = recorder.stack
     if stack.has_run_elsewhere and not stack.has_run:
         return (
-            f"{name} ran in another thread than the capture, which sees its own thread only. Begin the capture in the "
-            "thread that runs the model; instead of a DataParallel over several devices pass the module that it wraps."
+            f"{name} ran in a different thread from the capture, which records only its thread. Begin the capture in "
+            "the thread that runs the model; instead of a DataParallel over several devices, pass the wrapped module."
         )
     if stack.is_watching and not stack.has_run:
-        return f"no attention was seen, since {name} did not run. Call the model inside the with block."
+        return f"no attention was captured, since {name} did not run. Call the model inside the with block."
     return (
-        f"no attention was seen while {name} ran. Seen are scaled_dot_product_attention, nn.MultiheadAttention and a "
-        "softmax whose result weighs values, flex_attention and compiled models included; not seen are kernels of a "
-        "model's own, TorchScript and models run in another thread. If the model has attention of such a kind, switch "
-        "it to sdpa or eager attention, pass the model that was scripted, or tell where its weights are with "
-        "register_attention."
+        f"no attention was captured while {name} ran. Captured are scaled_dot_product_attention, "
+        "nn.MultiheadAttention, flex_attention, and a softmax whose result is multiplied with values, compiled models "
+        "included; not custom kernels, TorchScript or models that run in another thread. If the model has such "
+        "attention, switch it to sdpa or eager attention, pass the model that was scripted, or register its weights "
+        "with register_attention."
     )
 
 
 def _push_back(error: BaseException | None) -> None:
-    """Let torch put a mode back now that it has taken off for a function, and that an interrupt has kept it from.
+    """Make torch restore a mode that it popped for a function call which an interrupt cut short.
 
-    It would else do so when the error is forgotten, after the capture's end.
+    Otherwise torch restores it when the error is freed, after the end of the capture.
     """
     trace = None if error is None else error.__traceback__
     while trace is not None:
         manager = trace.tb_frame.f_locals.get("self")
-        if isinstance(manager, _GeneratorContextManager) and getattr(manager.gen, "gi_code", None) is _TAKES_OFF:
+        if isinstance(manager, _GeneratorContextManager) and getattr(manager.gen, "gi_code", None) is _POPS_MODE:
             manager.gen.close()
         trace = trace.tb_next
 
 
 class _Watch(TorchFunctionMode):
-    """Sends each torch operation of the model past the seams."""
+    """Passes each torch operation of the model to the seams."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -250,16 +251,16 @@ class _Watch(TorchFunctionMode):
         self._is_on = False
 
     def begin(self) -> None:
-        """Put the mode on top of this thread's stack."""
-        self._is_on, self._recorder.softmaxes = True, self._softmax
+        """Push the mode onto this thread's stack."""
+        self._is_on, self._recorder.on_softmax = True, self._softmax.begin
         _modes._push_mode(self)
 
     def end(self) -> None:
-        """Take the mode off the stack, wherever it lies by now; modes above it stay in their order."""
+        """Remove the mode from the stack at any position; modes above it keep their order."""
         if self._is_on and self not in _modes._get_current_function_mode_stack():
             _push_back(sys.exc_info()[1])
         self._is_on = False
-        self._recorder.softmaxes = None  # each holds the other
+        self._recorder.on_softmax = None  # breaks the reference cycle
         if self not in _modes._get_current_function_mode_stack():
             return
         above: list[TorchFunctionMode] = []
@@ -287,7 +288,7 @@ class _Watch(TorchFunctionMode):
         if seam is not None:
             return seam(recorder, func, args, kwargs)
         if self._softmax.is_idle and func not in _WATCHED and "out" not in kwargs:
-            # Nearly all operations: no part of any attention. What is done here is done hundreds of times a pass.
+            # Nearly all operations, hundreds in each pass, are not part of attention: keep this path short.
             output = recorder.run(func, args, kwargs) if recorder.is_looking else func(*args, **kwargs)
             if self._trace.takes(func, args, kwargs, output):
                 return output if recorder.steps is None else self._behind(func, args, output)
@@ -295,11 +296,11 @@ class _Watch(TorchFunctionMode):
         return self._watched_step(func, args, kwargs)
 
     def _watched_step(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operation that may be a part of attention that the model computes step by step."""
+        """Run an operation that may be part of attention that the model computes step by step."""
         recorder = self._recorder
         output = recorder.run(func, args, kwargs)
         written = kwargs.get("out")
-        if written is not None:  # the result, and not one of its sources
+        if written is not None:  # the result, not an operand
             kwargs = {name: value for name, value in kwargs.items() if name != "out"}
         if func is Tensor.__setitem__:
             recorder.trace.follow(func, args, kwargs, args[0], recorder.batch)
@@ -310,26 +311,26 @@ class _Watch(TorchFunctionMode):
         output = self._softmax.see(func, args, kwargs, output)
         if len(recorder.maps) > calls:
             if isinstance(written, Tensor) and output is not written:
-                written.detach().copy_(output.detach())  # the model may go on with what it had written to
-            return output  # an attention call's output: nothing is carried over to it but its lineage
+                written.detach().copy_(output.detach())  # the model may continue with out=
+            return output  # an attention call's output inherits nothing but its lineage
         if isinstance(output, Tensor):
             output = recorder.note_token_state(func, args, output)
         recorder.trace.follow(func, args, kwargs, output, recorder.batch)
         return output
 
     def _step(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Follow what an operation has done that is no part of any attention."""
+        """Track an operation that is not part of attention."""
         recorder = self._recorder
         if not isinstance(output, (Tensor, tuple, list)):
             return output
         recorder.trace.follow(func, args, kwargs, output, recorder.batch)
         if func in _DROPOUTS:
-            # A walk that is remembered had none that was active, and is left where one is.
+            # A stored walk has no active dropout; an active one ends its replay.
             recorder.is_random |= _is_active(func, args, kwargs)
         return output if recorder.steps is None else self._behind(func, args, output)
 
     def _behind(self, func: Callable[..., Any], args: tuple[Any, ...], output: Any) -> Any:
-        """Return what the model goes on with behind the last attention call, where a token state may become a leaf."""
+        """Return the output with which the model continues after the last attention call, perhaps a leaf."""
         if not isinstance(output, Tensor):
             return output
         state = self._recorder.note_token_state(func, args, output)
@@ -341,7 +342,7 @@ class _Watch(TorchFunctionMode):
 def _note(
     recorder: Recorder, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> None:
-    """Note what readouts, token maps and warnings need to know of an operation."""
+    """Record what readouts, token maps and warnings need from an operation."""
     if func in _DROPOUTS:
         recorder.is_random |= _is_active(func, args, kwargs)
     elif func in SQUASHES:

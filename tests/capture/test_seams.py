@@ -190,7 +190,7 @@ def test_softmaxes_that_are_not_attention():
             entropy = -(probabilities * probabilities.log()).sum(-1)
             return (probabilities @ self.classes).mean(1) + entropy.mean()
 
-    with pytest.raises(NoAttentionError, match="no attention was seen while Not ran"), capture(model := Not()):
+    with pytest.raises(NoAttentionError, match="no attention was captured while Not ran"), capture(model := Not()):
         model(torch.randn(2, 4, 8))
 
 

@@ -138,7 +138,7 @@ def test_a_model_that_ran_in_another_thread_is_said_to_have():
     model = EncoderClassifier().eval()
     with (
         ThreadPoolExecutor(1) as pool,
-        pytest.raises(NoAttentionError, match="ran in another thread"),
+        pytest.raises(NoAttentionError, match="ran in a different thread"),
         capture(model),
     ):
         pool.submit(model, IDS).result()

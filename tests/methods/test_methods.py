@@ -200,7 +200,7 @@ def test_relevance_grows_with_each_layer():
         ((1, 1, 3, 3), "cross", "cross-attention"),
         ((1, 1, 3, 3), "unknown", "could not be recognised"),
         ((1, 1, 3, 4), "self", "not square"),
-        ((1, 1, 2, 2), "self", "over 2 tokens where the last layer is over 3"),
+        ((1, 1, 2, 2), "self", "over 2 tokens, but the last layer is over 3"),
     ],
 )
 def test_products_that_mean_nothing_are_refused_by_name(name, shape, kind, message):

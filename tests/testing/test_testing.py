@@ -101,7 +101,7 @@ def test_what_is_left_on_a_model_is_found():
 def test_a_model_without_attention():
     report = check_model(nn.Linear(4, 2), torch.randn(2, 4), show=False)
     assert not report.passed
-    assert "no attention was seen" in str(report)
+    assert "no attention was captured" in str(report)
 
 
 def test_active_dropout_is_said():

@@ -1,7 +1,7 @@
-"""The seams: the places in torch where attention passes, one file each, and the table of them.
+"""The seams, one file for each torch function that computes attention, and their table.
 
-A seam takes the place of a function of torch while a model is captured: ``(recorder, func, args, kwargs) -> output``.
-It calls the function through `Recorder.run`, and tells the recorder of the attention by `Recorder.add`.
+During a capture a seam replaces its function: ``(recorder, func, args, kwargs) -> output``. It calls the function
+through `Recorder.run`, and records the attention with `Recorder.add`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A softmax written out: exponentials of scores divided by their sum, or by the exponential of a log-sum-exp."""
+"""Softmaxes written out: exponentials of scores divided by their sum, or by the exponential of a log-sum-exp."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DIVISIONS: frozenset[Func] = frozenset(
     {torch.div, Tensor.div, Tensor.div_, Tensor.__truediv__, Tensor.__itruediv__, torch.true_divide}
 )
 _DIFFERENCES: frozenset[Func] = frozenset({torch.sub, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__})
-# What may be done to a sum before the division: a small number added, a bound, a dimension put back.
+# Operations on a sum before the division: adding a small number, clamping, restoring a dimension.
 _TOUCHES: frozenset[Func] = frozenset(
     {
         torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, torch.clamp, Tensor.clamp,
@@ -37,12 +37,12 @@ _TOUCHES: frozenset[Func] = frozenset(
 
 @dataclass(frozen=True)
 class Normalised:
-    """Exponentials that were divided by their sum: softmax weights.
+    """Softmax weights: exponentials divided by their sum.
 
     Attributes:
         axis: The dimension that sums to one.
         call: Number of the exponential.
-        scores: What went into it.
+        scores: Its argument.
     """
 
     axis: int
@@ -57,12 +57,12 @@ class _Powers:
 
 
 class ExponentialWatch:
-    """Follows exponentials until they are divided by their sum.
+    """Tracks exponentials until they are divided by their sum.
 
     Args:
-        number: Gives each new exponential its number and notes that it is awaited.
-        carriers: Operations that leave weights weights.
-        multiplies: Multiplications, by which masks are applied.
+        number: Registers a new exponential and returns its number.
+        carriers: Operations whose result on weights is weights.
+        multiplies: Multiplications, which apply masks.
     """
 
     def __init__(self, number: Callable[[Tensor], int], carriers: frozenset[Func], multiplies: frozenset[Func]) -> None:
@@ -75,7 +75,7 @@ class ExponentialWatch:
         self._log_sums: TensorTable[int] = TensorTable()
 
     def see(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Normalised | None:
-        """Look at an operation's result; say so if it is a finished softmax."""
+        """Process an operation's result; return the softmax that it completes, or None."""
         source = args[0] if args else kwargs.get("input")
         if not isinstance(source, Tensor):
             return None
@@ -98,7 +98,7 @@ class ExponentialWatch:
     def _after(
         self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any], source: Tensor, output: Tensor
     ) -> Normalised | None:
-        """Look at what is done with an exponential or with its sum."""
+        """Process an operation on an exponential or its sum."""
         if func in _SUMS and source in self._powers:
             dim = _dim(args, kwargs)
             if dim is not None:
@@ -107,7 +107,7 @@ class ExponentialWatch:
         elif func in _DIVISIONS and _is_tensor(args, 1) and source in self._powers and args[1] in self._sums:
             total = self._sums[args[1]]
             if total.call == self._powers[source].call:
-                self._powers.pop(output, None)  # written in place
+                self._powers.pop(output, None)  # divided in place
                 return total
         elif source in self._sums and func in _TOUCHES:
             self._sums[output] = self._sums[source]
@@ -128,7 +128,7 @@ class ExponentialWatch:
         return None
 
     def _masked(self, args: tuple[Any, ...], output: Tensor) -> _Powers | None:
-        """Return the exponential that was multiplied by a mask of any broadcast shape."""
+        """Return the exponential, if it was multiplied by a mask that broadcasts to it."""
         held = [a for a in args[:2] if isinstance(a, Tensor) and a in self._powers and a.shape == output.shape]
         return self._powers[held[0]] if len(held) == 1 else None
 

@@ -16,7 +16,7 @@ _PARAMETERS = (
 
 
 def flex_attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run the operator and record its query, key and the functions that alter and mask its scores."""
+    """Run the operator, and record its query, key and the functions that modify and mask its scores."""
     output, *statistics = recorder.run(func, args, kwargs)
     given = {**dict(zip(_PARAMETERS, args, strict=False)), **kwargs}
     score_mod, mask_mod = (_as_now(f) for f in (given["score_mod"], given["block_mask"][-1]))
@@ -35,9 +35,9 @@ def flex_attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs:
 
 
 def _as_now(function: Any) -> Any:
-    """Return a function with what it closes over as it is now: names in a loop go on to mean other things.
+    """Return a copy of a function with the current values of its closure, since loop variables change later.
 
-    Tensors are copied, since the model may write into them; they are small, a number or a row per position.
+    Tensors are copied too, since the model may write into them; they are small, a number or a row per position.
     """
     if not isinstance(function, FunctionType) or function.__closure__ is None:
         return function
@@ -45,7 +45,7 @@ def _as_now(function: Any) -> Any:
     for cell in function.__closure__:
         try:
             held = cell.cell_contents
-        except ValueError:  # a name that has no value yet
+        except ValueError:  # not assigned yet
             cells.append(cell)
             continue
         cells.append(CellType(held.detach().clone() if isinstance(held, Tensor) else _as_now(held)))
@@ -55,5 +55,5 @@ def _as_now(function: Any) -> Any:
 
 
 def _with(function: Any, buffers: tuple[Any, ...]) -> Any:
-    """Return a function with the tensors that it takes behind its indices filled in."""
+    """Return a function with the tensor arguments after its indices bound."""
     return (lambda *index: function(*index, *buffers)) if buffers else function

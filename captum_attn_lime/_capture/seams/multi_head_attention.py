@@ -1,8 +1,7 @@
 """The seam of `torch.nn.MultiheadAttention` and all that is built on it.
 
-`multi_head_attention_forward` computes attention inside one overridable function, where a function mode is off. Its own
-body is therefore run with the names it uses for the attention itself bound to recording stand-ins: the numbers are
-those of the very same code.
+`multi_head_attention_forward` is one overridable function, inside which a function mode is off. Its code therefore runs
+with the names of its attention functions bound to recording replacements, so the results are those of the same code.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
 def multi_head_attention_forward(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run the function's body with its attention recorded."""
+    """Run the function's code with its attention recorded."""
     bound = _SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()
     call = _Call(recorder, bound.arguments)
@@ -37,14 +36,14 @@ def multi_head_attention_forward(recorder: Recorder, func: Any, args: tuple[Any,
     body.__kwdefaults__ = func.__kwdefaults__
     result = recorder.run(body, args, kwargs)
     if recorder.maps:
-        # The projection behind the attention is a part of the body, and out of the function mode's sight.
+        # The projection after the attention is part of the body, which the function mode does not see.
         recorder.provenance.attended(result[0], bound.arguments["query"], len(recorder.maps) - 1)
         recorder.places.lose(result[0])
     return result
 
 
 class _Torch:
-    """The torch module as the body sees it, with the two products of attention recorded."""
+    """Replacement for the torch module in the body, which records the two products of attention."""
 
     def __init__(self, call: _Call) -> None:
         self._call = call
@@ -53,12 +52,12 @@ class _Torch:
         return getattr(torch, name)
 
     def baddbmm(self, mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Scores with a mask added."""
+        """Return scores with a mask added."""
         self._call.see_scores(query, key, mask)
         return torch.baddbmm(mask, query, key)
 
     def bmm(self, first: Tensor, second: Tensor) -> Tensor:
-        """Scores the first time, weights times values the second."""
+        """Return scores the first time, weights times values the second time."""
         if self._call.scores_seen:
             return self._call.attended(first, second)
         self._call.see_scores(first, second, None)
@@ -66,7 +65,7 @@ class _Torch:
 
 
 class _Call:
-    """One call of multi_head_attention_forward: its arguments, and the recording stand-ins for what its body calls."""
+    """One call of multi_head_attention_forward: its arguments, and the recording replacements for what it calls."""
 
     def __init__(self, recorder: Recorder, arguments: dict[str, Any]) -> None:
         self._recorder = recorder
@@ -87,7 +86,7 @@ class _Call:
 
     @property
     def scores_seen(self) -> bool:
-        """Whether the body has computed its scores by itself, as it does where it returns the weights."""
+        """Whether the body has computed its scores explicitly, as it does when it returns the weights."""
         return self._scores is not None
 
     def fused(
@@ -99,19 +98,19 @@ class _Call:
         dropout_p: float = 0.0,
         is_causal: bool = False,
     ) -> Tensor:
-        """Stand in for scaled_dot_product_attention."""
+        """Replace scaled_dot_product_attention."""
         args = (query, key, value, attn_mask, dropout_p, is_causal)
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         given: dict[str, Any] = dict(zip(names, args, strict=True))
         function = F.scaled_dot_product_attention
         output, given["log_sums"] = attend(self._recorder, function, args, {}, given)
-        given["dropout_p"] = 0.0  # noted already
+        given["dropout_p"] = 0.0  # recorded already
         given["tokens"], given["sources"] = self._given["query"], self._given["key"]
         masks = self._separate_masks(key.shape[2])
         return record_scores(self._recorder, output, given, self._kind, masks)
 
     def see_scores(self, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
-        """Keep the (already scaled) query (B * H, Q, d), the key (B * H, d, K) and the masks."""
+        """Store the (already scaled) query (B * H, Q, d), the key (B * H, d, K) and the masks."""
         masks = self._separate_masks(key.shape[-1])
         if masks is None:
             masks = () if mask is None else (self._unfold(mask) if len(mask) > 1 else mask.unsqueeze(0),)
@@ -120,8 +119,7 @@ class _Call:
     def attended(self, weights: Tensor, value: Tensor) -> Tensor:
         """Multiply weights (B * H, Q, K) with values and record the call."""
         output = torch.bmm(weights, value)
-        if self._scores is None:  # never: the scores come first
-            return output
+        assert self._scores is not None  # the scores come first
         query, key, masks = self._scores
         name = self._recorder.module_name
         attention = ScoreMap(query, key, masks=masks, scale=1.0, name=name, kind=self._kind)
@@ -132,14 +130,14 @@ class _Call:
         return x.reshape(self._batch, self._heads, *x.shape[1:])
 
     def _separate_masks(self, n_keys: int) -> tuple[Tensor, ...] | None:
-        """Return the attention mask and the padding mask apart.
+        """Return the attention mask and the padding mask as two tensors; None if there are not two.
 
-        The body adds them up to one (B, H, Q, K) tensor per layer; apart they are (Q, K), shared by all layers, and
-        (B, K). Their sense is the opposite of the fused kernel's: True means *not* allowed.
+        The body adds them to one (B, H, Q, K) tensor per layer. As two they are (Q, K), shared by all layers, and
+        (B, K). Unlike in the fused kernel, True means *not* allowed.
         """
         attn_mask, padding = self._given["attn_mask"], self._given["key_padding_mask"]
         if attn_mask is None or padding is None or attn_mask.shape[-1] != n_keys:
-            return None  # one mask at most, or columns were appended (bias_kv, zero_attn): as the body made it
+            return None  # at most one mask, or appended columns (bias_kv, zero_attn): use the mask of the body
         if attn_mask.dim() == 3:
             attn_mask = attn_mask.view(-1, self._heads, *attn_mask.shape[1:])
         padding = padding.view(-1, 1, 1, n_keys)

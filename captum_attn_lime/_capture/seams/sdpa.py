@@ -20,23 +20,23 @@ _PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "
 
 
 def scaled_dot_product_attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run the fused kernel as the model asked for it and record its query, key and mask."""
+    """Run the fused kernel as the model called it, and record its query, key and mask."""
     given = {**dict(zip(_PARAMETERS, args, strict=False)), **kwargs}
     output, given["log_sums"] = attend(recorder, func, args, kwargs, given)
     query, key = given["query"], given["key"]
-    # Asked in one go, since a remembered answer costs as much as any.
+    # One query for everything, since each costs the same when replayed.
     found: _Call = recorder.trace.ask("sdpa", partial(_ask, recorder), query, key, given["value"])
     recorder.read.add(found.pair)
     given.update(tokens=query, sources=key, name=found.name)
     if found.is_buffer:
-        given["key"] = key.clone()  # the next step of a generation writes into the cache's memory
+        given["key"] = key.clone()  # the next generation step writes into the cache
     if (packed := found.packed_heads) > 1 and query.shape[1] == key.shape[1]:
         given.update(query=_unpacked(query, packed), attn_mask=_unpacked(given.get("attn_mask"), packed), log_sums=None)
     return record_scores(recorder, output, given, found.kind)
 
 
 class _Call(NamedTuple):
-    """What has to be known of a call's tensors."""
+    """The facts about a call's tensors."""
 
     kind: AttentionKind
     name: str
@@ -58,10 +58,10 @@ def _ask(recorder: Recorder, query: Tensor, key: Tensor, value: Tensor) -> _Call
 def attend(
     recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the call's output, and the log-sum-exp of its scores (B, H, Q) where the kernel gives that too.
+    """Return the call's output, and the log-sum-exp of its scores (B, H, Q) if the kernel returns it.
 
-    On the CPU torch chooses between two ways; where it takes the fused kernel, the kernel is called by its own name, to
-    the same bits, because it returns the log-sums that the call throws away.
+    If torch would use the fused CPU kernel, the kernel is called directly, with bitwise the same output, because it
+    returns the log-sums that the call discards.
     """
     query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
     is_causal, gqa = bool(given.get("is_causal")), bool(given.get("enable_gqa"))
@@ -81,16 +81,16 @@ def attend(
 def _takes_fused_kernel(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, is_causal: bool, gqa: bool
 ) -> bool:
-    """Return whether torch would compute a call by the fused CPU kernel."""
+    """Return whether torch would use the fused CPU kernel for a call."""
     if dropout or not query.is_cpu or query.dim() != 4 or (is_causal and mask is not None):
         return False
     for x in (query, key, value) if mask is None else (query, key, value, mask):
         if type(x) not in _ORDINARY or x.layout != torch.strided:
             return False
     if mask is not None and mask.dtype not in (torch.bool, torch.float32, query.dtype):
-        return False  # torch says what is wrong with it
+        return False  # torch raises for it
     if torch.is_autocast_enabled("cpu") or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False  # these change or wrap the call on its way
+        return False  # these change or wrap the call
     heads = key.shape[1]
     if not (gqa or query.shape[1] == heads) or not 0 < heads == value.shape[1]:
         return False
@@ -104,15 +104,15 @@ def record_scores(
     kind: AttentionKind,
     masks: tuple[Tensor, ...] | None = None,
 ) -> Tensor:
-    """Record a call by its arguments and return the output to go on with.
+    """Record a call from its arguments, and return the output with which the model continues.
 
     Args:
         recorder: The capture.
         output: The call's output, (B, H, Q, d) or (B, Q, d).
-        given: The call's arguments by name; ``tokens`` and ``sources`` where query and key do not tell their lineage
-            themselves; ``log_sums`` where the kernel gave them.
+        given: The call's arguments by name; ``tokens`` and ``sources``, the tensors that identify the query and key
+            tokens, if not query and key; ``log_sums`` if the kernel returned them.
         kind: Kind of the call.
-        masks: The mask in a form that takes less memory than ``attn_mask``, where the caller has one.
+        masks: The mask in a form that needs less memory than ``attn_mask``.
     """
     query, key, value = given["query"], given["key"], given["value"]
     recorder.is_random |= bool(given.get("dropout_p"))
@@ -122,14 +122,14 @@ def record_scores(
     if query.dim() not in (3, 4):
         raise UnreadableAttentionError(
             f"scaled_dot_product_attention in {name!r} was called with a query of shape {tuple(query.shape)}; "
-            "(B, H, Q, d) or (B, Q, d) is needed to tell heads from examples."
+            "(B, H, Q, d) or (B, Q, d) is needed to distinguish heads from examples."
         )
     if masks is None:
         mask = given.get("attn_mask")
         masks = () if mask is None else (mask,)
     rows: RowView | None = None
     if query.dim() == 3:
-        # One head, or all heads beside the examples: (B, Q, K) masks get the heads' dimension too.
+        # One head, or heads folded into the batch: (B, Q, K) masks get the heads' dimension too.
         fold = recorder.places.fold(value, recorder.batch) if len(query) == len(key) else None
         rows = _with_a_head if fold is None else unfolding(fold)
         masks = tuple((rows if len(m) == len(query) else _with_a_head)(m) if m.dim() == 3 else m for m in masks)
@@ -153,12 +153,12 @@ def _with_a_head(x: Tensor) -> Tensor:
 
 
 def _unpacked(x: Any, heads: int) -> Any:
-    """Return (B, Hk, G, ...) as (B, Hk * G, 1, ...); a mask that all heads share is left as it is."""
+    """Return (B, Hk, G, ...) as (B, Hk * G, 1, ...); a mask that all heads share is unchanged."""
     is_packed = isinstance(x, Tensor) and x.dim() == 4 and x.shape[2] == heads
     return x.flatten(1, 2).unsqueeze(2) if is_packed else x
 
 
 def _as_rows(attention: ScoreMap) -> RowView:
-    """Return what brings an output, (B, Q, d) or (B, Hk, G, d) where heads are packed, to (B, H, Q, d)."""
+    """Return the function from an output, (B, Q, d) or with packed heads (B, Hk, G, d), to (B, H, Q, d)."""
     _, heads, queries, _ = attention.shape
     return lambda output: output.reshape(len(output), heads, queries, output.shape[-1])

@@ -1,8 +1,8 @@
-"""The eager seam: a softmax whose result then weighs values.
+"""The eager seam: a softmax whose result is multiplied with values.
 
-A softmax alone is not attention (class probabilities and expert routers are softmaxes too). It becomes attention when
-its result, perhaps cast, dropped out, reshaped or masked on the way, is contracted over the softmax dimension with
-another tensor: by a matrix product, an einsum, or a broadcast multiplication and a sum (additive attention).
+A softmax alone is not attention (class probabilities and expert routers are softmaxes too). It is attention if its
+result, possibly after a cast, dropout, reshape or mask, is contracted over the softmax dimension with another tensor:
+by a matrix product, an einsum, or a broadcast multiplication and a sum (additive attention).
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ SQUASHES: frozenset[Func] = frozenset(
         F.logsigmoid,
     }
 )
-# Until one of these is met there is nothing to follow.
+# Before the first of these there is nothing to track.
 BEGINS: frozenset[Func] = SOFTMAXES | EXPONENTIALS | LOG_SOFTMAXES | LOG_SUMS
 _MATMULS: frozenset[Func] = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
 _SUMS: frozenset[Func] = frozenset({torch.sum, Tensor.sum})
-# What may stand between the softmax and the product without making it anything else.
+# Operations between the softmax and the product that keep the result weights.
 _CARRIERS: frozenset[Func] = frozenset(
     {
         F.dropout, torch.dropout, Tensor.to, Tensor.type_as, Tensor.type, Tensor.float, Tensor.half, Tensor.bfloat16,
@@ -59,17 +59,24 @@ _CARRIERS: frozenset[Func] = frozenset(
 
 @dataclass(frozen=True)
 class Weights:
-    """A tensor that still is a softmax's result."""
+    """Weights: the result of a softmax, after operations that keep it one.
 
-    axis: int  # the softmax dimension in this tensor
-    call: int  # which softmax
-    same_source: bool | None  # whether its scores compare a tensor with itself
-    is_learned: bool  # whether its queries are parameters
+    Attributes:
+        axis: The softmax dimension in the tensor.
+        call: Number of the softmax.
+        same_source: Whether the scores compare a tensor with itself.
+        is_learned: Whether the queries are parameters.
+    """
+
+    axis: int
+    call: int
+    same_source: bool | None
+    is_learned: bool
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """A product of softmax weights and values that awaits its sum."""
+    """A broadcast product of softmax weights and values, before its sum."""
 
     held: Weights
     weights: Tensor
@@ -77,31 +84,31 @@ class Weighted:
 
 
 def softmax(recorder: Recorder, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a softmax and begin to follow its result."""
+    """Run a softmax and start to track its result."""
     output = recorder.run(func, args, kwargs)
-    if recorder.softmaxes is not None:
-        recorder.softmaxes.begin(args, kwargs, output)
+    if recorder.on_softmax is not None:
+        recorder.on_softmax(args, kwargs, output)
     recorder.trace.follow(func, args, kwargs, output, recorder.batch)
     return output
 
 
 class SoftmaxWatch:
-    """Follows softmax results until they meet values."""
+    """Tracks softmax results until they are multiplied with values."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._weights: TensorTable[Weights] = TensorTable()
         self._weighted: TensorTable[Weighted] = TensorTable()
         self._calls = 0
-        self.is_idle = True  # no softmax and no exponential has been seen yet
-        self._done: dict[int, int] = {}  # by softmax, the index of its map
-        self._elsewhere: set[int] = set()  # softmaxes that meet more than values, such as relative positions
-        # By a proxy: in a cycle the maps, and their files, would outlive the capture until they are collected.
+        self.is_idle = True  # until the first softmax or exponential
+        self._done: dict[int, int] = {}  # the index of each softmax's map
+        self._elsewhere: set[int] = set()  # softmaxes that multiply more than values, such as relative positions
+        # A proxy avoids a reference cycle, which would keep the maps and their files alive after the capture.
         number = partial(SoftmaxWatch._number, weakref.proxy(self))
         self._exponentials = ExponentialWatch(number, _CARRIERS, MULTIPLIES)
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        """Begin to follow a softmax's result."""
+        """Start to track a softmax's result."""
         self.is_idle = False
         scores = args[0] if args else kwargs["input"]
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
@@ -110,7 +117,7 @@ class SoftmaxWatch:
             self._hold(output, dim % output.dim(), self._number(scores), scores)
 
     def _number(self, scores: Tensor) -> int:
-        """Return the number of a new softmax; one over scores of self-attention is awaited to weigh values."""
+        """Return the number of a new softmax; one over scores of self-attention must later multiply values."""
         self._calls += 1
         provenance = self._recorder.provenance
         if provenance.scores_same_source(scores):
@@ -123,7 +130,7 @@ class SoftmaxWatch:
         self._weights[output] = Weights(axis, call, same, learned)
 
     def see(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Look at an operation's result; return it, or the leaf that takes its place."""
+        """Process an operation's result; return it, or the leaf that replaces it."""
         if not isinstance(output, Tensor):
             return output
         if func in BEGINS:
@@ -150,7 +157,7 @@ class SoftmaxWatch:
         return output
 
     def _note_elsewhere(self, factors: tuple[Any, ...]) -> None:
-        """Note that weights meet something else than the values: the values are then not all that they act on."""
+        """Record that weights multiply something other than the values, so the values are not all they act on."""
         for factor in factors:
             if isinstance(factor, Tensor) and factor in self._weights:
                 call = self._weights[factor].call
@@ -173,7 +180,7 @@ class SoftmaxWatch:
                 continue
             held = self._weights[weights]
             if output.shape == weights.shape:
-                # A scale, a head mask or a dropout mask: still weights, one per key.
+                # By a scale, a head mask or a dropout mask: still one weight per key.
                 self._weights[output] = held
             elif isinstance(value, Tensor) and output.dim() == weights.dim():
                 # The weights were broadcast over the values' features.
@@ -205,9 +212,9 @@ class SoftmaxWatch:
         return output
 
     def _is_convolution(self, weights: Tensor, output: Tensor) -> bool:
-        """Return whether a factor is the taps of a dynamic convolution: a softmax of its own for each token and head.
+        """Return whether a factor is the kernel of a dynamic convolution: one softmax per token and head.
 
-        Each token's taps weigh that token's neighbours, and no query was compared with any key.
+        Each token's kernel weighs that token's neighbours, without a comparison of queries and keys.
         """
         if weights not in self._weights or output.dim() != 3 or 1 not in weights.shape[1:]:
             return False
@@ -231,7 +238,7 @@ class SoftmaxWatch:
 
     def _record(self, placed: layout.Placed, held: Weights, output: Tensor, weights: Tensor, value: Tensor) -> Tensor:
         if held.call in self._done:
-            # The same weights used a second time, as with relative values: the first values are not all they act on.
+            # The weights are used again, as with relative values: the first values are not all they act on.
             self._recorder.maps[self._done[held.call]].value = None
             return output
         self._done[held.call] = len(self._recorder.maps)
@@ -248,5 +255,5 @@ class SoftmaxWatch:
 
 
 def _are_values(value: Tensor, weights: Tensor) -> bool:
-    """Return whether a factor can be values: a matrix shared by the batch is class embeddings or a codebook."""
+    """Return whether a factor can be values; a matrix shared by the batch is class embeddings or a codebook."""
     return not isinstance(value, nn.Parameter) and value.dim() >= 3 and weights.dim() >= 3
