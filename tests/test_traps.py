@@ -129,7 +129,7 @@ def test_tensors_that_the_model_writes_into_afterwards(written):
     with torch.no_grad(), capture(model) as maps:
         model(torch.randn(1, 4, 8))
     for verb in (maps[0].dense, lambda: maps[0].vecmat(torch.ones(1, 4))):
-        with pytest.raises(UnreadableAttentionError, match="written into"):
+        with pytest.raises(UnreadableAttentionError, match="wrote into"):
             verb()
 
 

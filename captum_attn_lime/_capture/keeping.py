@@ -51,5 +51,5 @@ class Keep:
         elif self.head_fusion is not None and attention.shape[2] > 1 and attention.kind != "cross":
             attention = attention.with_fused_heads(self.head_fusion, self.heads)
         if isinstance(attention, ScoreMap) and not self.values:
-            attention.own_memory()
+            attention.compact()
         return attention if self.offload is None else offloaded(attention, self.offload)

@@ -1,4 +1,4 @@
-"""Attention as a lazy linear operator: what produced the weights is kept, and a few verbs compute from it."""
+"""Attention maps: captured attention calls as lazy linear operators."""
 
 from captum_attn_lime.attention._combine import Combine, WeightBlock
 from captum_attn_lime.attention._dense import DenseMap, HeadFusedMap

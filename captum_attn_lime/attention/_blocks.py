@@ -1,7 +1,7 @@
-"""Cutting an attention map into blocks, so that nothing of size Q·K is held.
+"""Partition of an attention map into blocks, so that nothing of size Q·K is stored.
 
-A block is a few query rows of a few examples; where the log-sum-exp of the rows is known beforehand, a block need not
-hold whole rows, and keys are cut too. Which blocks there are is the map's choice (`AttentionMap._blocks`).
+A block is a few query rows of a few examples. If the log-sum-exp of the rows is known, a block need not contain whole
+rows, and keys are split too. The map chooses its blocks (`AttentionMap._blocks`).
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# A block's weights stay near this size: they are read several times, so they should not fall out of the caches.
-# Measured at 2,048 tokens of 12 heads and at 32 examples of 128: within a few percent of the best from 2 to 8 MiB.
+# Approximate size of a block's weights, which are read several times and should stay in the cache. Measured for
+# 2,048 tokens with 12 heads and 32 examples of 128 tokens: within a few percent of the best from 2 to 8 MiB.
 BLOCK_BYTES = 2**22
-# Below this many rows or keys a block's products cost more in calls than they save in cache.
+# With fewer rows or keys, the overhead of calls exceeds the gain from the cache.
 _MIN_QUERIES, _MIN_KEYS = 64, 256
 
 EVERYTHING = slice(None)
 
 
 class Block(NamedTuple):
-    """A part of a map: which examples, query rows and keys.
+    """A part of a map.
 
     Attributes:
         examples: Slice of the batch.
         queries: Row indices, (q,).
-        keys: Slice of the keys; beyond it the rows' weights are zero, or come in other blocks.
+        keys: Slice of the keys; the rows' weights on other keys are zero, or in other blocks.
     """
 
     examples: slice
@@ -39,9 +39,9 @@ def whole_rows(queries: Tensor, shape: tuple[int, int, int, int], n_heads: int, 
     """Return blocks of whole rows of all examples.
 
     Args:
-        queries: The rows that are needed, (q,).
+        queries: The rows to compute, (q,).
         shape: The map's (B, H, Q, K).
-        n_heads: How many heads are computed.
+        n_heads: Number of heads to compute.
         size: Bytes of one weight.
     """
     per_row = max(1, shape[0] * n_heads * shape[3] * size)
@@ -62,12 +62,12 @@ def tiles(
     """Return blocks of rows and keys of some examples.
 
     Args:
-        queries: The rows that are needed, (q,), ascending.
+        queries: The rows to compute, (q,), ascending.
         shape: The map's (B, H, Q, K).
-        n_heads: How many heads are computed.
+        n_heads: Number of heads to compute.
         size: Bytes of one weight.
-        key_range: Returns for some rows the first key that one of them may attend to, and the one behind the last.
-        whole_rows: Whether a block holds all keys of the range, and the keys of its rows' tokens.
+        key_range: Returns for given rows the range (start, stop) of the keys that they may attend to.
+        whole_rows: Whether a block contains all keys of the range, and the keys of its rows' tokens.
     """
     batch, _, _, keys = shape
     cells = max(1, BLOCK_BYTES // (n_heads * size))  # of one example and all heads
@@ -85,12 +85,12 @@ def tiles(
 
 
 def examples_of(x: Tensor, examples: slice) -> Tensor:
-    """Return some examples of a tensor; what all examples share stays shared."""
+    """Return some examples of a tensor; a tensor that all examples share is returned unchanged."""
     return x if len(x) == 1 else x[examples]
 
 
 def rows_of(index: Tensor) -> slice | Tensor:
-    """Return an ascending index as a slice, where it has no gaps: taking a slice copies nothing.
+    """Return an ascending index as a slice if it has no gaps, since slicing copies nothing.
 
     Example:
         >>> rows_of(torch.tensor([2, 3, 4]))

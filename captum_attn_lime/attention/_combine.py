@@ -1,4 +1,4 @@
-"""What `AttentionMap.reduce` hands over, a block of weights by head, and the combinations of heads that verbs use."""
+"""`WeightBlock`, the argument of the function in `AttentionMap.reduce`, and the functions that combine heads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from captum_attn_lime.attention._fusion import HeadFusion, check_head_fusion, fu
 class WeightBlock:
     """A part of an attention map: some query rows of some examples, and the keys that they may attend to.
 
-    In a map of windows the examples are the windows, and rows and keys are the places in them.
+    In a `WindowedMap` the examples are windows, and rows and keys are positions in them.
 
     Attributes:
-        weights: The weights of the chosen heads, (b, h, q, k); not to be written into.
+        weights: The weights of the selected heads, (b, h, q, k); read-only.
         examples: Slice of the batch.
         queries: Row indices, (q,).
-        keys: Slice of the keys; the rows' weights on other keys are zero, or come in other blocks.
+        keys: Slice of the keys; the rows' weights on other keys are zero, or in other blocks.
     """
 
     weights: Tensor
@@ -34,19 +34,19 @@ class WeightBlock:
 
     @property
     def value(self) -> Tensor:
-        """The values that the weights were multiplied with, (b, h, k, d).
+        """The values that the weights multiply, (b, h, k, d).
 
         Raises:
-            SelectionError: They were not captured.
+            SelectionError: The values were not captured.
         """
         return examples_of(self._of_heads("value"), self.examples)[:, :, self.keys].to(self.weights.dtype)
 
     @property
     def output_gradient(self) -> Tensor:
-        """The gradient of what is explained with respect to the call's output, (b, h, q, d).
+        """The gradient of the explained number with respect to the call's output, (b, h, q, d).
 
         Raises:
-            SelectionError: It was not captured.
+            SelectionError: The gradient was not computed.
         """
         return self._of_heads("output_gradient")[self.examples][:, :, rows_of(self.queries)].to(self.weights.dtype)
 
@@ -73,7 +73,7 @@ MEAN = Fuse("mean")
 
 @dataclass(frozen=True)
 class FuseWithResidual(Fuse):
-    """Rows of (1 - residual)·A + residual·I, A fused over heads, divided by their sums; needs whole rows."""
+    """Rows of (1 - residual)·A + residual·I, with A fused over heads, divided by their sums; needs whole rows."""
 
     residual: float
 
@@ -83,12 +83,12 @@ class FuseWithResidual(Fuse):
         places = torch.arange(len(block.queries), device=rows.device)
         rows[:, places, block.queries.to(rows.device) - (block.keys.start or 0)] += self.residual
         sums = rows.sum(dim=-1, keepdim=True)
-        return rows / sums.masked_fill(sums == 0, 1.0)  # a row of zeros passes nothing on
+        return rows / sums.masked_fill(sums == 0, 1.0)  # a row of zeros stays zero
 
 
 @dataclass(frozen=True)
 class Gate:
-    """(A ⊙ ∂A)⁺ fused over heads, with the gradient of the weights rebuilt from that of the output: ∂A = ∂O Vᵀ."""
+    """(A ⊙ ∂A)⁺ fused over heads, with the gradient of the weights computed from that of the output: ∂A = ∂O Vᵀ."""
 
     head_fusion: HeadFusion
 

@@ -1,4 +1,4 @@
-"""`DenseMap`: attention whose probabilities the model computed itself; `HeadFusedMap`: the same without its heads."""
+"""`DenseMap`: attention stored as its weights; `HeadFusedMap`: the same with its heads fused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from captum_attn_lime.errors import SelectionError
 
 
 class DenseMap(AttentionMap):
-    """Attention whose probabilities the model computed itself (eager and hand-written softmax).
+    """Attention stored as the weights that the model computed itself (eager attention, explicit softmax).
 
     Args:
         weights: ``(B, H, Q, K)``.
@@ -38,14 +38,14 @@ class DenseMap(AttentionMap):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' type, or float32 where that is narrower."""
+        """The dtype of the weights; at least float32."""
         return torch.promote_types(self.weights.dtype, torch.float32)
 
     def reads_itself(self) -> Tensor:
         """Return which tokens attend to themselves, or are attended to by others, (B, N) of bool.
 
-        A row that is the same for all keys is that of padding whose scores were all masked by the same number. Models
-        may mask each token's own key, and small weights round to zero: a token that others read is none of padding.
+        An even row is padding, whose scores were all masked by the same number. Models may mask each token's own key,
+        and small weights round to zero, so a token that others attend to is not padding either.
         """
         self._check_unwritten()
         return reads_itself(self.weights)
@@ -62,19 +62,19 @@ class DenseMap(AttentionMap):
             yield part, pick_heads(self.weights[part.examples, :, rows_of(part.queries)], heads).to(self.dtype)
 
     def with_fused_heads(self, head_fusion: HeadFusion, heads: int | Sequence[int] | None = None) -> AttentionMap:
-        """Return the map with its weights fused over heads: a copy of one head's size."""
+        """Return the map with its weights fused over heads, a copy of the size of one head."""
         return HeadFusedMap(self, head_fusion, heads)
 
 
 class HeadFusedMap(AttentionMap):
-    """Weights that the model computed itself, of which only the fusion over heads was kept, N² in place of H·N².
+    """Attention stored as weights fused over heads, N² numbers instead of H·N².
 
-    Its verbs work for that head fusion and those heads only.
+    Products work only with the same head fusion and heads.
 
     Args:
         attention: The map with its heads.
-        head_fusion: How they are fused.
-        heads: Which heads; all by default.
+        head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
+        heads: Head indices; all by default.
 
     Example:
         >>> weights = torch.tensor([[[[1.0, 0.0]], [[0.5, 0.5]]]])
@@ -86,9 +86,9 @@ class HeadFusedMap(AttentionMap):
         self, attention: DenseMap, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None
     ) -> None:
         super().__init__(attention.shape, name=attention.name, kind=attention.kind, is_causal=attention.is_causal)
-        self.take_labels(attention)
+        self.copy_labels(attention)
         self.head_fusion, self.heads = head_fusion, select_heads(heads, self.shape[1], name=self.name)
-        # (B, Q, K), a tensor of its own: the model may write into its weights now
+        # (B, Q, K), a copy: the model may write into its weights afterwards
         weights = pick_heads(attention.weights, self.heads).to(attention.dtype)
         self.fused = fuse_heads(weights, head_fusion)
         queries, keys = self.shape[2:]
@@ -103,24 +103,24 @@ class HeadFusedMap(AttentionMap):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' type, or float32 where that is narrower."""
+        """The dtype of the weights; at least float32."""
         return self._dtype
 
     def reads_itself(self) -> Tensor:
         """Return which tokens attend to themselves, or are attended to by others, (B, N) of bool."""
         if self._reads_itself is None:
-            raise SelectionError(f"{self.name!r} is not square, so no token of it attends to itself.")
+            raise SelectionError(f"{self.name!r} is not square, so its tokens cannot attend to themselves.")
         return self._reads_itself
 
     def rows(
         self, queries: int | Sequence[int] | slice | Tensor, *, heads: int | Sequence[int] | None = None
     ) -> Tensor:
-        """Raise: heads were not kept."""
+        """Raise a SelectionError, since heads are not stored."""
         raise self._has_no_heads()
 
     def _has_no_heads(self) -> SelectionError:
         return SelectionError(
-            f"{self.name!r} was captured with its heads fused ({self.head_fusion}); capture(model) keeps the heads."
+            f"{self.name!r} was captured with its heads fused ({self.head_fusion}); capture(model) stores the heads."
         )
 
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
@@ -132,8 +132,8 @@ class HeadFusedMap(AttentionMap):
             raise self._has_no_heads()
         if combine.head_fusion != self.head_fusion or chosen != self.heads:
             raise SelectionError(
-                f"{self.name!r} was captured with {self.head_fusion!r} over heads {self.heads}; "
-                f"{combine.head_fusion!r} over heads {chosen} was asked for. capture(model) keeps the heads."
+                f"{self.name!r} was captured with {self.head_fusion!r} over heads {self.heads}, not with "
+                f"{combine.head_fusion!r} over heads {chosen}; capture(model) stores the heads."
             )
         return chosen
 
@@ -145,11 +145,11 @@ class HeadFusedMap(AttentionMap):
 
 
 def reads_itself(weights: Tensor) -> Tensor:
-    """Return which tokens attend to themselves, or are attended to by others, (B, N), by the weights (B, H, N, N)."""
-    own = weights.diagonal(dim1=-2, dim2=-1).amax(dim=1) > 0
+    """Return which tokens attend to themselves, or are attended to by others, (B, N), from weights (B, H, N, N)."""
+    is_read = weights.diagonal(dim1=-2, dim2=-1).amax(dim=1) > 0
     even = (weights.amax(dim=-1) == weights.amin(dim=-1)).all(dim=1)
     real = ~even | even.all(dim=1, keepdim=True)
-    if not bool((own | ~real).all()):
+    if not bool((is_read | ~real).all()):
         by_row = weights.amax(dim=1) * real[..., None]  # (B, Q, K)
-        own = own | (by_row.amax(dim=1) > 0)
-    return own & real
+        is_read = is_read | (by_row.amax(dim=1) > 0)
+    return is_read & real

@@ -1,15 +1,15 @@
-"""Products with an attention map by fused attention kernels, in memory that grows with the tokens only.
+"""Products with an attention map computed by fused attention kernels, in memory linear in the tokens.
 
 With s_ij the scores and lse_i the log-sum-exp of row i,
 
     (rᵀA)_j = Σ_i r_i exp(s_ij - lse_i) = exp(logsumexp_i(s_ij + log r_i - lse_i)).
 
-The right side is itself the log-sum-exp that a fused attention call returns when queries and keys change places and
-log r_i - lse_i is added to the scores. The forward pass has computed lse already; where it was kept, one pass of the
-kernel gives the product. With values V in that call and lse for bias, its output is AᵀV divided by the column sums, and
-its log-sum-exp is their logarithm: so one pass also gives the products with several vectors of any sign.
+The right side is the log-sum-exp that a fused attention call returns if queries and keys are exchanged and
+log r_i - lse_i is added to the scores. The forward pass has computed lse already; if it was stored, one pass of the
+kernel gives the product. With values V in that call and -lse as bias, its output is AᵀV divided by the column sums, and
+its log-sum-exp is their logarithm, so one pass also gives the products with several vectors of any sign.
 
-`blocks.py` gives the same numbers wherever the kernels do not apply.
+If the kernels do not apply, products are computed in blocks (`_blocks.py`).
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from torch import Tensor
 from captum_attn_lime.attention import native
 from captum_attn_lime.attention._masks import MASKED, NEVER, as_key_bias
 
-# Stands in for log 0: it must come to nothing next to any score, and stay finite.
+# Replaces log 0: finite, and negligible next to any score.
 _NOTHING = -1e30
-# Greatest relative error that rounding a score, by half a unit of its last place, may leave in a weight: scores up to
-# about 160 in float32.
+# Largest relative error of a weight from rounding a score by half a unit in the last place: scores up to about 160 in
+# float32.
 _ROUNDING = 1e-5
 
 
 class FusedScores(NamedTuple):
-    """What the kernel needs of an attention call.
+    """The arguments of the kernel for an attention call.
 
     Attributes:
         query: (B, H, Q, d).
-        key: (B, H, K, d), a head for each query head.
+        key: (B, H, K, d), one head per query head.
         scale: Factor on the scores.
-        bias: Added to the scores per key, (B, 1 or H, 1, K) in the type of the log-sums, -inf where a key is masked;
+        bias: Added to the scores per key, (B, 1 or H, 1, K) in the dtype of the log-sums, -inf if a key is masked;
             or None.
         is_causal: Query i sees keys 0 to i only.
     """
@@ -51,12 +51,12 @@ class FusedScores(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the kernel accumulates in: at least float32."""
+        """The dtype in which the kernel accumulates; at least float32."""
         return torch.promote_types(self.query.dtype, torch.float32)
 
 
 def readable(query: Tensor, key: Tensor, masks: Sequence[Tensor], scale: float, is_causal: bool) -> FusedScores | None:
-    """Return the call in the kernel's terms; None where the kernel cannot be given it in linear memory."""
+    """Return the call as arguments of the kernel; None if the kernel does not support it in linear memory."""
     kernel = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
     if kernel is None or query.device.type != "cpu" or query.shape[0] != key.shape[0]:
         return None
@@ -67,9 +67,9 @@ def readable(query: Tensor, key: Tensor, masks: Sequence[Tensor], scale: float, 
     bias = found.bias
     if bias is not None and bias.shape[-1] != key.shape[2]:
         bias = bias.expand(*bias.shape[:-1], key.shape[2])
-    # The kernel itself does not look: it takes the last dimension for contiguous.
+    # The kernel assumes that the last dimension is contiguous, without a check.
     query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
-    # Heads that share a key get it each: O(K), where fewer heads of queries than of keys would end the process.
+    # One key per query head, in O(K): exchanged, a call with fewer query heads than key heads would crash the process.
     groups = query.shape[1] // key.shape[1]
     return FusedScores(query, key.repeat_interleave(groups, dim=1) if groups > 1 else key, scale, bias, found.is_causal)
 
@@ -84,10 +84,10 @@ def row_log_sums(call: FusedScores) -> Tensor:
 
 
 def is_exact(sums: Tensor, r: Tensor) -> bool:
-    """Return whether log-sums tell the weights of the rows that r (B, R, Q) needs.
+    """Return whether log-sums determine the weights of the rows that r (B, R, Q) needs.
 
-    Scores may be so large that two computations of the same score, rounded otherwise, differ visibly. And a row whose
-    keys are all masked by the least finite number is spread evenly over them, which its log-sum does not tell.
+    They do not if scores are so large that rounding differs visibly between two computations of a score, or if all keys
+    of a row are masked by the smallest finite number: the row is then even, which its log-sum does not show.
     """
     needed = (r != 0).any(dim=1, keepdim=True)  # (B, 1, Q)
     largest = torch.where(needed, sums, 0.0).abs().max()
@@ -95,7 +95,7 @@ def is_exact(sums: Tensor, r: Tensor) -> bool:
 
 
 def vecmat(call: FusedScores, sums: Tensor, r: Tensor) -> Tensor:
-    """Return rᵀA with the mean over heads, (B, K), for r (B, Q) that is nowhere negative and each row's log-sum."""
+    """Return rᵀA with the mean over heads, (B, K), for non-negative r (B, Q) and the rows' log-sums."""
     logs = torch.where(r > 0, r.log(), _NOTHING)[:, None] - sums  # (B, H, Q)
     logs = torch.where((r > 0)[:, None], logs, _NOTHING).clamp_(min=_NOTHING)
     if native.is_enabled() and call.query.dtype == torch.float32:
@@ -113,10 +113,10 @@ def matmat(call: FusedScores, sums: Tensor, r: Tensor) -> Tensor:
     """Return rᵀA with the mean over heads, (B, R, K), for r (B, R, Q) of any sign; R is at most the head size."""
     batch, heads, queries, size = call.query.shape
     n = r.shape[1]
-    # In memory as the kernel reads it: where nothing is padded, the result of F.pad is still a transposed one.
+    # Contiguous, as the kernel requires: without padding, F.pad returns the transposed tensor.
     by_query = F.pad(r.transpose(1, 2), (0, size - n)).contiguous()  # (B, Q, d)
     value = by_query[:, None].expand(batch, heads, queries, size)
-    empty = (r == 0).all(dim=1)[:, None]  # (B, 1, Q): rows whose log-sum may say nothing
+    empty = (r == 0).all(dim=1)[:, None]  # (B, 1, Q): rows whose log-sum may be invalid
     output, columns = _exchanged(call, torch.where(empty, _NOTHING, -sums), value)
     if call.bias is not None:
         columns = columns + call.bias.squeeze(-2)
@@ -129,16 +129,16 @@ def _exchanged(call: FusedScores, logs: Tensor, value: Tensor | None) -> tuple[T
     Args:
         call: The attention call.
         logs: Added to the scores of each of its queries, (B, H, Q).
-        value: (B, H, Q, d); the queries serve where only the log-sums are wanted.
+        value: (B, H, Q, d); None (the queries are used) if only the log-sums are needed.
     """
     query, key = call.query, call.key
     if value is not None and query.dtype != call.dtype:
-        query, key = query.to(call.dtype), key.to(call.dtype)  # the kernel takes one type, and values must not round
+        query, key = query.to(call.dtype), key.to(call.dtype)  # one dtype; values must not be rounded
     value = query if value is None else value
     if call.is_causal:
-        # Causality holds for the exchanged sequences when both are read backwards.
+        # The exchanged sequences are causal if both are reversed.
         query, key, value, logs = (x.flip(2) for x in (query, key, value, logs))
-    # One row of memory, shown to the kernel as all K rows; a strided one would be written out in full.
+    # One row of memory, expanded to all K rows; the kernel would copy a non-contiguous one in full.
     bias = logs[:, :, None].contiguous().expand(-1, -1, key.shape[2], -1)
     output, columns = _kernel(key, query, value, bias, call.is_causal, call.scale)
     return (output.flip(2), columns.flip(2)) if call.is_causal else (output, columns)
@@ -158,13 +158,13 @@ def by_gradient(
 ) -> Tensor:
     """Return rᵀA with the mean over heads, (B, R, K), by a gradient of scaled_dot_product_attention.
 
-    The derivative of A·V by V with cotangent r is Aᵀr, whatever kernel computes it, on every device and for every mask.
-    It costs a forward and a backward pass of the kernel, in float32 at least.
+    The derivative of A·V with respect to V with cotangent r is Aᵀr, for every kernel, device and mask. It costs a
+    forward and a backward pass of the kernel, in float32 at least.
 
     Args:
         query: (B, H, Q, d).
         key: (B, Hk, K, d) where Hk divides H.
-        masks: As :class:`ScoreMap` has them.
+        masks: The masks of a `ScoreMap`.
         scale: Factor on the scores.
         is_causal: Query i sees keys 0 to i only.
         r: (B, R, Q) with R at most d.
@@ -193,10 +193,10 @@ def by_gradient(
 
 
 def _without_low_rows(query: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a query and mask of the same weights in which no row is masked by large numbers everywhere.
+    """Return a query and mask with the same weights, in which no row is masked by large numbers everywhere.
 
-    A backward pass works from the rows' log-sums, and those of such rows have lost the digits that tell keys apart. The
-    same number added to a whole row changes no weight, so it is taken off; and next to numbers of 1e30 no score counts.
+    A backward pass uses the rows' log-sums, and those of such rows have lost the digits that distinguish keys. A number
+    added to a whole row changes no weight, so it is subtracted; next to numbers of 1e30 scores are negligible.
     """
     top = mask.amax(dim=-1, keepdim=True)  # (..., Q or 1, 1)
     low = (top < MASKED) & (top != -torch.inf)

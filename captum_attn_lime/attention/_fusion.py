@@ -1,4 +1,4 @@
-"""Choosing heads and fusing them into one matrix."""
+"""Selection of heads, and their fusion into one matrix."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ HeadFusion = Literal["mean", "max", "min"]
 
 
 def check_head_fusion(head_fusion: str) -> HeadFusion:
-    """Return the name of a head fusion, checked."""
+    """Return the name of a head fusion; raise an InputError if it is unknown."""
     for name in get_args(HeadFusion):
         if head_fusion == name:
             return name  # type: ignore[no-any-return]
-    raise InputError(f"head_fusion is {head_fusion!r}; it must be one of {', '.join(get_args(HeadFusion))}.")
+    raise InputError(f"head_fusion must be one of {', '.join(get_args(HeadFusion))}, but is {head_fusion!r}.")
 
 
 def check_heads(heads: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
-    """Return a selection of heads in a form that cannot be changed, checked as far as it can be without a map.
+    """Return a selection of heads as an immutable object, checked except for the number of heads.
 
     Raises:
-        SelectionError: It is empty, or holds something else than integers.
+        SelectionError: It is empty, or contains anything other than integers.
 
     Example:
         >>> check_heads([0, -1])
@@ -42,15 +42,15 @@ def check_heads(heads: int | Sequence[int] | None) -> int | tuple[int, ...] | No
     if not wanted:
         raise SelectionError("heads is empty; pass None for all heads, or at least one index.")
     if len(found) != len(wanted):
-        raise SelectionError(f"heads={heads!r} names no heads: pass an index, several of them, or None for all.")
+        raise SelectionError(f"heads={heads!r} is not valid: pass an index, a sequence of indices, or None for all.")
     return found[0] if is_one else found
 
 
 def select_heads(heads: int | Sequence[int] | None, n_heads: int, *, name: str = "") -> list[int]:
-    """Return head indices in ``[0, n_heads)``; ``None`` means all of them, negative ones count from the end.
+    """Return head indices in ``[0, n_heads)``; ``None`` selects all, negative ones count from the end.
 
     Raises:
-        SelectionError: A head the map does not have, or an empty selection.
+        SelectionError: A head is out of range, or the selection is empty.
 
     Example:
         >>> select_heads(-1, 12)
@@ -68,7 +68,7 @@ def select_heads(heads: int | Sequence[int] | None, n_heads: int, *, name: str =
 
 
 def pick_heads(x: Tensor, heads: list[int]) -> Tensor:
-    """Return ``x[:, heads]``, without a copy where that is all of them."""
+    """Return ``x[:, heads]``, without a copy if these are all heads."""
     return x if heads == list(range(x.shape[1])) else x[:, heads]
 
 

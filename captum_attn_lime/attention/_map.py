@@ -1,4 +1,4 @@
-"""`AttentionMap`: one captured attention call as a linear operator with the verbs rows, vecmat and their kin."""
+"""`AttentionMap`: one captured attention call as a linear operator, with rows and products."""
 
 from __future__ import annotations
 
@@ -23,22 +23,20 @@ class AttentionMap(ABC):
     """One captured attention call: a row-stochastic operator A of shape (B, H, Q, K), rows are queries.
 
     Attributes:
-        name: Path of the module that made the call; empty where no module was entered.
-        kind: ``"self"`` where queries and keys come from the same tokens, ``"windowed"`` where that is so and each
-            token sees only those of its window, ``"cross"`` where they do not come from the same tokens, ``"pool"`` for
-            attention without a query of its own (one learned row), ``"channel"`` where queries and keys are features
-            and not tokens, ``"unknown"`` where the call did not tell.
-        is_causal: Whether the call was flagged causal (query i sees keys up to i); a mask may be causal without it.
+        name: Path of the module that made the call; empty outside modules.
+        kind: ``"self"`` if queries and keys come from the same tokens, ``"windowed"`` if each token also sees only
+            tokens of its window, ``"cross"`` if they come from different tokens, ``"pool"`` for one learned query,
+            ``"channel"`` if queries and keys are features, not tokens, ``"unknown"`` if none of these was recognised.
+        is_causal: Whether the call was flagged causal (query i sees keys 0 to i); a mask may be causal without it.
         shape: ``(B, H, Q, K)``: examples, query heads, query tokens, key tokens.
-        index: Which call of the captured forward pass it was; None for a map made by hand.
-        follows: Indices of the calls that its query tokens had passed through before.
-        reads: Indices of the calls that its key tokens had passed through before.
-        mixed: Whether tokens were mixed by something else than attention since the first call of its stack, as far as
-            that was looked for; products of layers would leave that out.
-        value: The values that the weights were multiplied with, (B, Hk, K, d) where Hk divides H; None unless asked
-            for.
-        output_gradient: Gradient of what is explained with respect to the call's output, (B, H, Q, d); None unless
-            asked for.
+        index: Index of the call in the captured forward pass; None for a map that was not captured.
+        follows: Indices of the earlier calls that its query tokens passed through.
+        reads: Indices of the earlier calls that its key tokens passed through.
+        mixed: Whether tokens were mixed by something other than attention since the first call of its stack, which
+            products of layers would ignore; False if this was not tested.
+        value: The values that the weights multiply, (B, Hk, K, d) where Hk divides H; None unless requested.
+        output_gradient: Gradient of the explained number with respect to the call's output, (B, H, Q, d); None unless
+            requested.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], *, name: str, kind: AttentionKind, is_causal: bool) -> None:
@@ -51,7 +49,7 @@ class AttentionMap(ABC):
         self.reads: frozenset[int] = frozenset()
         self.mixed = False
         self.value: Tensor | None = None
-        self._held: tuple[Tensor, int] | None = None  # the values as the model made them, and their version then
+        self._held: tuple[Tensor, int] | None = None  # the values, not copied, and their version at the call
         self.output_gradient: Tensor | None = None
 
     def __repr__(self) -> str:
@@ -64,7 +62,7 @@ class AttentionMap(ABC):
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copied tensor counts its versions from its own beginning; what was written into stays known (-1).
+        # The version of a copied tensor starts at 0; -1 marks a tensor that was written into.
         def settled(watched: tuple[Tensor, int]) -> tuple[Tensor, int]:
             tensor, version = watched
             return tensor, 0 if tensor._version == version else -1
@@ -83,39 +81,39 @@ class AttentionMap(ABC):
         self._held = None if held is None else counted(held)
 
     def _watch(self, *tensors: Tensor) -> None:
-        """Remember the state of tensors that are kept as the model made them, not copied."""
+        """Store the versions of tensors that are not copied, to detect writes."""
         self._watched = [(t, t._version) for t in tensors if not t.is_inference()]
 
     def hold_value(self, value: Tensor) -> None:
-        """Keep the values without a copy; if the model writes into them, methods that need them will say so."""
+        """Store the values without a copy; if the model writes into them later, methods that need them raise."""
         self.value = value
         self._held = None if value.is_inference() else (value, value._version)
 
     def _check_unwritten(self) -> None:
         if any(t._version != version for t, version in self._watched):
             raise UnreadableAttentionError(
-                f"the model has written into the query, key, mask or weights of {self.name!r} since it computed this "
-                "attention, so the weights can no longer be read."
+                f"the model wrote into the query, key, mask or weights of {self.name!r} after it computed this "
+                "attention, so the weights are lost."
             )
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the weights are computed."""
+        """The device on which the weights are computed."""
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """The floating type of the weights; at least float32."""
+        """The dtype of the weights; at least float32."""
 
     @abstractmethod
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
-        """Return the weights of chosen rows and heads, (B, h, q, K)."""
+        """Return the weights of selected rows and heads, (B, h, q, K)."""
 
     def rows(
         self, queries: int | Sequence[int] | slice | Tensor, *, heads: int | Sequence[int] | None = None
     ) -> Tensor:
-        """Return the weights of chosen query rows.
+        """Return the weights of selected query rows.
 
         Args:
             queries: Row indices, the same for every example; negative ones count from the end.
@@ -125,7 +123,7 @@ class AttentionMap(ABC):
             ``(B, heads, len(queries), K)``.
 
         Raises:
-            SelectionError: A row or head the map does not have.
+            SelectionError: A row or head is out of range.
         """
         self._check_unwritten()
         index = _row_index(queries, self.shape[2], self.name).to(self.device)
@@ -134,23 +132,23 @@ class AttentionMap(ABC):
     def reduce(
         self, r: Tensor, combine: Combine, *, heads: int | Sequence[int] | None = None, whole_rows: bool = True
     ) -> Tensor:
-        """Return rᵀM, where M is what a function makes of the heads' weights, block by block.
+        """Return rᵀM, where ``combine`` computes M from the weights of the heads, block by block.
 
-        The other products are cases of this one, and so is that of a new method. Nothing of size Q·K is kept, and rows
-        on which ``r`` is zero for every example are not computed at all.
+        All other products are special cases, and new methods can use it too. Nothing of size Q·K is stored, and rows
+        on which ``r`` is zero for every example are not computed.
 
         Args:
             r: One weight per query, (B, Q), or several such vectors, (B, R, Q).
-            combine: Takes a `WeightBlock`, whose weights are (b, h, q, k), to the rows of M, (b, q, k).
+            combine: Computes the rows of M, (b, q, k), from a `WeightBlock` with weights (b, h, q, k).
             heads: Head indices; all by default.
-            whole_rows: Whether a block must hold all keys that its rows may attend to, and the rows' own tokens where
-                the map is square. False where ``combine`` treats each key alone: rows may then be cut, to save time.
+            whole_rows: Whether a block must contain all keys that its rows may attend to, and the rows' tokens if the
+                map is square. False if ``combine`` treats keys separately: rows may then be split, which is faster.
 
         Returns:
             ``(B, K)``, or ``(B, R, K)``.
 
         Raises:
-            SelectionError: ``r`` does not fit the map, or the map does not have what ``combine`` reads.
+            SelectionError: ``r`` has a wrong shape, or the map lacks what ``combine`` reads.
             UnreadableAttentionError: The product is NaN, since the weights are.
 
         Example:
@@ -165,17 +163,17 @@ class AttentionMap(ABC):
         if r.dim() not in (2, 3) or (r.shape[0], r.shape[-1]) != (batch, queries):
             raise SelectionError(
                 f"a product with {self.name!r} needs one weight per query, shape (B, Q) = {(batch, queries)}, or "
-                f"several such vectors (B, R, Q), but got {tuple(r.shape)}."
+                f"several such vectors (B, R, Q), but the shape is {tuple(r.shape)}."
             )
         vectors = r.to(device=self.device, dtype=self.dtype)
         vectors = vectors if r.dim() == 3 else vectors[:, None]
         product = self._reduce(vectors, chosen, combine, whole_rows=whole_rows)
-        return self._known(product).reshape(*r.shape[:-1], self.shape[3])
+        return self._checked(product).reshape(*r.shape[:-1], self.shape[3])
 
     def vecmat(
         self, r: Tensor, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None
     ) -> Tensor:
-        """Return rᵀA with A fused over heads, in memory that does not grow with Q·K.
+        """Return rᵀA with A fused over heads, without storing Q·K numbers.
 
         Args:
             r: One weight per query, (B, Q), or several such vectors, (B, R, Q).
@@ -209,7 +207,7 @@ class AttentionMap(ABC):
             ``(B, N)``, or ``(B, R, N)``.
 
         Raises:
-            SelectionError: There are not as many keys as queries, so no identity to add.
+            SelectionError: The map is not square, so the identity cannot be added.
         """
         if self.shape[2] != self.shape[3]:
             raise SelectionError(
@@ -224,13 +222,13 @@ class AttentionMap(ABC):
     def gated_vecmat(
         self, r: Tensor, *, head_fusion: HeadFusion = "mean", heads: int | Sequence[int] | None = None
     ) -> Tensor:
-        """Return rᵀ(A ⊙ ∂A)⁺ fused over heads, where ∂A is the gradient of what is explained with respect to A.
+        """Return rᵀ(A ⊙ ∂A)⁺ fused over heads, where ∂A is the gradient of the explained number with respect to A.
 
-        ∂A = ∂O Vᵀ is computed in blocks from the gradient of the output, so that nothing of size Q·K is kept.
+        ∂A = ∂O Vᵀ is computed in blocks from the gradient of the output, so nothing of size Q·K is stored.
 
         Args:
             r: One weight per query, (B, Q), or several such vectors, (B, R, Q).
-            head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads, taken of the positive parts.
+            head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads, of the positive parts.
             heads: Head indices; all by default.
 
         Returns:
@@ -242,7 +240,7 @@ class AttentionMap(ABC):
         return self.reduce(r, Gate(head_fusion), heads=heads, whole_rows=False)
 
     def dense(self) -> Tensor:
-        """Return all weights, (B, H, Q, K): memory grows with Q·K, so ask only for what is to be looked at."""
+        """Return all weights, (B, H, Q, K), in memory that grows with Q·K."""
         return self.rows(slice(None))
 
     @abstractmethod
@@ -252,19 +250,19 @@ class AttentionMap(ABC):
     def first(self, examples: int) -> AttentionMap:
         """Return the map of the first examples of the batch."""
         part = self._first(examples)
-        part.take_labels(self)
-        part._watched = self._watched  # what was written into until now stays known
+        part.copy_labels(self)
+        part._watched = self._watched  # keep track of earlier writes
         part.value = None if self.value is None else self.value[:examples]
         part.output_gradient = None if self.output_gradient is None else self.output_gradient[:examples]
         return part
 
-    def take_labels(self, other: AttentionMap) -> None:
-        """Take over what a capture has found out about another map of the same call."""
+    def copy_labels(self, other: AttentionMap) -> None:
+        """Copy what a capture recorded about another map of the same call."""
         self.index, self.follows, self.reads, self.mixed = other.index, other.follows, other.reads, other.mixed
         self._held = other._held
 
     def with_fused_heads(self, head_fusion: HeadFusion, heads: int | Sequence[int] | None = None) -> AttentionMap:
-        """Return the map with its heads fused, where it holds weights of each; a map that holds none stays as it is."""
+        """Return the map with its heads fused if it stores their weights; otherwise the map itself."""
         return self
 
     @abstractmethod
@@ -272,7 +270,7 @@ class AttentionMap(ABC):
         """Return the map of the first examples of the batch."""
 
     def _chosen(self, heads: int | Sequence[int] | None, combine: Combine) -> list[int]:
-        """Return the heads that a combination is to be made of.
+        """Return the indices of the heads to combine.
 
         Raises:
             SelectionError: The map does not have them.
@@ -294,58 +292,58 @@ class AttentionMap(ABC):
         return out
 
     def _of_heads(self, heads: list[int], name: Literal["value", "output_gradient"]) -> Tensor:
-        """Return the values of chosen heads, (B, h, K, d), or the gradient of their output, (B, h, Q, d).
+        """Return the values of selected heads, (B, h, K, d), or the gradient of their output, (B, h, Q, d).
 
         Raises:
             SelectionError: The map does not have them.
-            UnreadableAttentionError: The model has written into the values since.
+            UnreadableAttentionError: The model wrote into the values after the call.
         """
         found: Tensor | None = getattr(self, name)
         if found is None:
-            raise SelectionError(self._why_no_gate())
+            raise SelectionError(self._missing_message())
         if name == "value" and self._held is not None and self._held[0]._version != self._held[1]:
             raise UnreadableAttentionError(
-                f"the model has written into the values of {self.name!r} since it computed this attention, so the "
-                "gradient of the weights can no longer be known. Choose layers= without it, or use method='rollout'."
+                f"the model wrote into the values of {self.name!r} after it computed this attention, so the gradient "
+                "of the weights is lost. Choose layers= without it, or use method='rollout'."
             )
-        group = self.shape[1] // found.shape[1]  # grouped queries: this many heads share a value head
+        group = self.shape[1] // found.shape[1]  # number of heads that share a value head (grouped queries)
         return pick_heads(found, [head // group for head in heads])
 
-    def _why_no_gate(self) -> str:
+    def _missing_message(self) -> str:
         if self.output_gradient is not None:
             return (
-                f"how the weights of {self.name!r} act on values is not known (they were told by register_attention, "
-                "or meet more than the values, such as relative positions), so neither is their gradient. "
+                f"how the weights of {self.name!r} act on values is not known (they come from register_attention, or "
+                "multiply more than the values, such as relative positions), so neither is their gradient. "
                 "Choose layers= without it, or use a method without gradients (raw, rollout)."
             )
         if self.value is not None:
             return (
-                f"no gradient of what is explained has reached {self.name!r}: the model detaches its output, or does "
-                "not use it for this target, or the map was captured by hand. Choose layers= that the gradient "
-                "reaches, or use a method without gradients (raw, rollout)."
+                f"no gradient of the target reaches {self.name!r}: the model detaches its output, or does not use it "
+                "for this target, or the map comes from capture(). Choose layers= that the gradient reaches, or use a "
+                "method without gradients (raw, rollout)."
             )
         return (
-            f"{self.name!r} was captured without its values and the gradient of its output, which methods gated by "
-            "the gradient need; use AttentionAttribution(model, method='relevance')."
+            f"{self.name!r} was captured without its values and the gradient of its output, which gradient-gated "
+            "methods need; use AttentionAttribution(model, method='relevance')."
         )
 
-    def _known(self, product: Tensor) -> Tensor:
-        """Return a product that has a value everywhere.
+    def _checked(self, product: Tensor) -> Tensor:
+        """Return a product, checked for NaN.
 
         Raises:
-            UnreadableAttentionError: It is NaN somewhere, because the scores are.
+            UnreadableAttentionError: It has NaN, because the scores have.
         """
         if bool(product.isnan().any()):
             raise UnreadableAttentionError(
-                f"a product with the attention of {self.name!r} is NaN: the weights that it is to be multiplied with, "
-                "or the scores of a row that counts, are NaN or infinite, or all keys of such a row are masked. Look "
-                "for NaN in the model's parameters and inputs (torch.isfinite), or at its mask."
+                f"a product with the attention of {self.name!r} is NaN: the vector, or the scores of a row with "
+                "non-zero weight, have NaN or infinite values, or all keys of such a row are masked. Check the model's "
+                "parameters, inputs (torch.isfinite) and mask."
             )
         return product
 
 
 def needed_rows(r: Tensor) -> Tensor:
-    """Return the rows on which one of the vectors (B, R, Q) is not zero, ascending."""
+    """Return the rows on which any of the vectors (B, R, Q) is not zero, ascending."""
     return (r != 0).flatten(0, 1).any(dim=0).nonzero().flatten()
 
 
@@ -354,7 +352,7 @@ def _row_index(queries: int | Sequence[int] | slice | Tensor, n_queries: int, na
         return torch.arange(n_queries)[queries]
     index = torch.as_tensor(queries)
     if index.is_floating_point() or index.dtype == torch.bool:
-        raise SelectionError(f"query rows must be integers, but came as {index.dtype}.")
+        raise SelectionError(f"query rows must be integers, but are {index.dtype}.")
     index = index.reshape(-1).to(torch.int64)
     if bool(((index < -n_queries) | (index >= n_queries)).any()):
         raise SelectionError(

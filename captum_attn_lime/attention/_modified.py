@@ -1,4 +1,4 @@
-"""`ModifiedScoreMap`: attention whose scores pass through functions of position, as flex_attention has them."""
+"""`ModifiedScoreMap`: attention whose scores are modified by functions of position, as in flex_attention."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MaskMod = Callable[..., Tensor]
 
 
 class ModifiedScoreMap(ScoreMap):
-    """Attention kept as query and key, with the functions that alter and mask its scores.
+    """Attention stored as query and key, with the functions that modify and mask its scores.
 
     Args:
         query: ``(B, H, Q, d)``.
         key: ``(B, Hk, K, d)`` where Hk divides H.
-        score_mod: Function of a score and its example, head, query and key index that returns the score to use.
-        mask_mod: Function of example, head, query and key index that returns whether the key may be attended to.
+        score_mod: Function of a score and its example, head, query and key index that returns the modified score.
+        mask_mod: Function of example, head, query and key index that returns whether the query may attend to the key.
         scale: Factor on the scores; 1/√d by default.
         name: Module path.
         kind: Kind of the call.
@@ -56,9 +56,9 @@ class ModifiedScoreMap(ScoreMap):
     def __reduce_ex__(self, protocol: Any) -> Any:
         try:
             pickle.dumps((self.score_mod, self.mask_mod))
-        except (pickle.PicklingError, AttributeError, TypeError):  # functions within functions: only what they give
+        except (pickle.PicklingError, AttributeError, TypeError):  # local functions: store their results
             dense = DenseMap(self.dense(), name=self.name, kind=self.kind)
-            dense.take_labels(self)
+            dense.copy_labels(self)
             dense.value, dense.output_gradient = self.value, self.output_gradient
             return copy.copy, (dense,)
         return super().__reduce_ex__(protocol)
@@ -77,21 +77,21 @@ class ModifiedScoreMap(ScoreMap):
             torch.arange(self.shape[3], device=self.device)[block.keys],
         )
         if self.score_mod is not None:
-            scores = _everywhere(self.score_mod, with_score=True)(scores, *where).to(scores.dtype)
+            scores = _vectorised(self.score_mod, with_score=True)(scores, *where).to(scores.dtype)
         if self.mask_mod is not None:
-            allowed = _everywhere(self.mask_mod, with_score=False)(*where)
+            allowed = _vectorised(self.mask_mod, with_score=False)(*where)
             scores = scores.masked_fill(~allowed, -math.inf)
         return scores
 
     def reads_itself(self) -> Tensor:
-        """Return which tokens may attend to themselves, (B, N) of bool, as the mask function says."""
+        """Return which tokens may attend to themselves according to the mask function, (B, N) of bool."""
         self._check_unwritten()
         batch, heads, n, _ = self.shape
         if self.mask_mod is None:
             return torch.ones(batch, n, dtype=torch.bool, device=self.device)
         token = torch.arange(n, device=self.device)
-        own = torch.vmap(lambda b, h, i: self.mask_mod(b, h, i, i), (None, None, 0))  # type: ignore[misc]
-        by_head = torch.vmap(torch.vmap(own, (None, 0, None)), (0, None, None))
+        diagonal = torch.vmap(lambda b, h, i: self.mask_mod(b, h, i, i), (None, None, 0))  # type: ignore[misc]
+        by_head = torch.vmap(torch.vmap(diagonal, (None, 0, None)), (0, None, None))
         examples, all_heads = (torch.arange(k, device=self.device) for k in (batch, heads))
         return by_head(examples, all_heads, token).any(dim=1)
 
@@ -107,11 +107,11 @@ class ModifiedScoreMap(ScoreMap):
         )
 
     def _mean_product(self, r: Tensor) -> None:
-        return None  # no kernel knows the functions
+        return None  # no kernel supports the functions
 
 
-def _everywhere(function: Callable[..., Tensor], *, with_score: bool) -> Callable[..., Tensor]:
-    """Return the function over whole tensors of examples, heads, queries and keys, in place of one index each."""
+def _vectorised(function: Callable[..., Tensor], *, with_score: bool) -> Callable[..., Tensor]:
+    """Return the function vectorised over tensors of examples, heads, queries and keys."""
     lead = (0,) if with_score else ()
     for axis in (3, 2, 1, 0):
         function = torch.vmap(function, (*lead, *(0 if k == axis else None for k in range(4))))

@@ -153,7 +153,7 @@ class OffloadedMap(AttentionMap):
 
     def __init__(self, attention: ScoreMap | DenseMap, place: str | PathLike[str]) -> None:
         super().__init__(attention.shape, name=attention.name, kind=attention.kind, is_causal=attention.is_causal)
-        self.take_labels(attention)
+        self.copy_labels(attention)
         self._device, self._dtype = attention.device, attention.dtype
         folder = None if place == "cpu" else Folder(place)
         self._empty = copy.copy(attention)

@@ -1,4 +1,4 @@
-"""`OneRowMap`: a layer that a model computed for one token only, as an operator over all tokens."""
+"""`OneRowMap`: a layer that a model computes for one token only, as an operator over all tokens."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from captum_attn_lime.attention._map import AttentionMap
 
 
 class OneRowMap(AttentionMap):
-    """A last layer that was computed for the one token that the prediction reads, as a layer over all tokens.
+    """A last layer that was computed only for the one token that the prediction reads, as a layer over all tokens.
 
-    Every row of it is the row that was computed, so its product with weights that are zero on all other tokens is that
-    of the whole layer. A method then goes through it as through any other layer.
+    Every row equals the computed row, so the product with a vector that is zero on all other tokens is that of the
+    whole layer. A method then treats it like any other layer.
 
     Args:
-        inner: The layer's map, of one query.
+        inner: The layer's map, with one query.
 
     Example:
         >>> from captum_attn_lime.attention import DenseMap
@@ -30,7 +30,7 @@ class OneRowMap(AttentionMap):
     def __init__(self, inner: AttentionMap) -> None:
         batch, heads, _, keys = inner.shape
         super().__init__((batch, heads, keys, keys), name=inner.name, kind="self", is_causal=False)
-        self.take_labels(inner)
+        self.copy_labels(inner)
         self._inner = inner
         self.value = inner.value
         if inner.output_gradient is not None:
@@ -39,12 +39,12 @@ class OneRowMap(AttentionMap):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are computed."""
+        """The device on which the weights are computed."""
         return self._inner.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating type of the weights."""
+        """The dtype of the weights."""
         return self._inner.dtype
 
     def reads_itself(self) -> Tensor:

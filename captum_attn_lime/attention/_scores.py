@@ -1,4 +1,4 @@
-"""`ScoreMap`: attention kept as what a fused kernel was given, query, key and masks."""
+"""`ScoreMap`: attention stored as the arguments of a fused kernel: query, key and masks."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from captum_attn_lime.attention._combine import MEAN, Combine
 from captum_attn_lime.attention._fusion import pick_heads
 from captum_attn_lime.attention._map import AttentionKind, AttentionMap, needed_rows
 
-# A few rows are cheaper one by one than a pass of the kernel over all of them: this many times fewer.
+# Rows are computed in blocks, without the kernel, if they are fewer than this fraction of all rows.
 _FEW = 8
-# Tensors are copied out of a storage this many times as large as what is needed of it, unless that is little memory.
+# Tensors are copied if their storage is this many times larger than needed, unless it is small in bytes.
 _WASTED, _LITTLE = 1.25, 2**20
 
 
 class ScoreMap(AttentionMap):
-    """Attention kept as what a fused kernel was given: query, key, masks, scale and causal flag; linear in tokens.
+    """Attention stored as query, key, masks, scale and causal flag, in memory linear in the tokens.
 
     Args:
-        query: ``(B, H, Q, d)``, or ``(B, 1, Q, d)`` where all heads have the same.
+        query: ``(B, H, Q, d)``, or ``(B, 1, Q, d)`` if all heads share it.
         key: ``(B, Hk, K, d)`` where Hk divides H (grouped queries).
-        masks: Each broadcastable to ``(B, H, Q, K)``: boolean (True may be attended to) or added to the scores.
+        masks: Each broadcastable to ``(B, H, Q, K)``: boolean (True for keys to attend to) or added to the scores.
         scale: Factor on the scores; 1/√d by default.
         is_causal: Query i sees keys 0 to i only.
         name: Module path.
         kind: Kind of the call.
-        log_sums: The log-sum-exp of each row's masked scores, ``(B, H, Q)``, where the forward pass has computed it:
-            products then cost one pass over the scores instead of two.
+        log_sums: The log-sum-exp of each row's masked scores, ``(B, H, Q)``, if the forward pass computed it; products
+            then need one pass over the scores instead of two.
 
     Example:
         >>> q = torch.zeros(1, 1, 2, 4)
@@ -73,14 +73,14 @@ class ScoreMap(AttentionMap):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The query's type, or float32 where that is narrower."""
+        """The dtype of the query; at least float32."""
         return torch.promote_types(self.query.dtype, torch.float32)
 
-    def own_memory(self) -> None:
-        """Copy query and key where they are parts of larger tensors, as of a joint projection, and keep those alive."""
+    def compact(self) -> None:
+        """Copy query and key if they keep larger tensors alive, such as a joint projection."""
         of_function = torch._C._functorch.is_functorch_wrapped_tensor
         if of_function(self.query) or of_function(self.key):
-            return  # inside a transform of torch.func tensors have no memory of their own
+            return  # tensors inside a transform of torch.func have no storage
         if max(self.query.untyped_storage().nbytes(), self.key.untyped_storage().nbytes()) <= _LITTLE:
             return
         held: dict[int, int] = {}
@@ -96,15 +96,15 @@ class ScoreMap(AttentionMap):
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
         scores = self._scores(Block(EVERYTHING, queries, EVERYTHING), heads)
         weights = scores.softmax(dim=-1)
-        # A row that may attend to nothing gives 0/0; the kernels give it zeros.
+        # A row without allowed keys is 0/0; the kernels return zeros for it.
         if scores.shape[-1] > 0 and bool((nothing := scores.amax(dim=-1, keepdim=True) == -math.inf).any()):
             weights = weights.masked_fill_(nothing, 0.0)
         return weights.expand(self.shape[0], -1, -1, -1)
 
     def _scores(self, block: Block, heads: list[int]) -> Tensor:
-        """Return the scores of a block and of chosen heads with all masks applied, (b, h, q, k)."""
+        """Return the masked scores of a block for selected heads, (b, h, q, k)."""
         rows, every = rows_of(block.queries), heads == list(range(self.shape[1]))
-        group = self.shape[1] // self.key.shape[1]  # grouped queries: this many heads share a key head
+        group = self.shape[1] // self.key.shape[1]  # number of heads that share a key head (grouped queries)
         query = examples_of(self.query, block.examples)[:, :, rows]
         q = pick_heads(query, heads).to(self.dtype) * self.scale  # (b, h, q, d)
         key = examples_of(self.key, block.examples)[:, :, block.keys]
@@ -138,7 +138,7 @@ class ScoreMap(AttentionMap):
             yield part, self._scores(part, heads).sub_(of_rows).exp_()
 
     def reads_itself(self) -> Tensor:
-        """Return which tokens may attend to themselves, (B, N) of bool, as the masks say."""
+        """Return which tokens may attend to themselves according to the masks, (B, N) of bool."""
         self._check_unwritten()
         return masks.own_keys(self.masks, self.shape[0], self.shape[2], self.device)
 
@@ -160,7 +160,7 @@ class ScoreMap(AttentionMap):
         return super()._reduce(r, heads, combine, whole_rows=whole_rows) if product is None else product
 
     def _mean_product(self, r: Tensor) -> Tensor | None:
-        """Return rᵀA with the mean over all heads by a kernel; None where blocks are cheaper, or no kernel has it."""
+        """Return rᵀA with the mean over all heads, from a kernel; None if blocks are cheaper or no kernel applies."""
         if len(needed_rows(r)) * _FEW < self.shape[2] or r.shape[1] > self.query.shape[-1]:
             return None
         if self.device.type != "cpu":

@@ -16,21 +16,21 @@ from captum_attn_lime.errors import InputError
 
 
 class WindowedMap(AttentionMap):
-    """Attention of windows, (windows, H, w, w), seen as (B, H, N, N): zero between tokens of different windows.
+    """Attention within windows, (windows, H, w, w), as (B, H, N, N): zero between tokens of different windows.
 
-    What is kept and computed is the windows' own attention, so memory and time grow with N·w, not with N².
-    A place of a window may hold no token, as where the grid of tokens was padded to whole windows. The weight that
-    tokens give to such places is given to nothing: their rows then sum to less than 1.
+    Only the attention within the windows is stored and computed, so memory and time grow with N·w, not with N².
+    A position of a window may have no token, if the grid of tokens was padded to whole windows. The weight on such
+    positions is dropped, so rows of their window sum to less than 1.
 
     Args:
         inner: The windows' attention, (windows, H, w, w).
-        token: Which token each place of each window holds, (windows, w): example · N + token, or -1 for none. Each
-            token of each example stands in one place, and a window holds tokens of one example.
+        token: The token at each position of each window, (windows, w): example · N + token, or -1 for none. Each token
+            of each example has one position, and a window has tokens of one example.
         examples: Number of examples B.
         name: Module path; by default the inner map's.
 
     Raises:
-        InputError: The index does not fit the inner map, or tokens are missing or doubled.
+        InputError: The index does not fit the inner map, or tokens are missing or duplicated.
 
     Example:
         >>> from captum_attn_lime.attention import DenseMap
@@ -45,8 +45,8 @@ class WindowedMap(AttentionMap):
         windows, heads, width, keys = inner.shape
         if tuple(token.shape) != (windows, width) or keys != width:
             raise InputError(
-                f"windows of shape {inner.shape} need one token for each of their places, shape {(windows, width)}, "
-                f"but the index has shape {tuple(token.shape)}."
+                f"windows of shape {inner.shape} need one token for each position, shape {(windows, width)}, but the "
+                f"index has shape {tuple(token.shape)}."
             )
         token = token.to(inner.device)
         slot = _slots(token, examples)
@@ -55,7 +55,7 @@ class WindowedMap(AttentionMap):
         super().__init__((examples, heads, n, n), name=inner.name if name is None else name, kind=kind, is_causal=False)
         self.inner = inner
         self.token = token  # (windows, w): example * N + token, -1 for none
-        self._slot = slot  # (B, N): window * w + place
+        self._slot = slot  # (B, N): window * w + position
         self._watch()
 
     @property
@@ -65,14 +65,14 @@ class WindowedMap(AttentionMap):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the windows' attention."""
+        """The dtype of the windows' attention."""
         return self.inner.dtype
 
     def _check_unwritten(self) -> None:
         self.inner._check_unwritten()
 
     def of_places(self, x: Tensor) -> Tensor:
-        """Return what each token's place holds, (B, H, N, d), of a tensor over the windows, (windows, H, w, d)."""
+        """Return a tensor over the windows, (windows, H, w, d), as a tensor over the tokens, (B, H, N, d)."""
         windows, heads, width = x.shape[:3]
         by_place = x.transpose(1, 2).reshape(windows * width, heads, -1)
         return by_place[self._slot].transpose(1, 2)
@@ -87,12 +87,12 @@ class WindowedMap(AttentionMap):
         return WindowedMap(self.inner, token, examples=examples, name=self.name)
 
     def with_fused_heads(self, head_fusion: HeadFusion, heads: int | Sequence[int] | None = None) -> AttentionMap:
-        """Return the map with the windows' weights fused over heads, where they were kept."""
+        """Return the map with the windows' weights fused over heads, if they are stored."""
         inner = self.inner.with_fused_heads(head_fusion, heads)
         if inner is self.inner:
             return self
         fused = WindowedMap(inner, self.token, examples=self.shape[0], name=self.name)
-        fused.take_labels(self)
+        fused.copy_labels(self)
         return fused
 
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
@@ -104,7 +104,7 @@ class WindowedMap(AttentionMap):
         window = slot // width
         weights = inner.transpose(1, 2)[window, which]  # (B, q, h, w)
         keys = self._keys_within_example()[window].unsqueeze(2).expand_as(weights)  # (B, q, h, w)
-        # Places without a token are laid on a column behind the last token, which is then cut off.
+        # Positions without a token are scattered to an extra last column, which is then removed.
         out = weights.new_zeros(batch, len(queries), len(heads), n + 1).scatter_(3, keys, weights)
         return out[..., :n].transpose(1, 2)
 
@@ -122,32 +122,32 @@ class WindowedMap(AttentionMap):
         def of_tokens(block: WeightBlock) -> Tensor:
             return combine(replace(block, weights=block.weights * held[block.examples, None, None, block.keys]))
 
-        # A key without a token is dropped from the product. Only in a combination of whole rows it would count.
+        # Keys without a token are dropped from the product. They matter only to a combination of whole rows.
         combined = of_tokens if whole_rows and not bool(held.all()) else combine
         return self._from_windows(inner._reduce(self._to_windows(r), heads, combined, whole_rows=whole_rows))
 
     def _to_windows(self, r: Tensor) -> Tensor:
-        """Return vectors over tokens, (B, R, N), as vectors over the places of each window, (windows, R, w)."""
+        """Return vectors over tokens, (B, R, N), as vectors over the positions of each window, (windows, R, w)."""
         return self._at_places(r[..., None]).squeeze(-1)
 
     def _from_windows(self, passed: Tensor) -> Tensor:
-        """Return what each token's place holds, (B, R, N), of vectors over the windows, (windows, R, w)."""
+        """Return vectors over the windows, (windows, R, w), as vectors over the tokens, (B, R, N)."""
         return self.of_places(passed[..., None]).squeeze(-1)
 
     def _at_places(self, x: Tensor) -> Tensor:
-        """Return what each place's token holds, (windows, h, w, d), of (B, h, N, d); zero for empty places."""
+        """Return a tensor over the tokens, (B, h, N, d), as (windows, h, w, d); zero at positions without a token."""
         by_token = x.transpose(1, 2).flatten(0, 1)  # (B * N, h, d)
         held = (self.token >= 0)[..., None, None]
         return torch.where(held, by_token[self.token.clamp(min=0)], 0.0).transpose(1, 2)
 
     def _keys_within_example(self) -> Tensor:
-        """Return the token in its example that each place holds, (windows, w); N for none."""
+        """Return the token (within its example) at each position, (windows, w); N for none."""
         n = self.shape[2]
         return torch.where(self.token >= 0, self.token % n, n)
 
 
 def _slots(token: Tensor, examples: int) -> Tensor:
-    """Return the place that holds each token, (B, N); the inverse of an index (windows, w)."""
+    """Return the position of each token, (B, N): the inverse of an index (windows, w)."""
     held = token >= 0
     total = int(held.sum())
     n = total // examples if examples > 0 else 0
@@ -162,8 +162,8 @@ def _slots(token: Tensor, examples: int) -> Tensor:
     )
     if not whole:
         raise InputError(
-            f"the places of {token.shape[0]} windows hold {total} tokens for {examples} examples; each token of each "
-            "example must stand in one place, and a window must hold tokens of one example."
+            f"{token.shape[0]} windows have {total} tokens for {examples} examples; each token of each example must "
+            "have one position, and a window must have tokens of one example."
         )
     slot = torch.empty(total, dtype=torch.int64, device=token.device)
     slot[flat[places]] = places

@@ -1,4 +1,4 @@
-"""Attention behind generated text."""
+"""Attention attributions for generated text."""
 
 from captum_attn_lime.generation._attribution import GenerationAttribution, GenerationAttributionResult
 

@@ -1,4 +1,4 @@
-"""`GenerationAttribution`: attention behind generated text, one row per generated token, in Captum's form for it."""
+"""`GenerationAttribution`: attention for generated text, one row per generated token, as a Captum result."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ from captum_attn_lime.methods import Method, get_method
 
 
 class GenerationAttributionResult(LLMAttributionResult):  # type: ignore[misc]
-    """Captum's result for generated text, and what the generated tokens draw from each other.
+    """Captum's result for generated text, with the attention among the generated tokens.
 
-    A generated token attends to the tokens generated before it too. Captum's form has no columns for them, so the rows
-    of ``token_attr`` sum to less than one; the rest is in ``output_attr``.
+    A generated token also attends to the tokens generated before it. Captum's result has no columns for them, so the
+    rows of ``token_attr`` sum to less than one; the rest is in ``output_attr``.
 
     Attributes:
         input_tokens: Names of the input's tokens or segments.
         output_tokens: Names of the generated tokens.
         seq_attr: The mean of the rows of ``token_attr``, (inputs,).
-        token_attr: What each generated token draws from each input token, (outputs, inputs).
-        output_attr: What each generated token draws from each generated token, (outputs, outputs); zero from itself on.
-        full_attr: Both side by side, (outputs, inputs + outputs). For raw attention and rollout (head mean) of a
-            decoder its rows sum to 1, unless ``inp`` skips tokens. For an encoder-decoder model the two parts are two
-            attentions, over the input and over the output, and each has a sum of its own.
-        inp: The interpretable input, where one was given.
+        token_attr: Attention of each generated token to each input token, (outputs, inputs).
+        output_attr: Attention of each generated token to each generated token, (outputs, outputs); zero for the token
+            itself and later ones.
+        full_attr: Both concatenated, (outputs, inputs + outputs). For raw attention and rollout (head mean) of a
+            decoder its rows sum to 1, unless ``inp`` skips tokens. For an encoder-decoder model the two parts are
+            separate attentions, over the input and over the output, with separate sums.
+        inp: The interpretable input; None if the prompt was a text.
     """
 
     def __init__(
@@ -64,23 +65,23 @@ class GenerationAttributionResult(LLMAttributionResult):  # type: ignore[misc]
 
     @property
     def full_attr(self) -> Tensor:
-        """What each generated token draws from all tokens, (outputs, inputs + outputs)."""
+        """Attention of each generated token to all tokens, (outputs, inputs + outputs)."""
         return torch.cat([self.token_attr, self.output_attr], dim=1)
 
 
 class GenerationAttribution(Attribution):  # type: ignore[misc]
-    """Attention behind generated text: for each generated token, where the model looked when it wrote that token.
+    """Attention for generated text: for each generated token, the attention with which the model predicted it.
 
-    The model generates as it always does, without being watched. Then one forward pass over the prompt and what was
-    generated is captured; the row of a generated token is that of the position before it, which predicted it. For a
-    causal model this is the attention that each step of the generation computed.
+    The model generates as usual, without a capture. Then one forward pass over the prompt and the generated text is
+    captured; the row of a generated token is that of the position before it, which predicted it. For a causal model
+    this is the attention that each generation step computed.
 
-    Encoder-decoder models (T5, BART, Marian): the rows are cross-attention over the input (raw attention only), and
+    For encoder-decoder models (T5, BART, Marian) the rows are cross-attention over the input (raw attention only), and
     ``layers`` counts the cross-attention layers; ``output_attr`` is from the self-attention before each of them.
 
     Args:
-        attribution: Raw attention, rollout or a function of yours over the language model itself, with the layers to
-            use. Methods that depend on the class are refused.
+        attribution: Raw attention, rollout or a custom method on the language model, with the layers to use. Methods
+            that depend on the class raise an error.
         tokenizer: The model's tokenizer, as for Captum's ``LLMAttribution``, or a ``WordTokenizer``.
 
     Example:
@@ -106,14 +107,14 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
         if not isinstance(attribution, AttentionAttribution):
             raise InputError(
                 f"attribution must be an AttentionAttribution, but is {type(attribution).__name__}; pass "
-                "AttentionAttribution(model, method='raw'). Captum's own methods go with captum.attr.LLMAttribution."
+                "AttentionAttribution(model, method='raw'). For Captum's methods use captum.attr.LLMAttribution."
             )
         if not callable(getattr(tokenizer, "encode", None)) or not callable(
             getattr(tokenizer, "convert_ids_to_tokens", None)
         ):
             raise TokenizerError(
-                f"{type(tokenizer).__name__} is no tokenizer with encode and convert_ids_to_tokens; pass the model's "
-                "HuggingFace tokenizer, or a WordTokenizer."
+                f"{type(tokenizer).__name__} is not a tokenizer with encode and convert_ids_to_tokens; pass the "
+                "model's HuggingFace tokenizer, or a WordTokenizer."
             )
         self.attribution = attribution
         self.tokenizer = tokenizer
@@ -127,7 +128,7 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
 
     @property
     def forward_func(self) -> Any:
-        """The language model: that of ``attribution``."""
+        """The language model of ``attribution``."""
         return self.attribution.forward_func
 
     @forward_func.setter
@@ -135,17 +136,17 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
         self.attribution.forward_func = model
 
     def _check_attribution(self) -> None:
-        """Raise where the attribution, whose options are read when they are used, does not go with generated text."""
+        """Raise if the attribution, whose options may have changed, does not support generated text."""
         attribution = self.attribution
         if not isinstance(attribution.forward_func, nn.Module):
             raise InputError(
-                f"attribution runs a {type(attribution.forward_func).__name__}; text is generated with the language "
-                "model itself: pass AttentionAttribution(model)."
+                f"attribution runs a {type(attribution.forward_func).__name__}, but text is generated with the "
+                "language model: pass AttentionAttribution(model)."
             )
         if attribution.uses_target:
             raise InputError(
-                f"{get_method(attribution.method)!r} depends on the class that is explained, and each generated token "
-                "is a class of its own; use 'raw' or 'rollout'."
+                f"{get_method(attribution.method)!r} depends on the class, and each generated token is a different "
+                "class; use 'raw' or 'rollout'."
             )
 
     @log_usage()  # type: ignore[untyped-decorator]
@@ -159,18 +160,19 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
         """Return one row of attention per generated token.
 
         Args:
-            inp: The prompt: a text, a ``captum.attr.TextTokenInput`` (the tokens it skips get no column) or a
-                ``captum.attr.TextTemplateInput`` (one column per segment; what is between them gets none).
-            target: What the model is taken to have written: a text (encoded without special tokens, its leading space
-                included) or token ids; None to let it generate.
+            inp: The prompt: a text, a ``captum.attr.TextTokenInput`` (skipped tokens get no column) or a
+                ``captum.attr.TextTemplateInput`` (one column per segment; text between segments gets none).
+            target: The text to explain: a string (encoded without special tokens, with its leading space) or token ids;
+                None to generate it.
             gen_args: Arguments of ``model.generate``; by default greedy, at most 25 tokens, as in Captum.
 
         Raises:
             TextError: The prompt is empty.
-            InputError: A prompt with padding or of an unknown kind, a model in training mode, several sequences.
-            TargetError: An empty target or ids the model does not have; no target for a model that cannot generate.
+            InputError: The prompt has padding or is of an unsupported type, the model is in training mode, or several
+                sequences were generated.
+            TargetError: The target is empty or has unknown ids, or is missing for a model that cannot generate.
             AttentionKindError: Rollout of an encoder-decoder model, or attention that is not over the tokens.
-            SelectionError: A layer or head the model does not have.
+            SelectionError: The model does not have a selected layer or head.
         """
         self._check_attribution()
         if self._language_model.module is not self.forward_func:
@@ -182,7 +184,7 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
         if target is None:
             start, written = model.generate(prompt.ids, gen_args)
         elif gen_args is not None:
-            raise InputError("gen_args say how to generate, but a target is given; pass one of the two.")
+            raise InputError("gen_args and target are both given, but a target needs no generation; pass one of them.")
         else:
             start, written = model.start(), self._target_ids(target, model)
         rows = self._encoder_decoder if model.is_encoder_decoder else self._decoder
@@ -206,20 +208,18 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
         if ids.dim() == 2 and len(ids) == 1:
             ids = ids[0]
         if ids.numel() == 0:
-            raise TargetError("the target has no token; pass the text that the model wrote, or None to let it write.")
+            raise TargetError("the target has no token; pass the generated text, or None to generate it.")
         if ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
             raise TargetError(f"target {target!r} is neither a text nor one sequence of token ids.")
         known = model.vocabulary
         if int(ids.min()) < 0 or (known is not None and int(ids.max()) >= known):
-            raise TargetError(
-                f"target {ids.tolist()} holds ids that the model does not have (0 to {(known or 0) - 1})."
-            )
+            raise TargetError(f"target {ids.tolist()} has ids outside the vocabulary (0 to {(known or 0) - 1}).")
         return ids.to(model.device, torch.int64)
 
     def _decoder(self, model: LanguageModel, prompt: Prompt, _: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the generated tokens draw from the prompt, (T, P), and from each other, (T, T)."""
+        """Return the scores of the prompt's tokens, (T, P), and of the generated tokens, (T, T)."""
         n_in, n_out = prompt.ids.shape[1], len(written)
-        # The last token is read by nothing that was generated.
+        # No generated token attends to the last one.
         ids = torch.cat([prompt.ids[0].to(written), written[:-1]])[None]
         run = self._run(ids)
         layers = self._select(run)
@@ -227,8 +227,8 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
             _require_shape(attention, ids.shape[1], ids.shape[1])
             if ids.shape[1] > 1 and not looks_causal(attention):
                 raise AttentionKindError(
-                    f"{attention.name!r} attends to tokens behind each token, so {type(model.module).__name__} does "
-                    "not write word by word; explain its prediction with AttentionAttribution."
+                    f"{attention.name!r} attends to later tokens, so {type(model.module).__name__} does not generate "
+                    "token by token; explain its prediction with AttentionAttribution."
                 )
         method = get_method(self.attribution.method)
         if not method.last_layer_only:
@@ -239,15 +239,14 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
     def _encoder_decoder(
         self, model: LanguageModel, prompt: Prompt, start: Tensor, written: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return cross-attention over the input, (T, P), and self-attention over what was generated, (T, T)."""
+        """Return cross-attention over the input, (T, P), and self-attention over the generated tokens, (T, T)."""
         n_in, n_out = prompt.ids.shape[1], len(written)
         run = self._run(prompt.ids, torch.cat([start, written[:-1]])[None])
-        seen = run.calls
-        cross = [m for m in seen if m.kind == "cross" and m.shape[2:] == (n_out, n_in)]
+        cross = [m for m in run.calls if m.kind == "cross" and m.shape[2:] == (n_out, n_in)]
         if not cross:
             raise AttentionKindError(
-                f"no cross-attention of {n_out} generated over {n_in} input tokens was seen in "
-                f"{type(model.module).__name__}; seen were {', '.join(map(repr, seen))}."
+                f"{type(model.module).__name__} has no cross-attention of {n_out} generated over {n_in} input tokens; "
+                f"its attention calls are {', '.join(map(repr, run.calls))}."
             )
         chosen = self._select(replace(run, maps=cross))
         for attention in chosen:
@@ -255,19 +254,19 @@ class GenerationAttribution(Attribution):  # type: ignore[misc]
         method = get_method(self.attribution.method)
         positions = torch.arange(n_out)
         from_input = self._rows(method, chosen, positions)
-        # A decoder's layer reads its own tokens first; the encoder's layers are not among what the queries passed.
-        own = [
-            [m for m in seen if m.kind == "self" and m.index in layer.follows and m.shape[2:] == (n_out, n_out)]
+        # The decoder's self-attention before each cross-attention; `follows` does not include the encoder's layers.
+        decoder = [
+            [m for m in run.calls if m.kind == "self" and m.index in layer.follows and m.shape[2:] == (n_out, n_out)]
             for layer in chosen
         ]
-        before = [layers[-1] for layers in own if layers]
+        before = [layers[-1] for layers in decoder if layers]
         if not before:
             return from_input, from_input.new_zeros(n_out, n_out)
         from_output = self._rows(method, before, positions)
         return from_input, nn.functional.pad(from_output[:, 1:], (0, 1))  # without the start token's column
 
     def _run(self, *ids: Tensor) -> ForwardPass:
-        """Return a captured pass; the position before each generated token is its query, so no readout is needed."""
+        """Return a captured pass, without a readout: the query of a generated token is the position before it."""
         return self._explained.run(ids, request=Request(readout=False, keep=Keep(offload=self.attribution.offload)))
 
     def _select(self, run: ForwardPass) -> list[AttentionMap]:
@@ -286,6 +285,6 @@ def _require_shape(attention: AttentionMap, queries: int, keys: int) -> None:
         if attention.shape[0] != 1:
             found += f" in {attention.shape[0]} groups"
         raise SelectionError(
-            f"attention {attention.name!r} has {found}; rows of generated tokens need {queries} and {keys}, one per "
-            "token. Choose layers= over the tokens."
+            f"attention {attention.name!r} has {found}, but rows of generated tokens need {queries} and {keys}, one "
+            "per token. Choose layers= over the tokens."
         )

@@ -1,4 +1,4 @@
-"""`LanguageModel`: a model that writes text, and the logits that it gives to a text."""
+"""`LanguageModel`: text generation and logits of a language model."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch import Tensor, nn
 from captum_attn_lime.adapters._model_config import position_limit
 from captum_attn_lime.errors import InputError, TargetError
 
-# What Captum's LLMAttribution generates with where nothing else is asked for.
+# The default of Captum's LLMAttribution.
 GREEDY: Mapping[str, Any] = {"max_new_tokens": 25, "do_sample": False, "temperature": None, "top_p": None}
 
 
 class LanguageModel:
-    """What a language model is asked for: text, and logits."""
+    """A language model, wrapped for generation and for logits of a text."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def check_mode(self) -> None:
-        """Raise where the model is in training mode."""
+        """Raise if the model is in training mode."""
         if self.module.training:
             name = type(self.module).__name__
             raise InputError(f"{name} is in training mode, where its dropout is random; call .eval().")
 
     @property
     def is_encoder_decoder(self) -> bool:
-        """Whether the model reads the prompt by an encoder."""
+        """Whether an encoder processes the prompt."""
         return bool(getattr(getattr(self.module, "config", None), "is_encoder_decoder", False))
 
     @property
@@ -46,12 +46,12 @@ class LanguageModel:
 
     @property
     def vocabulary(self) -> int | None:
-        """The number of token ids, where the model says so."""
+        """The number of token ids; None if unknown."""
         find = getattr(self.module, "get_input_embeddings", None)
         return getattr(find(), "num_embeddings", None) if callable(find) else None
 
     def start(self) -> Tensor:
-        """Return the token that a decoder starts from, (1,); empty for a model without an encoder."""
+        """Return the decoder's start token, (1,); empty for a model without an encoder."""
         if not self.is_encoder_decoder:
             return torch.zeros(0, dtype=torch.int64, device=self.device)
         for config in (getattr(self.module, "generation_config", None), self.module.config):
@@ -59,24 +59,24 @@ class LanguageModel:
             if isinstance(found, int):
                 return torch.tensor([found], device=self.device)
         raise InputError(
-            f"{type(self.module).__name__} does not say from which token its decoder starts; set "
+            f"the start token of the decoder of {type(self.module).__name__} is unknown; set "
             "model.config.decoder_start_token_id."
         )
 
     def generate(self, ids: Tensor, gen_args: Mapping[str, Any] | None) -> tuple[Tensor, Tensor]:
-        """Return what the decoder started from and what was generated, (T,)."""
+        """Return the decoder's start token and the generated ids, (T,)."""
         if not callable(getattr(self.module, "generate", None)):
-            raise TargetError(f"{type(self.module).__name__} has no generate(); pass the text it wrote as target=.")
+            raise TargetError(f"{type(self.module).__name__} has no generate(); pass the generated text as target=.")
         ids = ids.to(self.device)
         with torch.no_grad(), self._within_positions(ids.shape[1]):
             made = self.module.generate(**self._inputs(ids), **(GREEDY if gen_args is None else gen_args))  # type: ignore[operator]
         sequences = getattr(made, "sequences", made)
         if len(sequences) != 1:
-            raise InputError(f"{len(sequences)} sequences were generated; one is explained: num_return_sequences=1.")
+            raise InputError(f"{len(sequences)} sequences were generated; set num_return_sequences=1.")
         n = 1 if self.is_encoder_decoder else ids.shape[1]
         if not self.is_encoder_decoder and not torch.equal(sequences[0, :n], ids[0]):
             raise InputError(
-                "what was generated does not begin with the prompt, so its tokens cannot be separated from it."
+                "the generated sequence does not begin with the prompt, so its tokens cannot be separated from it."
             )
         if sequences.shape[1] == n:
             raise TargetError("nothing was generated; raise max_new_tokens in gen_args, or pass a target.")
@@ -103,7 +103,7 @@ class LanguageModel:
 
     @contextmanager
     def _within_positions(self, n: int) -> Iterator[None]:
-        """Say that a text is too long where the model fails over its positions."""
+        """Raise a clear error if the model fails because a text is longer than its positions."""
         try:
             yield
         except IndexError as error:

@@ -1,4 +1,4 @@
-"""A prompt as token ids, and which of its tokens belong to which of the input's features."""
+"""`Prompt`: the token ids of a prompt, and the features that its tokens belong to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_attn_lime.adapters.text._tokenize import Tokenizing
 from captum_attn_lime.errors import InputError, TextError
 
-# Characters that stand for a template's values: of a private plane, where no text has any.
+# Placeholders for a template's values, from a private plane of Unicode that no text uses.
 _MARK = 0xF0000
 
 
@@ -25,8 +25,8 @@ class Prompt:
     Attributes:
         ids: Token ids, (1, P).
         names: Name of each feature.
-        shares: Share of each token in each interpretable feature, (P, F); None where the tokens are the features.
-        inp: Captum's interpretable input, if the prompt was one.
+        shares: Share of each token in each interpretable feature, (P, F); None if the tokens are the features.
+        inp: Captum's interpretable input; None for a text.
     """
 
     ids: Tensor
@@ -35,18 +35,18 @@ class Prompt:
     inp: Any = None
 
     def by_feature(self, rows: Tensor) -> Tensor:
-        """Return scores of tokens (T, P) as scores of the features."""
+        """Return the scores of the features, from scores of the tokens (T, P)."""
         if self.shares is None:
             return rows
         return self.inp.format_attr(rows @ self.shares.to(rows))  # type: ignore[no-any-return]
 
 
 def read_prompt(inp: Any, tokenizer: Any) -> Prompt:
-    """Return the prompt of a text or of one of Captum's text inputs.
+    """Return the prompt for a text or one of Captum's text inputs.
 
     Raises:
         TextError: The prompt is empty.
-        InputError: It is of another kind, or holds padding.
+        InputError: It is of another type, or has padding.
     """
     if isinstance(inp, str):
         ids = torch.tensor([encode(tokenizer, inp, special=True)], dtype=torch.int64)
@@ -59,15 +59,15 @@ def read_prompt(inp: Any, tokenizer: Any) -> Prompt:
         prompt, text = Prompt(inp.inp_tensor, list(inp.values), shares, inp), None
     elif isinstance(inp, TextTemplateInput):
         text = inp.to_model_input()
-        prompt = _of_template(inp, text, tokenizer)
+        prompt = _from_template(inp, text, tokenizer)
     else:
         raise InputError(
-            f"the prompt came as {type(inp).__name__}; one text, a captum.attr.TextTokenInput or a "
-            "captum.attr.TextTemplateInput is needed."
+            f"the prompt is a {type(inp).__name__}, but must be one text, a captum.attr.TextTokenInput or a "
+            "captum.attr.TextTemplateInput."
         )
     if prompt.ids.numel() == 0 or (text is not None and not text.strip()):
         raise TextError("the prompt is empty; there is no token to attribute to.")
-    _refuse_padding(prompt.ids, tokenizer)
+    _check_no_padding(prompt.ids, tokenizer)
     return prompt
 
 
@@ -78,7 +78,7 @@ def encode(tokenizer: Any, text: str, *, special: bool = False, is_target: bool 
         tokenizer: A HuggingFace tokenizer, or another with ``encode(text)``.
         text: The text.
         special: Whether the tokenizer adds its special tokens.
-        is_target: Whether it is what an encoder-decoder model writes, for which some tokenizers have another side.
+        is_target: Whether it is the output of an encoder-decoder model, which some tokenizers encode differently.
     """
     if "add_special_tokens" not in inspect.signature(tokenizer.encode).parameters:
         ids = tokenizer.encode(text)
@@ -90,34 +90,33 @@ def encode(tokenizer: Any, text: str, *, special: bool = False, is_target: bool 
 
 
 def token_names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Return what each token says; as the tokenizer writes it where that is nothing, or a part of a character."""
+    """Return the text of each token, or the tokenizer's name for it if that is empty or a partial character."""
     raw = [str(token) for token in tokenizer.convert_ids_to_tokens(list(ids))]
     if not callable(getattr(tokenizer, "decode", None)):
         return raw
-    said = [str(tokenizer.decode([i])).strip().replace("\n", "\\n") for i in ids]
-    return [token if not text or "\ufffd" in text else text for text, token in zip(said, raw, strict=True)]
+    texts = [str(tokenizer.decode([i])).strip().replace("\n", "\\n") for i in ids]
+    return [token if not text or "\ufffd" in text else text for text, token in zip(texts, raw, strict=True)]
 
 
-def _refuse_padding(ids: Tensor, tokenizer: Any) -> None:
-    """Raise for padding tokens: a single prompt needs none, and they would be read as text."""
+def _check_no_padding(ids: Tensor, tokenizer: Any) -> None:
+    """Raise for padding tokens: a single prompt needs none, and the model would treat them as text."""
     pad, *others = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
     if pad is None or pad in others:
-        return  # the same id has a meaning of its own
+        return  # the id has another meaning
     places = (ids[0] == pad).nonzero().flatten().tolist()
     if places:
         raise InputError(
-            f"the prompt has padding tokens (id {pad}) at positions {places}; a single prompt needs no padding: encode "
-            "it without."
+            f"the prompt has padding tokens (id {pad}) at positions {places}; encode a single prompt without padding."
         )
 
 
-def _of_template(inp: Any, text: str, tokenizer: Any) -> Prompt:
-    """Return a template's prompt; a token belongs to the segments whose characters it covers."""
+def _from_template(inp: Any, text: str, tokenizer: Any) -> Prompt:
+    """Return the prompt of a template; a token belongs to the segments whose characters it covers."""
     found = Tokenizing(tokenizer, None, types=False).tokens(text)
     if found.cut:
         raise InputError(
-            f"the prompt has {found.cut} tokens more than the tokenizer takes ({len(found.ids)}); shorten it, or raise "
-            "tokenizer.model_max_length."
+            f"the prompt has {found.cut} tokens more than the tokenizer's limit of {len(found.ids)}; shorten it, or "
+            "raise tokenizer.model_max_length."
         )
     covered = torch.zeros(len(found.ids), inp.n_itp_features)
     segments = _segments(inp, text)
@@ -130,7 +129,7 @@ def _of_template(inp: Any, text: str, tokenizer: Any) -> Prompt:
 
 
 def _segments(inp: Any, text: str) -> list[tuple[int, int, int]]:
-    """Return where the template has put its values: index of the value, start and end in the text."""
+    """Return the positions of the template's values: index of the value, start and end in the text."""
     marks = [chr(_MARK + i) for i in range(len(inp.values))]
     marked = inp.format_fn(**dict(zip(inp.dict_keys, marks, strict=True))) if inp.dict_keys else inp.format_fn(*marks)
     places, built = [], ""
@@ -142,7 +141,7 @@ def _segments(inp: Any, text: str) -> list[tuple[int, int, int]]:
         built += character
     if built != text:
         raise InputError(
-            "the template alters its values, so the tokens of each cannot be found; use a template that puts them in "
-            "as they are, or a TextTokenInput."
+            "the template alters its values, so their tokens cannot be found; use a template that inserts them "
+            "unchanged, or a TextTokenInput."
         )
     return places

@@ -1,4 +1,4 @@
-"""`SharedMap`: one example's attention map, asked by many queries at once."""
+"""`SharedMap`: one example's attention map, repeated for a batch of queries."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from captum_attn_lime.attention import AttentionMap, Combine
 
 
 class SharedMap(AttentionMap):
-    """One example's map that many queries ask at once: each attention row is computed once for all of them."""
+    """One example's map repeated n times, for n queries: each attention row is computed once for all of them."""
 
     def __init__(self, inner: AttentionMap, n: int) -> None:
         shape = (n, *inner.shape[1:])
         super().__init__(shape, name=inner.name, kind=inner.kind, is_causal=inner.is_causal)
-        self.take_labels(inner)
+        self.copy_labels(inner)
         self._inner = inner
         self._watch()
 

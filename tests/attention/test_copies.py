@@ -92,7 +92,7 @@ def test_what_was_written_into_is_known_to_copies_too():
         if tensor is not None:
             tensor.add_(1.0)
             for copied in COPIES.values():
-                with pytest.raises(UnreadableAttentionError, match="written into"):
+                with pytest.raises(UnreadableAttentionError, match="wrote into"):
                     copied(attention).rows(0)
         for name in ("pickle", "deepcopy"):
             fresh[name].rows(0)

@@ -81,7 +81,7 @@ def test_values_that_all_examples_share_are_shared():
     ("missing", "told"),
     [
         (["value"], "how the weights of .* act on values is not known"),
-        (["output_gradient"], "no gradient of what is explained has reached"),
+        (["output_gradient"], "no gradient of the target reaches"),
         (["value", "output_gradient"], "captured without its values and the gradient"),
     ],
 )

@@ -106,7 +106,7 @@ def test_the_model_may_write_into_what_was_moved_but_not_into_masks(where, tmp_p
     assert torch.equal(attention.dense(), before)
     mask += 1
     for ask in (attention.dense, lambda: attention.vecmat(torch.ones(1, 6))):
-        with pytest.raises(UnreadableAttentionError, match=r"written into .* of 'a\.b'"):
+        with pytest.raises(UnreadableAttentionError, match=r"wrote into .* of 'a\.b'"):
             ask()
 
 
@@ -214,7 +214,7 @@ def test_copies_know_what_was_written_into_the_mask(tmp_path):
     before = pickle.loads(pickle.dumps(attention))
     mask += 1
     assert torch.equal(before.dense(), copy.deepcopy(before).dense())
-    with pytest.raises(UnreadableAttentionError, match="written into"):
+    with pytest.raises(UnreadableAttentionError, match="wrote into"):
         copy.deepcopy(attention).dense()
 
 

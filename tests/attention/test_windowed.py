@@ -110,7 +110,7 @@ def test_padded_tokens_are_those_of_the_windows():
 )
 def test_an_index_that_does_not_fit_is_refused(index, examples):
     inner = DenseMap(torch.full((2, 1, 2, 2), 0.5), kind="self")
-    with pytest.raises(InputError, match=r"one place|places"):
+    with pytest.raises(InputError, match=r"one position|each position"):
         WindowedMap(inner, torch.tensor(index), examples=examples)
 
 
@@ -138,5 +138,5 @@ def test_rows_and_queries_are_checked_and_writing_is_noticed():
         attention.reads_itself,
         lambda: attention.vecmat(torch.ones(1, 2)),
     ):
-        with pytest.raises(UnreadableAttentionError, match="written"):
+        with pytest.raises(UnreadableAttentionError, match="wrote"):
             verb()

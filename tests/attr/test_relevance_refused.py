@@ -139,7 +139,7 @@ class OfSilent(Functional):
 @pytest.mark.parametrize("kind", [DetachesLayer, DetachesStream, OfSilent])
 def test_a_layer_that_the_gradient_does_not_reach_is_refused(model, kind):
     cut = like(model, kind)
-    with pytest.raises(SelectionError, match=r"no gradient of what is explained has reached 'layers\.1'"):
+    with pytest.raises(SelectionError, match=r"no gradient of the target reaches 'layers\.1'"):
         relevance(cut, IDS)
     assert torch.equal(relevance(cut, IDS, layers=-1), relevance(model, IDS, layers=-1))
 
@@ -217,8 +217,8 @@ def test_values_written_into_are_refused():
     model = HandWritten()
     model.layers = nn.ModuleList([layer])
     model.eval()
-    with pytest.raises(UnreadableAttentionError, match=r"has written into the values of 'layers\.0'"):
+    with pytest.raises(UnreadableAttentionError, match=r"wrote into the values of 'layers\.0'"):
         relevance(model, IDS, token_map=torch.arange(7))
     # Copies of the batch for as many examples as heads must not hide it.
-    with pytest.raises(UnreadableAttentionError, match=r"has written into the values of 'layers\.0'"):
+    with pytest.raises(UnreadableAttentionError, match=r"wrote into the values of 'layers\.0'"):
         relevance(model, torch.cat([IDS, IDS]), target=0, token_map=torch.arange(7))

@@ -156,7 +156,7 @@ def test_a_joint_projection_is_let_go(dtype):
     assert torch.allclose(attention.vecmat(r), whole.vecmat(r), rtol=1e-3)
     # Already its own, it is not copied again.
     before = attention.query.data_ptr()
-    attention.own_memory()
+    attention.compact()
     assert attention.query.data_ptr() == before
 
 
@@ -171,7 +171,7 @@ def test_tensors_that_are_little_or_wholly_needed_are_not_copied(tokens):
         tuple(joint.transpose(1, 2).chunk(3, dim=-1)[:2]),
     ):
         attention = ScoreMap(q, k)
-        attention.own_memory()
+        attention.compact()
         assert (attention.query.data_ptr(), attention.key.data_ptr()) == (q.data_ptr(), k.data_ptr())
 
 

@@ -306,14 +306,14 @@ def _refused(error: type[ExplanationError], match: str, **given: Any) -> None:
 
 def test_what_cannot_be_explained_is_refused():
     _refused(TextError, "prompt is empty", inp="  ")
-    _refused(InputError, "came as list", inp=["w4", "w5"])
+    _refused(InputError, "is a list", inp=["w4", "w5"])
     _refused(InputError, r"padding tokens \(id 0\) at positions \[1, 3\]", inp="<pad> w4 <pad>", target="w5")
     _refused(TargetError, "target has no token", target="")
     _refused(TargetError, "target has no token", target=[])
     _refused(TargetError, "neither a text nor", target=torch.tensor([0.5]))
     _refused(TargetError, "neither a text nor", target=torch.tensor([[4, 5], [6, 7]]))
-    _refused(TargetError, re.escape("does not have (0 to 69)"), target=[4, 70])
-    _refused(InputError, "pass one of the two", target="w4", gen_args=GREEDY)
+    _refused(TargetError, re.escape("outside the vocabulary (0 to 69)"), target=[4, 70])
+    _refused(InputError, "pass one of them", target="w4", gen_args=GREEDY)
     _refused(InputError, "3 sequences", gen_args=dict(GREEDY, num_beams=3, num_return_sequences=3))
     _refused(InputError, "training mode", model=build(gpt2).train())
     _refused(InputError, "has 64 positions", target=[5] * 70)
@@ -367,7 +367,7 @@ def test_rollout_through_a_recurrence_is_refused(has_recurrence):
 
 
 def test_self_attention_of_an_encoder_decoder_is_no_row_over_the_input():
-    with pytest.raises(SelectionError, match=r"6 queries and 6 keys; .* need 5 and 6"):
+    with pytest.raises(SelectionError, match=r"6 queries and 6 keys, .* need 5 and 6"):
         attribute(build(bart), layers="model.encoder.layers.0.self_attn")
 
 
@@ -377,7 +377,7 @@ def test_what_the_class_is_made_of_is_checked():
         GenerationAttribution(model, tokenizer())
     with pytest.raises(InputError, match="pass AttentionAttribution\\(model\\)"):
         GenerationAttribution(AttentionAttribution(lambda ids: model(ids).logits), tokenizer())
-    with pytest.raises(TokenizerError, match="NoneType is no tokenizer"):
+    with pytest.raises(TokenizerError, match="NoneType is not a tokenizer"):
         GenerationAttribution(AttentionAttribution(model), None)
 
     class OfClass(AttentionAttribution):

@@ -141,9 +141,9 @@ def test_methods_are_values(name):
     [
         ({"head_fusion": "sum"}, InputError, "mean, max, min"),
         ({"heads": []}, SelectionError, "heads is empty"),
-        ({"heads": True}, SelectionError, "names no heads"),
-        ({"heads": [0, 1.5]}, SelectionError, "names no heads"),
-        ({"heads": "all"}, SelectionError, "names no heads"),
+        ({"heads": True}, SelectionError, "is not valid"),
+        ({"heads": [0, 1.5]}, SelectionError, "is not valid"),
+        ({"heads": "all"}, SelectionError, "is not valid"),
     ],
 )
 def test_options_are_checked_when_a_method_is_made(name, options, error, message):
