@@ -287,7 +287,7 @@ def test_attention_pooling_is_the_readout_only_where_the_output_reads_it_alone()
 
     x = torch.randn(1, 5, 16)
     assert readout(unused, x).tolist() == [[1, 0, 0, 0, 0]]
-    with pytest.raises(ReadoutError, match="by another way as well"):
+    with pytest.raises(ReadoutError, match="through another path"):
         readout(both, x)
 
 

@@ -1,4 +1,4 @@
-"""From a model to scores: attention as a Captum attribution, and a description of what was found in the model."""
+"""Attention as a Captum attribution, and descriptions of a model's attention."""
 
 from captum_attn_lime.attr._attribution import AttentionAttribution
 from captum_attn_lime.attr._describe import Description, describe

@@ -1,4 +1,4 @@
-"""`AttentionAttribution`: the attention family as one Captum attribution."""
+"""`AttentionAttribution`: all attention methods as one Captum attribution."""
 
 from __future__ import annotations
 
@@ -40,22 +40,21 @@ from captum_attn_lime.methods import LayerMethod, Method, get_method
 class AttentionAttribution(Attribution):  # type: ignore[misc]
     """Attention as an attribution: raw attention, rollout, or any function over attention maps.
 
-    The model runs as it is, on fused attention too, and is left as it was. Which output tokens the prediction reads is
-    found by a small gradient (``query="auto"``), so CLS, last-token and mean pooling need no setting.
+    The model runs unchanged, with fused attention too. A small gradient finds the output tokens that the prediction
+    reads (``query="auto"``), so CLS, last-token and mean pooling need no setting.
 
-    Raw attention and rollout do not depend on the class: ``target`` is accepted and checked, and changes nothing.
+    Raw attention and rollout do not depend on the class: ``target`` is checked, but has no effect.
 
     Args:
         forward_func: The model, or any function of tensors that runs one and returns a tensor (B, ...).
-        method: A method with its options, such as ``Rollout(residual=0.3)``; a name for one with its defaults,
+        method: A method with its options, such as ``Rollout(residual=0.3)``; the name of one with its defaults,
             ``"raw"``, ``"rollout"`` or ``"relevance"``; or a function ``(stack, query) -> (B, K)`` over attention maps.
-        layers: Which layers: an index into the self-attention stack (negative ones from the end), a slice of it, a
-            module that makes one attention call or its path (cross-attention too, for raw attention), a pattern over
-            paths (``"*language*"``, as of `fnmatch`; layers of the stack where it matches some), or a sequence of
-            these. By default the last layer for raw attention and all layers for rollout.
-        offload: Where the layers' queries and keys wait until they are needed, for inputs so long that they do not fit
-            beside the model: ``"cpu"``, or a folder for files that are removed afterwards. By default they stay where
-            they are.
+        layers: An index into the self-attention stack (negative from the end), a slice of it, a module that makes one
+            attention call or its path (cross-attention too, for raw attention), a pattern of paths for `fnmatch`
+            (``"*language*"``; it selects layers of the stack if it matches any), or a sequence of these. By default the
+            last layer for raw attention and all layers for rollout.
+        offload: Where to store the layers' queries and keys for inputs so long that they do not fit beside the model:
+            ``"cpu"``, or a folder for files that are removed afterwards. By default they stay on the device.
 
     Reference:
         Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020.
@@ -84,8 +83,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         self.layers = layers
         self.offload = offload
         self._explained = ExplainedModel(forward_func)
-        # Options are read when they are used; what can be known to be wrong now is said now.
-        _ = self._keep
+        _ = self._keep  # raises for invalid options; they are read again when used
 
     def __repr__(self) -> str:
         options = inspect.signature(AttentionAttribution).parameters.values()
@@ -105,7 +103,7 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
 
     @property
     def _model(self) -> ExplainedModel:
-        """What was learnt about the model; one that was set after construction is another model."""
+        """The cached facts about the model; a new object if ``forward_func`` was replaced."""
         if self._explained.forward_func is not self.forward_func:
             self._explained = ExplainedModel(self.forward_func)
         return self._explained
@@ -126,38 +124,39 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         query: Query = "auto",
         token_map: Tensor | Sequence[Tensor] | None = None,
     ) -> TensorOrTuple:
-        r"""Return each input cell's attention: the score of the token it belongs to.
+        r"""Return the attention of each input cell: the score of its token.
 
         Args:
             inputs: A tensor or a tuple of tensors, batch first: token ids (B, N), embeddings (B, N, D), images
                 (B, C, H, W), or the columns of a table (B, n), several tensors included.
-            target: Output indices, as in every Captum method, or class names of an adapter; checked, and without effect
-                on raw and rollout.
+            target: Output indices, as in every Captum method, or class names of an adapter; no effect on raw attention
+                and rollout.
             additional_forward_args: Further arguments of ``forward_func``, passed after the inputs.
-            feature_mask: Feature ids from 0, one tensor per input. Each cell then carries its whole feature's score,
+            feature_mask: Feature ids from 0, one tensor per input. Each cell then has the score of its whole feature,
                 the sum over the feature's share of tokens.
             query: The output tokens to explain: ``"auto"`` (those that the prediction reads), an index or one index
-                per example, a slice, weights (B, N), or ``"first"``, ``"last"``, ``"mean"`` over real tokens. Where the
-                output has one row per token, ``"auto"`` is the position that the target (position, class) names.
-            token_map: For each input tensor the token index of each cell (-1 for none), where it cannot be found.
+                per example, a slice, weights (B, N), or ``"first"``, ``"last"``, ``"mean"`` over real tokens. If the
+                output has one row per token, ``"auto"`` is the position in the target (position, class).
+            token_map: For each input tensor the token index of each cell (-1 for none), if it cannot be determined.
 
         Returns:
-            Attributions of the inputs' shapes; a tuple where the inputs were one. Scores of ``"raw"`` and
-            ``"rollout"`` are shares of attention: not negative, and with the mean over heads they sum to 1 over tokens
-            (special tokens such as CLS included). Cells that belong to no token, such as columns that join behind the
-            attention, have no value: NaN, which ``torch.nansum`` leaves out and ``compare`` shows as such.
+            Attributions of the inputs' shapes; a tuple if the inputs are one. Scores of ``"raw"`` and ``"rollout"`` are
+            shares of attention: not negative, and with the mean over heads they sum to 1 over tokens (including special
+            tokens such as CLS). Cells without a token, such as columns that are added after the attention, are NaN,
+            which ``torch.nansum`` ignores and ``compare`` shows as "no value".
 
         Raises:
             TargetError: The output has no such target.
-            SelectionError: A layer, head or query the model does not have.
-            NoAttentionError: The model showed no attention.
-            ReadoutError: Which tokens the output reads cannot be known; pass ``query``.
+            SelectionError: The model does not have a selected layer, head or query.
+            NoAttentionError: No attention was captured.
+            ReadoutError: The tokens that the output reads cannot be determined; pass ``query``.
             AttentionKindError: A product of layers over cross-attention, or of stages between which tokens merge.
-            TokenMapError: Tokens cannot be placed on the input's cells; pass ``token_map``.
+            TokenMapError: The tokens of the input's cells cannot be determined; pass ``token_map``.
 
         Warns:
             DropoutWarning: The model's dropout is active.
-            TrainingModeWarning: Its batch norm is in training mode, where examples of a batch change each other.
+            TrainingModeWarning: The model's batch norm is in training mode, where examples of a batch affect each
+                other.
         """
         return self.attribute_with_total(
             inputs, target, additional_forward_args, feature_mask, query=query, token_map=token_map
@@ -173,18 +172,10 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         query: Query = "auto",
         token_map: Tensor | Sequence[Tensor] | None = None,
     ) -> tuple[TensorOrTuple, Tensor]:
-        """Return what :meth:`attribute` returns, and the sum of all tokens' magnitudes, (B,).
+        """Return the result of :meth:`attribute`, and the sum of all tokens' magnitudes, (B,).
 
-        Tokens that no input cell belongs to (class tokens of pictures and tables, prefixes) are part of the sum, and so
-        is attention to places that hold no token.
-
-        Args:
-            inputs: This and the others as for :meth:`attribute`.
-            target: Output indices.
-            additional_forward_args: Further arguments of ``forward_func``.
-            feature_mask: Feature ids.
-            query: The output tokens to explain.
-            token_map: The token index of each cell.
+        The sum includes tokens without input cells (class tokens of images and tables, prefixes), and attention to
+        positions without a token. All arguments are those of :meth:`attribute`.
         """
         tensors, forward_args = check_inputs(inputs), format_forward_args(additional_forward_args)
         with self._model.explaining() as state:
@@ -199,16 +190,16 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
             scores = self._method(layers, weights.to(device=layers[-1].device, dtype=layers[-1].dtype)).detach()
             cells, total = place(scores, index, tensors), scores.abs().sum(dim=1)
             if self._method.needs.head_fusion == "mean":
-                # Shares of the query's weight, less what went to places without a token.
+                # Scores are shares of the query's weight, minus attention to positions without a token.
                 total = torch.maximum(total, weights.sum(dim=1).to(total))
         if run.recorder.is_random:
             warn(
-                "the model's dropout is active, so its outputs and states are random; call model.eval() first.",
+                "the model's dropout is active, so its outputs are random; call model.eval() first.",
                 DropoutWarning,
             )
         elif state is not None and state.has_moving_norm:
             warn(
-                "the model's batch norm is in training mode, so the examples of a batch change each other's outputs; "
+                "the model's batch norm is in training mode, so the examples of a batch affect each other's outputs; "
                 "call model.eval() first.",
                 TrainingModeWarning,
             )
@@ -224,21 +215,21 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         *,
         max_bytes: int = 2**30,
     ) -> Tensor:
-        """Return the scores of every output token as a query: a whole matrix, row i for query i.
+        """Return the scores for every output token as a query: a whole matrix, row i for query i.
 
-        The layers' maps are still computed in blocks, but the result is N x N, and twice so while it is made.
+        The layers' maps are still computed in blocks, but the result and one temporary copy are N x N.
 
         Args:
             inputs: As for :meth:`attribute`.
             target: As for :meth:`attribute`.
             additional_forward_args: As for :meth:`attribute`.
-            max_bytes: Memory that the matrices may take.
+            max_bytes: Limit on the memory of the matrices.
 
         Returns:
-            ``(B, Q, K)`` over the model's tokens, special tokens included.
+            ``(B, Q, K)`` over the model's tokens, including special tokens.
 
         Raises:
-            InputError: The matrices would take more than ``max_bytes``.
+            InputError: The matrices would need more than ``max_bytes``.
         """
         tensors, forward_args = check_inputs(inputs), format_forward_args(additional_forward_args)
         with self._model.explaining():
@@ -248,9 +239,9 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         needed = batch * queries * (queries + 2 * keys) * last.dtype.itemsize
         if needed > max_bytes:
             raise InputError(
-                f"the whole matrix of {batch} x {queries} x {keys} scores takes {needed / 2**20:,.0f} MB while it is "
-                f"made, more than max_bytes allows ({max_bytes / 2**20:,.0f} MB). Raise max_bytes=, pass fewer "
-                "examples, or ask attribute() for the rows you need by query=."
+                f"the whole matrix of {batch} x {queries} x {keys} scores needs {needed / 2**20:,.0f} MB, more than "
+                f"max_bytes allows ({max_bytes / 2**20:,.0f} MB). Raise max_bytes=, pass fewer examples, or compute "
+                "single rows with attribute(..., query=...)."
             )
         everything = torch.eye(queries, device=last.device, dtype=last.dtype).expand(batch, -1, -1)
         return self._method(layers, everything).detach()
@@ -268,18 +259,18 @@ class AttentionAttribution(Attribution):  # type: ignore[misc]
         return run, layers
 
     def _with_top(self, layers: list[AttentionMap], top: AttentionMap) -> list[AttentionMap]:
-        """Return the layers, and the last layer that was computed for the read token only as one more."""
+        """Return the layers, followed by the last layer, which was computed only for the token that is read."""
         if not isinstance(self._method, LayerMethod):
             raise SelectionError(
-                f"the model computes its last layer {top.name!r} for the token that it reads only, and "
-                f"{self._method!r} does not say how to go through such a layer to the others. Pass query= for the "
-                "layers you chose, or use a method with a step for each layer (rollout, relevance)."
+                f"the model computes its last layer {top.name!r} only for the token that it reads, which "
+                f"{self._method!r} does not support. Pass query= for the selected layers, or use a method with a step "
+                "for each layer (rollout, relevance)."
             )
         return [*layers, OneRowMap(top)]
 
 
 def _shown(value: Any) -> str:
-    """Return a value in short: a module or a callable by its name."""
+    """Return a short repr of a value: the name of a module or a callable."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, Method) or not callable(value):

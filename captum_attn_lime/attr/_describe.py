@@ -1,4 +1,4 @@
-"""`describe`: a model's attention layers, the tokens its prediction reads, and what its tokens stand for."""
+"""`describe`: a model's attention layers, the tokens that its prediction reads, and the meaning of its tokens."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class LayerDescription:
     """One attention call of a model.
 
     Attributes:
-        index: Its place among all calls.
-        name: Path of its module.
+        index: Index among all calls.
+        name: Path of the module.
         kind: ``"self"``, ``"windowed"``, ``"cross"``, ``"pool"``, ``"channel"`` or ``"unknown"``.
         shape: (B, H, Q, K).
-        causal: Whether no query reads a key behind itself.
-        explained: Whether it belongs to the stack that explanations are made of.
-        mixed: Whether something else than attention has mixed its tokens since the stack's first layer.
+        causal: Whether no query attends to later keys.
+        explained: Whether the call belongs to the stack that explanations use.
+        mixed: Whether something other than attention mixed its tokens since the stack's first layer.
     """
 
     index: int
@@ -45,16 +45,15 @@ class LayerDescription:
 
 @dataclass(frozen=True, repr=False)
 class Description:
-    """What `describe` found.
+    """The result of `describe`.
 
     Attributes:
         layers: All attention calls, in order.
-        query: The weights with which each example's prediction reads the last layer's tokens, (B, Q); None where that
-            cannot be known.
-        token_map: For each input tensor the token of each of its cells, -1 for none; None where that cannot be known.
-        prefix: Tokens that stand for no part of the input: CLS, distillation and register tokens.
-        padding: Tokens that are padding, (B, N) of bool; None where the last layer is not over one sequence.
-        problems: What could not be found out, in the words of the errors that an attribution would raise.
+        query: The weights with which each example's prediction reads the last layer's tokens, (B, Q); None if unknown.
+        token_map: For each input tensor the token of each cell, -1 for none; None if unknown.
+        prefix: Tokens without a part of the input: CLS, distillation and register tokens.
+        padding: Tokens that are padding, (B, N) of bool; None if the last layer is not over one sequence.
+        problems: The messages of the errors that an attribution would raise.
     """
 
     layers: tuple[LayerDescription, ...]
@@ -71,7 +70,7 @@ class Description:
         return f"Description({kinds}; {known} known)"
 
     def __str__(self) -> str:
-        """Return the description as lines to be read."""
+        """Return the description as readable text."""
         lines = [f"{len(self.layers)} attention calls"]
         width = max(len(layer.name) for layer in self.layers)
         for layer in self.layers:
@@ -79,17 +78,17 @@ class Description:
             marks = [
                 "causal" if layer.causal else "",
                 "" if layer.explained else "not in the explained stack",
-                "tokens mixed by something else before it" if layer.mixed else "",
+                "tokens mixed by something other than attention" if layer.mixed else "",
             ]
             noted = ", ".join(mark for mark in marks if mark)
             size = f"{batch} x {heads} heads, {queries} queries x {keys} keys"
             lines.append(f"  {layer.index:>3}  {layer.name:<{width}}  {layer.kind:<8}  {size}  {noted}".rstrip())
         if self.query is not None:
-            lines += [f"example {i} reads {_told(row)}" for i, row in enumerate(self.query)]
+            lines += [f"example {i} reads {_read_tokens(row)}" for i, row in enumerate(self.query)]
         if self.padding is not None and bool(self.padding.any()):
             lines += [f"example {i} has {int(row.sum())} padding tokens" for i, row in enumerate(self.padding)]
         if self.token_map is not None:
-            lines.append(f"tokens that stand for no part of the input: {_listed(self.prefix) or 'none'}")
+            lines.append(f"tokens without a part of the input: {_listed(self.prefix) or 'none'}")
         return "\n".join([*lines, *(f"not known: {problem}" for problem in self.problems)])
 
 
@@ -100,7 +99,7 @@ def describe(
     *,
     target: Target = None,
 ) -> Description:
-    """Return what is known of a model's attention on some inputs; ``print`` it to read it.
+    """Return a description of a model's attention on some inputs; ``print`` it to read it.
 
     Args:
         forward_func: The model, or any function of tensors that runs one.
@@ -110,8 +109,8 @@ def describe(
 
     Raises:
         TargetError: The output has no such target.
-        NoAttentionError: The model showed no attention.
-        UnreadableAttentionError: It has attention that cannot be read.
+        NoAttentionError: No attention was captured.
+        UnreadableAttentionError: The model has attention that cannot be captured.
 
     Example:
         >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -121,7 +120,7 @@ def describe(
             0  layers.0.self_attn  self      1 x 2 heads, 5 queries x 5 keys
             1  layers.1.self_attn  self      1 x 2 heads, 5 queries x 5 keys
         example 0 reads token 0
-        tokens that stand for no part of the input: none
+        tokens without a part of the input: none
     """
     tensors, forward_args = as_tuple(inputs), format_forward_args(additional_forward_args)
     model, problems = ExplainedModel(forward_func), []
@@ -146,7 +145,7 @@ def describe(
 
 
 def _stacks(maps: Sequence[AttentionMap]) -> list[list[AttentionMap]]:
-    """Return the maps, those together whose tokens pass through one another: an encoder, a decoder."""
+    """Return the maps grouped into stacks whose tokens pass from layer to layer: an encoder, a decoder."""
     stacks: list[list[AttentionMap]] = []
     for attention in maps:
         followed = next((stack for stack in stacks if stack[-1].index in attention.follows), None)
@@ -179,7 +178,7 @@ def _padding(layer: AttentionMap) -> Tensor | None:
         return None
 
 
-def _told(weights: Tensor) -> str:
+def _read_tokens(weights: Tensor) -> str:
     read = weights.nonzero().flatten().tolist()
     if len(read) == 1:
         return f"token {read[0]}"
@@ -188,7 +187,7 @@ def _told(weights: Tensor) -> str:
 
 
 def _listed(tokens: Sequence[int]) -> str:
-    """Return token numbers as text, runs as first to last."""
+    """Return token numbers as text, with ranges as "first to last"."""
     runs: list[list[int]] = []
     for token in tokens:
         if runs and token == runs[-1][-1] + 1:

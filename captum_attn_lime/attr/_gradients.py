@@ -1,4 +1,4 @@
-"""Gradients of what is explained with respect to the outputs of attention calls, for the methods gated by them."""
+"""Gradients of the explained number with respect to the outputs of attention calls, for gradient-gated methods."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from captum_attn_lime.attention import AttentionMap
 from captum_attn_lime.errors import ReadoutError
 
 
-def take_gradients(explained: Tensor, recorder: Recorder, maps: Iterable[AttentionMap]) -> None:
-    """Give each map the gradient of what is explained with respect to its call's output.
+def attach_gradients(explained: Tensor, recorder: Recorder, maps: Iterable[AttentionMap]) -> None:
+    """Set the ``output_gradient`` of each map: of the explained number with respect to its call's output.
 
-    The gradient of the weights themselves, N x N for every head, is not asked for: it is rebuilt in blocks from that
-    of the output. One backward pass serves all layers; it ends at the first.
+    The gradient of the weights, N x N for every head, is not computed; products compute it in blocks from that of the
+    output. One backward pass covers all layers and ends at the first.
 
     Args:
-        explained: The sum of what is explained of each example, a number with a graph.
+        explained: The sum of the explained number over the examples, a scalar with a graph.
         recorder: The capture, with the outputs of its calls in the graph.
-        maps: The maps. One that the graph does not reach stays without: products with it then say so.
+        maps: The maps. Maps outside the graph get no gradient, and gated products with them raise.
 
     Raises:
-        ReadoutError: What is explained carries no gradient, it cannot be taken, or that of an example is zero in all
-            layers.
+        ReadoutError: The explained number has no gradient, or it cannot be computed, or that of an example is zero in
+            all layers.
     """
     if not explained.requires_grad:
         raise ReadoutError(
-            "the output carries no gradient from the first attention layer on; does the model detach it, or compute "
-            "its output in inference_mode? Use a method without gradients (raw, rollout)."
+            "the output has no gradient with respect to the first attention layer; does the model detach it, or run in "
+            "inference_mode? Use a method without gradients (raw, rollout)."
         )
     reached = [(m, *recorder.outputs[m.index]) for m in maps if m.index in recorder.outputs]
     reached = [(m, output, rows) for m, output, rows in reached if output.requires_grad]
@@ -43,7 +43,7 @@ def take_gradients(explained: Tensor, recorder: Recorder, maps: Iterable[Attenti
         if not bool(gradient.isfinite().all()):
             raise ReadoutError(
                 f"the gradient of the target with respect to the output of {attention.name!r} has NaN or infinite "
-                "values, as where a row of the model's softmax has no key. Use a method without gradients (raw, "
+                "values, as happens if a row of the model's softmax has no key. Use a method without gradients (raw, "
                 "rollout)."
             )
         attention.output_gradient = rows(gradient).detach()  # (B, H, Q, d)
@@ -58,13 +58,13 @@ def take_gradients(explained: Tensor, recorder: Recorder, maps: Iterable[Attenti
 
 
 def _gradients(explained: Tensor, outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """Return the gradient with respect to each output; None where the graph does not reach it."""
+    """Return the gradient with respect to each output; None if the output is outside the graph."""
     if not outputs:
         return ()
     try:
         return torch.autograd.grad(explained, outputs, allow_unused=True)
     except (RuntimeError, NotImplementedError) as error:
         raise ReadoutError(
-            f"the gradient of the target could not be taken, since an operation of the model does not allow it: "
+            f"the gradient of the target could not be computed, since an operation of the model does not support it: "
             f"{error} Use a method without gradients (raw, rollout)."
         ) from error

@@ -1,4 +1,4 @@
-"""What a model is given: its kind, a beginning of it where it is long, and copies of it."""
+"""Inputs of a model: their kind, a short part of long ones, and copies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 class Kind(NamedTuple):
-    """What an input is apart from its values and its length: what is found out on one holds for others of its kind.
+    """The properties of an input apart from its values and length; facts hold for all inputs of the same kind.
 
     Attributes:
-        inputs: Dimensions, type and device of each input, and whether the first example is one value everywhere.
-        args: What each further argument is, see :func:`kind_of`.
+        inputs: Dimensions, dtype and device of each input, and whether its first example is constant.
+        args: A comparable description of each further argument, see :func:`kind_of`.
         autocast: Whether autocast is on.
-        is_long: Whether facts are those of a part of the input.
+        is_long: Whether the facts come from a part of the input.
     """
 
     inputs: tuple[Any, ...]
@@ -27,10 +27,10 @@ class Kind(NamedTuple):
 
 
 def kind_of(inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...], *, is_long: bool = False) -> Kind | None:
-    """Return the kind of an input; None where a further argument is an object of which nothing can be said.
+    """Return the kind of an input; None if a further argument is an object that cannot be compared.
 
-    A further argument may switch parts of a model on, so its values count: of masks, whether they are even, or have
-    padding before or behind; of all else, every value of the first example.
+    A further argument may enable parts of a model, so its values are compared: for masks, whether they are constant, or
+    have padding on the left or right; for everything else, all values of the first example.
 
     Example:
         >>> ids = torch.zeros(2, 5, dtype=torch.int64)
@@ -46,14 +46,14 @@ def kind_of(inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...], *, is_lon
         args = tuple(_argument(x, sizes, batch) for x in forward_args)
         if None in args:
             return None
-        # What is the same everywhere may hide what a model makes of it.
+        # A constant input may hide operations of the model.
         of_inputs = tuple((x.dim(), x.dtype, str(x.device), _runs(x[:1]) is not None) for x in inputs)
     autocast = torch.is_autocast_enabled(inputs[0].device.type)
     return Kind(of_inputs, args, autocast, is_long)
 
 
 def _argument(x: Any, sizes: set[int], batch: int) -> Any:
-    """Return what an argument is as something that can be compared; None where that cannot be said."""
+    """Return a comparable description of an argument; None if there is none."""
     if isinstance(x, Tensor):
         if x.layout != torch.strided or x.is_meta:
             return None
@@ -74,9 +74,9 @@ def _argument(x: Any, sizes: set[int], batch: int) -> Any:
 
 
 def _runs(row: Tensor) -> tuple[Any, ...] | None:
-    """Return the values of a row that is even, or even to a place and even from there: a mask; None for others.
+    """Return the values and lengths (1, or 2 for more) of a row of at most two runs, such as a mask; else None.
 
-    A run of one cell differs from a longer one: nothing mixes one token.
+    A run of one cell differs from longer ones, since a single token cannot be mixed.
     """
     cells = row.reshape(-1)
     if len(cells) < 2:
@@ -91,7 +91,7 @@ def _runs(row: Tensor) -> tuple[Any, ...] | None:
 
 
 def _content(row: Tensor) -> Any:
-    """Return something that differs where the values do."""
+    """Return the bytes of a row, or their number and hash."""
     raw = row.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()
     return raw if len(raw) <= 1024 else (len(raw), hash(raw))
 
@@ -99,16 +99,16 @@ def _content(row: Tensor) -> Any:
 def shortened(
     inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...], *, longer_than: int, to: int
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]] | None:
-    """Return a part of a long sequence, of one example with its further arguments; None if there is none that will do.
+    """Return a part of a long sequence, of one example with its further arguments; None if no part is representative.
 
-    What holds of a model's way through its layers, which call is the last, what mixes tokens, which input carries them,
-    holds of every length, and is found out faster on a few tokens. They are the beginning, unless that is padding.
+    Facts such as the last call, the operations that mix tokens, and the input with the tokens hold for every length,
+    and are determined faster from a few tokens. The part is the beginning, unless that is padding.
 
     Args:
         inputs: Tensors (B, N) or (B, N, D).
-        forward_args: Further arguments; those by example and token are cut too.
-        longer_than: What is called long.
-        to: How many tokens are kept.
+        forward_args: Further arguments; tensors with a dimension for examples or tokens are cut too.
+        longer_than: The number of tokens above which a sequence is long.
+        to: The number of tokens to keep.
 
     Example:
         >>> import torch
@@ -124,7 +124,7 @@ def shortened(
     (length,) = lengths
     tensors = [x for x in (*inputs, *forward_args) if isinstance(x, Tensor)]
     by_token = [x for x in tensors if x.dim() in (2, 3) and x.shape[:2] == (batch, length)]
-    part = _part_of([x for x in by_token if x.dim() == 2 or x.shape[2] != length], length, to)
+    part = _representative_part([x for x in by_token if x.dim() == 2 or x.shape[2] != length], length, to)
     if part is None:
         return None
     example, start = part
@@ -139,15 +139,16 @@ def shortened(
                 x = x.narrow(axis, start, to)
         return x
 
-    short = tuple(x[example : example + 1, start : start + to] for x in inputs)  # features may be as many as tokens
+    # Not by `cut`, since the number of features may equal the number of tokens.
+    short = tuple(x[example : example + 1, start : start + to] for x in inputs)
     return short, tuple(cut(x) for x in forward_args)
 
 
-def _part_of(by_token: list[Tensor], length: int, to: int) -> tuple[int, int] | None:
-    """Return an example and the start of a part of it that is not mere padding; None where there is none.
+def _representative_part(by_token: list[Tensor], length: int, to: int) -> tuple[int, int] | None:
+    """Return an example and the start of a part of it that is not just padding; None if there is none.
 
-    Padding shows nothing of what mixes tokens; it does not vary, while the rest of the row does. The part lies at the
-    beginning, or around the first place at which one of the tensors varies.
+    Padding does not show which operations mix tokens; it is constant, unlike the rest of the row. The part is at the
+    beginning, or around the first position at which one of the tensors varies.
     """
     varying = [(x[:, 1:] != x[:, :-1]).reshape(len(x), length - 1, -1).any(dim=2).cpu() for x in by_token]
     for example in range(len(by_token[0]) if by_token else 1):
@@ -155,22 +156,22 @@ def _part_of(by_token: list[Tensor], length: int, to: int) -> tuple[int, int] | 
         firsts = [int(varies.nonzero()[0]) + 1 for _, varies in rows if bool(varies.any())]
         starts = {0, *(max(0, min(first - to // 2, length - to)) for first in firsts)}
         for start in sorted(starts):
-            if all(_shows_enough(row, varies, start, to) for row, varies in rows):
+            if all(_is_representative(row, varies, start, to) for row, varies in rows):
                 return example, start
     return None
 
 
-def _shows_enough(row: Tensor, varies: Tensor, start: int, to: int) -> bool:
-    """Return whether a part of a row has enough of what the whole row has.
+def _is_representative(row: Tensor, varies: Tensor, start: int, to: int) -> bool:
+    """Return whether a part of a row is representative of the whole row.
 
     Args:
         row: (N,) or (N, D).
-        varies: Where the row is not as at the token before, (N - 1,).
-        start: Where the part begins.
-        to: How long it is.
+        varies: Whether each token differs from the one before, (N - 1,).
+        start: Start of the part.
+        to: Length of the part.
     """
     if row.dim() == 1 and bool(((row == 0) | (row == 1)).all()):
-        features = [row == 0, row == 1]  # a mask, or kinds of tokens: some of each
+        features = [row == 0, row == 1]  # a mask or token types: both values
         parts = [where[start : start + to] for where in features]
     else:
         features, parts = [varies], [varies[start : start + to - 1]]
@@ -180,17 +181,17 @@ def _shows_enough(row: Tensor, varies: Tensor, start: int, to: int) -> bool:
     )
 
 
-def with_one_more(x: Any, batch: int) -> Any:
-    """Return a tensor over the batch with its first example once more at the end; anything else as it is."""
+def with_extra_example(x: Any, batch: int) -> Any:
+    """Return a tensor over the batch with its first example appended; other values unchanged."""
     if isinstance(x, Tensor) and x.dim() and len(x) == batch:
         return torch.cat([x, x[:1]])
     return x
 
 
 def copied(x: Any) -> Any:
-    """Return tensors, also those in tuples, lists and dictionaries, as copies that a model may write into.
+    """Return copies of tensors, also in tuples, lists and dictionaries, that a model may write into.
 
-    Of expanded tensors what they were expanded from is copied: the whole may be far larger.
+    Copies of expanded tensors are expanded too, since the full size may be far larger.
 
     Example:
         >>> x = torch.zeros(2)
@@ -208,6 +209,6 @@ def copied(x: Any) -> Any:
     return {key: copied(part) for key, part in x.items()} if type(x) is dict else x
 
 
-def ordinary(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return tensors made in inference mode as copies that can be saved for a backward pass, all else as it is."""
+def without_inference_mode(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return inference tensors as copies that can be saved for a backward pass, and other values unchanged."""
     return tuple(x.clone() if isinstance(x, Tensor) and x.is_inference() else x for x in tensors)

@@ -1,4 +1,4 @@
-"""Which attention calls ``layers=`` selects: by index, slice, module, path, or a pattern over paths."""
+"""Selection of attention calls with ``layers=``: by index, slice, module, path, or a pattern of paths."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def select_layers(layers: Layers, run: ForwardPass, forward_func: Any, *, last_o
     """Return the maps of the layers to explain, in call order and each once.
 
     Args:
-        layers: What the user asked for; None for all, or the last.
+        layers: The user's selection; None for all, or the last.
         run: The captured pass.
-        forward_func: What was run.
-        last_only: Whether the method reads the last layer where no layers are asked for.
+        forward_func: The model or function of the pass.
+        last_only: Whether None selects only the last layer.
 
     Raises:
         SelectionError: There is no such layer.
-        AttentionKindError: The layers are over no tokens, or not of one stack.
+        AttentionKindError: The layers are not over tokens, or not of one stack.
     """
     maps = run.maps
     if layers is None:
         chosen = maps
     else:
-        # A container of modules (nn.Sequential) is one layer that holds others, not a sequence of layers.
+        # A container of modules (nn.Sequential) is one layer with submodules, not a sequence of layers.
         is_one = isinstance(layers, (str, nn.Module)) or not isinstance(layers, Sequence)
         wanted: list[Any] = [layers] if is_one else list(layers)  # type: ignore[arg-type]
         found = {m.index: m for layer in wanted for m in _selected(layer, maps, run.calls, forward_func)}
@@ -43,13 +43,13 @@ def select_layers(layers: Layers, run: ForwardPass, forward_func: Any, *, last_o
             raise SelectionError(f"layers={layers!r} selects none of the {len(maps)} attention layers: {_names(maps)}.")
         chosen = sorted(found.values(), key=lambda m: m.index or 0)
     require_tokens(chosen)
-    # Also of the default: one layer alone would show one of two towers and say nothing of the other.
+    # Also for the default: one layer would silently show only one of two towers.
     require_one_stack(chosen)
     return [run.last] if layers is None and last_only else chosen
 
 
 def _selected(layer: Any, maps: list[AttentionMap], seen: list[AttentionMap], forward_func: Any) -> list[AttentionMap]:
-    """Return what one selector names: indices and slices count the stack's layers, names go for any attention call."""
+    """Return the maps of one selector: indices and slices select from the stack, names from all attention calls."""
     if isinstance(layer, slice):
         return maps[layer]
     if isinstance(layer, (str, nn.Module)):
@@ -69,9 +69,9 @@ def _selected(layer: Any, maps: list[AttentionMap], seen: list[AttentionMap], fo
 def _by_name(
     layer: str | nn.Module, maps: list[AttentionMap], seen: list[AttentionMap], forward_func: Any
 ) -> list[AttentionMap]:
-    """Return the calls whose path a pattern matches, or the one call that a module, or what a path names, makes.
+    """Return the calls whose path matches a pattern, or the one call within a module or path.
 
-    Calls of the stack come first; where it has no such call, any other goes, such as cross-attention.
+    Other calls, such as cross-attention, are selected only if there is no such call in the stack.
     """
     if isinstance(layer, str):
         path, title = layer, f"layer {layer!r}"
@@ -79,8 +79,8 @@ def _by_name(
         found = path_of(layer, find_modules(forward_func))
         if found is None:
             raise SelectionError(
-                f"layers= holds a {type(layer).__name__} that is no part of the model that was explained (a copy of "
-                f"it, perhaps). Pass one of the model's modules, or a path: {_names(seen)}."
+                f"layers= has a {type(layer).__name__} that is not part of the explained model (perhaps a copy). Pass "
+                f"one of the model's modules, or a path: {_names(seen)}."
             )
         path, title = found, f"the {type(layer).__name__} {found!r}"
     is_pattern = isinstance(layer, str) and any(sign in layer for sign in "*?[")

@@ -1,4 +1,4 @@
-"""`ExplainedModel`: all that is learnt about one forward function, kept until the model changes."""
+"""`ExplainedModel`: the cached facts about one forward function, valid until the model changes."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from torch import Tensor
 from captum_attn_lime._util.captum import select_target
 from captum_attn_lime._util.random import RandomState, without_drawing
 from captum_attn_lime.attention import AttentionMap
-from captum_attn_lime.attr._inputs import Kind, kind_of, ordinary, shortened, with_one_more
+from captum_attn_lime.attr._inputs import Kind, kind_of, shortened, with_extra_example, without_inference_mode
 from captum_attn_lime.attr._model_state import ModelState
 from captum_attn_lime.attr._passes import ForwardPass, Request, positions_of, run_captured
 from captum_attn_lime.attr._probing import ValueProbe, mixed_layers
-from captum_attn_lime.attr._readout import ASK, ShortCut
+from captum_attn_lime.attr._readout import QUERY_ADVICE, ShortCut
 from captum_attn_lime.attr._token_map import TokenMap
 from captum_attn_lime.attr._tokens import carrier_of, find_token_map, plain_token_map
 from captum_attn_lime.errors import ReadoutError, TokenMapError
 
-# Inputs of more tokens than this are called long; what holds of every length is learnt on so many of their tokens.
+# Inputs with more tokens than this are long; facts that hold for every length are determined on part of their tokens.
 _LONG, _BEGINNING = 1024, 128
-# Facts that are kept; of more, the one that was not used for longest is forgotten.
-_KEPT = 256
+# Size of the cache of facts, which drops the least recently used.
+_CACHE_SIZE = 256
 _READOUT = Request()
 
 
 class ExplainedModel:
-    """A forward function, the captured passes of it, and what was learnt about it.
+    """Captured passes of a forward function, and cached facts about it.
 
-    Where the calls to explain are, a short way to the readout, which token each part of the input is, which layers
-    something beside attention has mixed: each is learnt by running the model, and holds for inputs of the same kind on
-    which the model goes through the same operations. All is forgotten as soon as anything about the model has changed.
-    A copy, or what comes out of a pickle, begins empty. Of a function that shows no module and no tensor nothing is
-    kept from one block to the next, for its changes would not be seen.
+    The facts are the calls to explain, a short cut to the readout, the token map, and the layers whose tokens were
+    mixed by something other than attention. Each is determined by running the model, and holds for inputs of the same
+    kind with which the model runs the same operations. The cache is cleared when anything about the model changes;
+    copies and unpickled objects start empty. For a function without visible modules and tensors nothing is cached
+    between blocks, since changes could not be detected.
 
     Args:
         forward_func: The model, or any function of tensors that runs one.
@@ -63,19 +63,19 @@ class ExplainedModel:
         self._state: ModelState | None = None
         self._facts: OrderedDict[Any, Any] = OrderedDict()
         self._lock = threading.Lock()
-        # What a call learns under one state must not be kept under the next, which another thread may have seen.
+        # Facts determined for one state must not be stored for another, which another thread may have set.
         self._open = threading.local()
 
     def __reduce__(self) -> tuple[type[ExplainedModel], tuple[Callable[..., Any]]]:
         return ExplainedModel, (self.forward_func,)
 
-    # --- what is learnt -------------------------------------------------------------------------------------------
+    # --- facts ----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def explaining(self) -> Iterator[ModelState | None]:
-        """Run a block in which facts about the model are learnt and kept, and leave the model as it was.
+        """Cache facts about the model in a block, and leave the model unchanged; yield the model's state.
 
-        Inside another such block nothing more is done, and there is no state to yield.
+        Inside another such block this has no effect, and yields None.
         """
         if getattr(self._open, "facts", None) is not None:
             yield None
@@ -92,7 +92,7 @@ class ExplainedModel:
             self._open.facts = None
 
     def _known(self, key: Any) -> Any:
-        """Return a fact; None where it is not known."""
+        """Return a fact; None if it is unknown."""
         facts = getattr(self._open, "facts", None)
         if facts is None or key is None:
             return None
@@ -102,14 +102,14 @@ class ExplainedModel:
             return facts.get(key)
 
     def _learn(self, key: Any, fact: Any) -> None:
-        """Keep a fact; one without a key is not kept."""
+        """Store a fact, unless the key is None."""
         facts = getattr(self._open, "facts", None)
         if facts is None or key is None:
             return
         with self._lock:
             facts[key] = fact
             facts.move_to_end(key)
-            while len(facts) > _KEPT:
+            while len(facts) > _CACHE_SIZE:
                 facts.popitem(last=False)
 
     # --- passes ---------------------------------------------------------------------------------------------------
@@ -117,29 +117,29 @@ class ExplainedModel:
     def run(
         self, inputs: tuple[Tensor, ...], forward_args: tuple[Any, ...] = (), request: Request = _READOUT
     ) -> ForwardPass:
-        """Run the model once; where the calls to explain are not known yet, or have changed, once more.
+        """Run the model once, or twice if the calls to explain are unknown or have changed.
 
-        However often it runs, random generators are left as one run leaves them.
+        The state of random generators is that after one run.
 
         Args:
             inputs: The input tensors.
             forward_args: Further positional arguments.
-            request: What is asked of the pass.
+            request: What the pass must compute.
 
         Raises:
-            NoAttentionError: The model showed no attention.
-            ReadoutError: The readout is asked for but cannot be known.
+            NoAttentionError: No attention was captured.
+            ReadoutError: The readout is requested but cannot be determined.
             TargetError: The output has no such target.
         """
-        # Callers may be in no_grad or in inference_mode, whose tensors cannot be saved for a backward pass.
+        # The caller may be in inference_mode, whose tensors cannot be saved for a backward pass.
         with torch.inference_mode(False), self.explaining():
-            inputs, forward_args = ordinary(inputs), ordinary(forward_args)
+            inputs, forward_args = without_inference_mode(inputs), without_inference_mode(forward_args)
             short = shortened(inputs, forward_args, longer_than=_LONG, to=_BEGINNING)
             kind = kind_of(inputs, forward_args) if short is None else kind_of(*short, is_long=True)
             if short is not None and kind is not None and request.readout and self._known(("ends", kind)) is None:
-                # Where the target names a position, any will do.
+                # If the target has a position, any position works.
                 first = None if positions_of(request.target, len(inputs[0])) is None else (0,)
-                with _tried_out():
+                with _trial():
                     self._run(*short, Request(first), kind)
             done = self._run(inputs, forward_args, request, kind)
             select_target(done.output, request.target)
@@ -152,10 +152,10 @@ class ExplainedModel:
         done = self._run_as_known(inputs, forward_args, request, kind, random)
         if not done.recorder.is_ambiguous:
             return done
-        # As many heads as examples: with one example more their dimensions cannot be mistaken for each other.
+        # There are as many heads as examples: an extra example makes their dimensions distinct.
         batch, target = len(inputs[0]), request.target
-        more, further = (tuple(with_one_more(x, batch) for x in group) for group in (inputs, forward_args))
-        target = [*target, *target[:1]] if isinstance(target, list) else with_one_more(target, batch)
+        more, further = (tuple(with_extra_example(x, batch) for x in group) for group in (inputs, forward_args))
+        target = [*target, *target[:1]] if isinstance(target, list) else with_extra_example(target, batch)
         random.restore()
         done = self._run_as_known(more, further, replace(request, target=target), kind, random).first(batch)
         return replace(done, inputs=inputs, forward_args=forward_args)
@@ -176,13 +176,13 @@ class ExplainedModel:
         if ends is None:
             ends = run(replace(request, readout=False, gradient=False)).ends
             random.restore()
-        short_cut = self._known(short_key)  # False: there is none
+        short_cut = self._known(short_key)  # False if there is none
         if short_cut and request.readout and not request.gradient:
             with contextlib.suppress(ReadoutError):
                 done = run(request, ends, short_cut)
-                if _leads_there(short_cut, done, ends):
+                if _reproduces(short_cut, done, ends):
                     return done
-            self._learn(short_key, False)  # the model's end changes from run to run
+            self._learn(short_key, False)  # the operations after the last call change from run to run
             random.restore()
         for _ in range(2):
             done = run(request, ends)
@@ -193,15 +193,15 @@ class ExplainedModel:
                     self._learn(short_key, done.found.short_cut or False)
                 return done
             random.restore()
-        raise ReadoutError(f"the model makes other attention calls from one forward pass to the next. {ASK}")
+        raise ReadoutError(f"the model's attention calls change from one forward pass to the next. {QUERY_ADVICE}")
 
-    # --- what a pass's tokens are ---------------------------------------------------------------------------------
+    # --- tokens ---------------------------------------------------------------------------------------------------
 
     def check_mixing(self, run: ForwardPass, layers: Sequence[AttentionMap]) -> None:
-        """Mark the layers over tokens that something else than attention has mixed, as ``mixed``.
+        """Set ``mixed`` on the layers whose tokens were mixed by something other than attention.
 
-        What is found on some tokens holds for fewer, too; for more it is found once more: a convolution over distant
-        tokens mixes long inputs only.
+        A result for some number of tokens holds for fewer too. For more tokens the test runs again, since a convolution
+        over distant tokens mixes only long inputs.
 
         Args:
             run: A pass of the model.
@@ -210,7 +210,7 @@ class ExplainedModel:
         calls = frozenset(m.index for m in layers if m.index is not None)
         n_tokens, key = layers[0].shape[2], _key("mixed", run, calls)
         if self._known(key) is None and len(calls) > 1:
-            self._try_beginning(run, lambda part: self.check_mixing(part, _of_calls(part, calls)))
+            self._try_beginning(run, lambda part: self.check_mixing(part, _maps_of(part, calls)))
         tried, mixed = self._known(key) or (-1, frozenset())
         if not _covers(run.kind, tried, n_tokens) or (mixed and tried != n_tokens):
             mixed = mixed_layers(self.forward_func, run.inputs, run.forward_args, calls)
@@ -226,19 +226,19 @@ class ExplainedModel:
             layer: One of its layers.
 
         Raises:
-            TokenMapError: The tokens cannot be placed with certainty.
+            TokenMapError: The cells of the tokens cannot be determined with certainty.
         """
         n_tokens = layer.shape[3]
-        # The values of the first layer over the same tokens show what each token was made of. The tokens that are read
-        # by cross-attention are those of another stack.
+        # The values of the first layer over the same tokens show the cells of each token. The tokens that
+        # cross-attention reads are those of another stack.
         before = layer.reads if layer.kind == "cross" else layer.follows
         stack = {m.index: m.shape[2] == n_tokens for m in run.maps if m.index is not None and m.index in before}
         first = min((index for index, same in stack.items() if same), default=layer.index)
         of_kind = _key("carrier", run, first)
         of_shape = _key("token map", run, first, tuple(x.shape[1:] for x in run.inputs), n_tokens)
         if self._known(of_kind) is None and self._known(of_shape) is None:
-            self._try_beginning(run, lambda part: self.token_map(part, *_of_calls(part, {layer.index})))
-        # Ids and embeddings that map one to one do so for every length.
+            self._try_beginning(run, lambda part: self.token_map(part, *_maps_of(part, {layer.index})))
+        # One-to-one maps of ids and embeddings hold for every length.
         tried, carrier = self._known(of_kind) or (-1, None)
         if carrier is not None and _covers(run.kind, tried, n_tokens):
             plain = plain_token_map(run.inputs, n_tokens, carrier)
@@ -246,7 +246,7 @@ class ExplainedModel:
                 return plain
         found: TokenMap | None = self._known(of_shape)
         if found is None:
-            # Before a stage's tokens were merged, attention has mixed them: it must not show what they are made of.
+            # Attention before a merge of tokens would mix their cells, so its outputs are zeroed.
             silent = {index for index, same in stack.items() if not same and index < (first or 0)}
             probe = ValueProbe(self.forward_func, run.forward_args, len(run.inputs[0]), first or 0, silent)
             try:
@@ -263,39 +263,39 @@ class ExplainedModel:
         return found
 
     def _try_beginning(self, run: ForwardPass, learn: Callable[[ForwardPass], object]) -> None:
-        """Learn on the beginning of a long input what would take several passes over the whole."""
+        """Determine facts on the beginning of a long input, which would need several passes over the whole."""
         if run.beginning is not None and run.kind is not None:
-            with _tried_out():
+            with _trial():
                 part = self._run(*run.beginning, Request(readout=False), run.kind)
                 learn(replace(part, kind=run.kind))
 
 
 @contextmanager
-def _tried_out() -> Iterator[None]:
-    """Run a block over a part of an input; where it does not work, that says nothing of the whole, which comes next."""
+def _trial() -> Iterator[None]:
+    """Run a block on a part of an input, ignoring exceptions, since the whole input is tried next."""
     with torch.inference_mode(False), contextlib.suppress(Exception), without_drawing():
         yield
 
 
-def _leads_there(short_cut: ShortCut, done: ForwardPass, ends: tuple[int, int]) -> bool:
-    """Return whether a pass by a short cut ended as the one did in which the short cut was found."""
+def _reproduces(short_cut: ShortCut, done: ForwardPass, ends: tuple[int, int]) -> bool:
+    """Return whether a pass with a short cut ran the same operations as the pass that found the short cut."""
     is_same = done.ends == ends and tuple(done.recorder.steps or ()) == short_cut.steps
     return is_same and done.found is not None and (short_cut.is_pooled or not done.found.is_pooled)
 
 
 def _key(fact: str, run: ForwardPass, *more: Any) -> Any:
-    """Return the key of a fact found on a pass; None where it cannot be known for which other passes it holds.
+    """Return the cache key of a fact found on a pass; None if the pass cannot be compared with others.
 
-    It holds for a kind of input, and the operations that the model goes through. A part of a long input, one example
-    without padding perhaps, may go another way than the whole.
+    A fact holds for a kind of input and a sequence of operations. The sequence is left out for parts of long inputs,
+    which may run different operations than the whole, perhaps because they have no padding.
     """
-    return None if run.kind is None else (fact, run.kind, None if run.kind.is_long else run.way, *more)
+    return None if run.kind is None else (fact, run.kind, None if run.kind.is_long else run.operations, *more)
 
 
 def _covers(kind: Kind | None, tried: int, n_tokens: int) -> bool:
-    """Return whether what was found on some tokens holds for as many as there are now."""
+    """Return whether a fact found with some number of tokens holds for the current number."""
     return tried >= 0 if kind is not None and kind.is_long else tried >= n_tokens
 
 
-def _of_calls(run: ForwardPass, calls: Collection[int | None]) -> list[AttentionMap]:
+def _maps_of(run: ForwardPass, calls: Collection[int | None]) -> list[AttentionMap]:
     return [m for m in run.calls if m.index in calls]

@@ -1,4 +1,4 @@
-"""`ModelState`: what a forward function runs at one moment, to be compared with what it runs later, or put back."""
+"""`ModelState`: a snapshot of a forward function's model, to detect changes and to restore it."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ _SIMPLE = frozenset(
     {bool, int, float, complex, str, bytes, NoneType, torch.dtype, torch.device, torch.Size, slice, range}
 )
 _CONTAINERS = frozenset({dict, OrderedDict, list, set, deque})
-# Containers with more parts are data, not settings; objects are looked into this deep.
+# Containers with more elements are data, not settings; objects are searched to this depth.
 _MANY, _DEEP = 256, 4
-# Models up to this many bytes are compared whole. Of larger ones, tensors up to `_SMALL` bytes are, and of each other
-# tensor some pieces: writes that autograd counts are seen anywhere.
+# Models up to `_WHOLE` bytes are compared completely. In larger ones tensors up to `_SMALL` bytes are, and samples of
+# all others; writes that autograd counts are always detected.
 _WHOLE, _SMALL = 2**20, 2**12
 _PIECES, _PIECE = 3, 64
-# Buffers of more elements are put back only where the model is in training mode.
+# Buffers with more elements are restored only if the model is in training mode.
 _LARGE = 2**16
 _PLAIN_TENSORS = (nn.Parameter, Tensor)
-# What every module has; of these, hooks and parts are looked at one by one.
+# Attributes of every module; hooks and submodules among them are compared separately.
 _EVERY_MODULES = frozenset(nn.Module().__dict__) - {"training"}
 _LIBRARIES = frozenset({"torch", "numpy", "math", "builtins"})
 
 
 class ModelState:
-    """All that a forward function shows of what it runs: tensors, parts, flags and plain attributes.
+    """The state of a forward function's model: tensors, submodules, flags and plain attributes.
 
-    Two states are equal where nothing was changed in between. The modules and tensors are found in the function itself,
-    its closure, its globals, a bound method's object and a partial's arguments. Nothing of the model is kept alive.
+    Two states are equal if nothing was changed in between. Modules and tensors are found in the function, its closure,
+    its globals, the object of a bound method and the arguments of a partial. The state does not keep the model alive.
 
-    Writes that go past autograd's count of versions (``p.data``, NumPy) are seen by the contents, of large models by
-    samples of them.
+    Writes that bypass autograd's version counter (``p.data``, NumPy) are detected from the contents, in large models
+    from samples of them.
 
     Args:
         forward_func: A module, or any function that runs one.
 
     Attributes:
-        is_opaque: Whether no module and no tensor was found, so that nothing can be said.
+        is_opaque: Whether no module and no tensor was found, so changes cannot be detected.
         has_moving_norm: Whether a batch norm is in training mode.
 
     Example:
@@ -72,7 +72,7 @@ class ModelState:
         self._held = self._held_now()
 
     def _held_now(self) -> list[Any]:
-        """Return what dictionaries hold."""
+        """Return the current contents of the dictionaries."""
         return _Held(self._dicts).facts if self._dicts else []
 
     def __eq__(self, other: object) -> bool:
@@ -85,12 +85,12 @@ class ModelState:
 
     @contextmanager
     def left_as_found(self) -> Iterator[None]:
-        """Run a block, and put back what the model changes in it: buffers, and the attributes of its modules.
+        """Restore the model's buffers and its modules' attributes after a block.
 
-        Batch norm in training mode moves its buffers with every pass, and some models switch themselves to another way
-        of computing for good where an input is short. Training flags are left alone: other threads may set them.
+        Batch norm in training mode updates its buffers in every pass, and some models permanently switch to another
+        implementation after a short input. Training flags are not restored, since other threads may set them.
         """
-        owners, self._owners = self._owners, []  # nothing of the model is held beyond the block
+        owners, self._owners = self._owners, []  # the model must not be kept alive after the block
         attributes = [(each, dict(each)) for owner in owners for each in _dicts_of(owner)]
         modules = [owner for owner in owners if isinstance(owner, nn.Module)]
         every = any(module.training for module in modules)
@@ -104,21 +104,21 @@ class ModelState:
                     now.update({k: v for k, v in before.items() if k != "training" and now.get(k, now) is not v})
             with torch.no_grad():
                 for buffer, version, content in kept:
-                    # Batch norm writes without a new version.
+                    # Batch norm writes do not increment the version.
                     if (every or _version(buffer) != version) and not torch.equal(buffer, content):
                         buffer.copy_(content)
-            self._held = self._held_now()  # what the model itself counts there is no change
+            self._held = self._held_now()  # counters that the model updates are not changes
 
 
 class _Found:
-    """What is reached from a forward function.
+    """Search for everything that is reachable from a forward function.
 
     Attributes:
-        facts: Simple values, weak references, and what tensors are, in the order in which they are found.
+        facts: Simple values, weak references, and properties of tensors, in order.
         modules: All modules.
         tensors: All tensors.
         owners: Modules and other objects whose attributes are among the facts.
-        dicts: Dictionaries, whose modules are among the facts, but not what else they hold.
+        dicts: Dictionaries whose modules, but not other contents, are among the facts.
     """
 
     def __init__(self, forward_func: Any) -> None:
@@ -128,10 +128,10 @@ class _Found:
         self.owners: list[Any] = []
         self.dicts: list[dict[Any, Any]] = []
         self.has_moving_norm = False
-        self._seen: set[int] = set()  # within this search, in which all that is found is alive
+        self._seen: set[int] = set()  # ids, valid during this search, when all objects are alive
         self._has_registered = bool(registered_modules())
-        self._read: list[tuple[int, int]] = []  # the addresses and sizes of tensors in the machine's memory
-        self._elsewhere: list[Tensor] = []
+        self._read: list[tuple[int, int]] = []  # addresses and sizes of contiguous tensors on the CPU
+        self._elsewhere: list[Tensor] = []  # other tensors
         self._look(forward_func, _DEEP)
 
     def _look(self, value: Any, depth: int) -> None:
@@ -158,7 +158,7 @@ class _Found:
             self._object(value, depth - 1)
 
     def _container(self, value: Any, depth: int) -> None:
-        """Look at the modules in a container, and note dictionaries; lists are rather logs than settings."""
+        """Search a container for modules, and record dictionaries; lists are usually logs, not settings."""
         if id(value) in self._seen:
             return
         self._seen.add(id(value))
@@ -202,7 +202,7 @@ class _Found:
                 self._module(part)
 
     def _hooks(self, hooks: dict[int, Any]) -> None:
-        """Note a module's hooks. What they collect in lists and dicts grows with every call, and is not looked at."""
+        """Record a module's hooks, but not the lists and dicts in which they collect results."""
         for key, hook in hooks.items():
             self.facts += (key, _reference(hook))
             self.facts += [held for held in _closed_over(hook) if type(held) in _SIMPLE]
@@ -227,7 +227,7 @@ class _Found:
             slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
             parts = [*held.values(), *(getattr(value, name, None) for name in slots)]
             for part in parts:
-                # What lies deep in an object may be a cache that grows with use.
+                # Deeper containers may be caches that grow with use.
                 if depth > 0 or type(part) in _SIMPLE or isinstance(part, (nn.Module, Tensor)):
                     self._look(part, depth)
 
@@ -247,7 +247,7 @@ class _Found:
         try:
             address = tensor.data_ptr()
             self.facts += (_version(tensor), address, tensor.shape, tensor.stride(), tensor.dtype)
-        except (RuntimeError, NotImplementedError, ValueError):  # sparse, lazy, of a transform of torch.func
+        except (RuntimeError, NotImplementedError, ValueError):  # sparse, lazy, inside a torch.func transform
             return
         if address == 0 or type(tensor) not in _PLAIN_TENSORS:
             return
@@ -257,7 +257,7 @@ class _Found:
             self._elsewhere.append(tensor)
 
     def content(self) -> bytes:
-        """Return the tensors' contents, or samples of them."""
+        """Return the contents of the tensors, or samples of them."""
         whole = sum(size for _, size in self._read) <= _WHOLE
         at = ctypes.string_at
         parts: list[bytes] = []
@@ -272,7 +272,7 @@ class _Found:
 
 
 class _Held(_Found):
-    """What dictionaries hold: simple values and tensors."""
+    """Contents of dictionaries: simple values and tensors."""
 
     def __init__(self, dicts: list[dict[Any, Any]]) -> None:
         super().__init__(None)
@@ -284,14 +284,14 @@ class _Held(_Found):
 
 
 def _parts(container: Any) -> list[Any]:
-    """Return what a container holds; one with many parts is data, and not looked at."""
+    """Return the elements of a container; none if it is so large that it must be data."""
     if len(container) > _MANY:
         return []
     return list(container.values() if isinstance(container, dict) else container)
 
 
 def _sample(tensor: Tensor) -> bytes:
-    """Return some of the elements of a tensor on another device, or with gaps between them."""
+    """Return some elements of a tensor that is on another device or not contiguous."""
     tensor = tensor.detach()
     if tensor.nbytes > _SMALL:
         tensor = tensor[tuple(slice(None, None, max(1, size // 4)) for size in tensor.shape)]
@@ -306,7 +306,7 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _reference(thing: Any) -> Any:
-    """Return a weak reference; of what has none, its kind."""
+    """Return a weak reference, or the type if the object does not support one."""
     try:
         return weakref.ref(thing)
     except TypeError:
@@ -320,16 +320,16 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 
 def _closed_over(function: Any) -> list[Any]:
-    """Return what a function's closure holds."""
+    """Return the contents of a function's closure."""
     out = []
     for cell in getattr(function, "__closure__", None) or ():
-        with suppress(ValueError):  # not filled yet
+        with suppress(ValueError):  # not assigned yet
             out.append(cell.cell_contents)
     return out
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Return the names that a function's code, and functions within it, may look up among its globals."""
+    """Return the names of globals that a function, and functions within it, may use."""
     yield from code.co_names
     for part in code.co_consts:
         if isinstance(part, CodeType):
@@ -337,7 +337,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _dicts_of(owner: Any) -> list[dict[str, Any]]:
-    """Return the dictionaries of an owner's attributes; an adapter keeps what it finds out about its model itself."""
+    """Return the dictionaries of an owner's attributes; none for this package's adapters, which cache facts there."""
     held = owner.__dict__
     if type(owner).__module__.split(".")[0] == __package__.split(".")[0]:
         return []

@@ -1,4 +1,4 @@
-"""`ForwardPass`: one run of a model under capture, with what a method asks of it."""
+"""`ForwardPass`: one captured run of a model, with the readout and gradients that a method needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from captum_attn_lime._capture.recorder import KEEP_SCORES
 from captum_attn_lime._capture.session import check_complete
 from captum_attn_lime._util.captum import Target, run_forward, select_target
 from captum_attn_lime.attention import AttentionMap
-from captum_attn_lime.attr._gradients import take_gradients
+from captum_attn_lime.attr._gradients import attach_gradients
 from captum_attn_lime.attr._inputs import Kind, copied
 from captum_attn_lime.attr._readout import Readout, ShortCut, read
 from captum_attn_lime.errors import AttentionKindError, ReadoutError, TargetError
@@ -23,14 +23,14 @@ from captum_attn_lime.methods import require_tokens
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a forward pass.
+    """What a forward pass must compute.
 
     Attributes:
-        target: What is explained of the output, in one of Captum's forms.
-        readout: Whether to find which tokens the prediction reads. Where the output has one row per token (B, N, ...),
-            the target's first index is the row of the example.
-        gradient: Whether the maps get their values, and the gradient of the target with respect to their outputs.
-        keep: What is kept of each call.
+        target: The target, in one of Captum's forms.
+        readout: Whether to determine the tokens that the prediction reads. If the output has one row per token
+            (B, N, ...), the target's first index is the row.
+        gradient: Whether to compute the maps' values, and the gradient of the target with respect to their outputs.
+        keep: What to store of each call.
     """
 
     target: Target = None
@@ -47,11 +47,11 @@ class ForwardPass:
         inputs: The input tensors.
         forward_args: The further arguments.
         output: The model's output, (B, ...), without a graph.
-        recorder: What the capture saw.
+        recorder: The recorder of the capture.
         calls: All attention calls, in order.
-        maps: The main stack: the model's self-attention calls; where it has none, all its calls.
-        found: Which tokens the prediction reads; None if that was not asked.
-        kind: What the input is apart from its values and its length; None where that cannot be compared.
+        maps: The main stack: the model's self-attention calls, or all calls if it has none.
+        found: The tokens that the prediction reads; None if not requested.
+        kind: The kind of the input, apart from its values and length; None if it cannot be compared.
         beginning: A part of a long input, with its further arguments.
     """
 
@@ -72,25 +72,25 @@ class ForwardPass:
 
     @property
     def top(self) -> AttentionMap | None:
-        """A last layer that was computed for the read token only, one query over the stack's tokens.
+        """A last layer that was computed only for the token that is read: one query over the stack's tokens.
 
-        The readout is then what reaches the prediction beside it, by its residual connection.
+        The readout then describes its residual connection.
         """
         return None if self.found is None else self.found.top
 
     @property
     def last(self) -> AttentionMap:
-        """The last layer, that of one query where there is one."""
+        """The last layer: `top`, or the last of the stack."""
         return self.maps[-1] if self.top is None else self.top
 
     @property
-    def way(self) -> tuple[Callable[..., Any], ...]:
-        """The operations that the model went through: a model that takes another way may be another model."""
+    def operations(self) -> tuple[Callable[..., Any], ...]:
+        """The operations that the model ran; facts hold only for passes with the same operations."""
         return tuple(self.recorder.trace.way)
 
     @property
     def ends(self) -> tuple[int, int]:
-        """The first and the last call of the main stack, by their place among all calls."""
+        """The indices of the first and the last call of the main stack among all calls."""
         return _ends(self.calls)
 
     def first(self, examples: int) -> ForwardPass:
@@ -114,20 +114,20 @@ def run_captured(
         forward_func: The model.
         inputs: Its input tensors.
         forward_args: Its further arguments.
-        request: What is asked.
-        ends: The first and the last call of the stack: a readout and gradients need to know them beforehand, and are
-            left out where they turn out to be others.
-        short_cut: Where the graph is to begin, behind the last call.
+        request: What to compute.
+        ends: The first and the last call of the stack, which a readout and gradients need in advance; they are not
+            computed if the calls turn out to be different.
+        short_cut: Where the graph begins after the last call.
 
     Raises:
-        NoAttentionError: The model showed no attention.
-        AttentionKindError: Its attention is not over the tokens of each example.
-        ReadoutError: The readout, or a gradient, is asked for and cannot be had.
+        NoAttentionError: No attention was captured.
+        AttentionKindError: The attention is not over the tokens of each example.
+        ReadoutError: A requested readout or gradient cannot be determined.
     """
     leaf_at = None if ends is None or not request.readout else ends[1]
     graph_at = None if ends is None or not request.gradient else ends[0]
     keep = request.keep if graph_at is None else replace(request.keep, values=True)
-    # What the model is given is made before it is watched: steps outside of modules cannot be remembered.
+    # Copies are made before the capture, since operations outside modules prevent a replay.
     given, further = copied(inputs), copied(forward_args) or None
     step = None if short_cut is None else short_cut.step
     watched = record(forward_func, leaf_at=leaf_at, graph_at=graph_at, state_at=step, batch=len(inputs[0]), keep=keep)
@@ -138,7 +138,7 @@ def run_captured(
         if graph_at is None or "FlexAttention" not in str(error):
             raise
         raise ReadoutError(
-            "methods that use gradients need them through flex_attention, and torch has no such gradient on the CPU. "
+            "methods that use gradients need the gradient of flex_attention, which torch does not have on the CPU. "
             "Move the model to a GPU, switch it to sdpa attention, or use a method without gradients (raw, rollout)."
         ) from error
     check_complete(recorder, forward_func)
@@ -156,15 +156,15 @@ def run_captured(
             found = read(output, recorder, maps[-1], positions_of(request.target, len(output)))
         if graph_at is not None:
             explained = sum_explained(output, request.target)
-            take_gradients(explained, recorder, maps if found is None or found.top is None else [*maps, found.top])
+            attach_gradients(explained, recorder, maps if found is None or found.top is None else [*maps, found.top])
     return ForwardPass(inputs, forward_args, output.detach(), recorder, recorder.maps, maps, found)
 
 
 def main_stack(maps: list[AttentionMap]) -> list[AttentionMap]:
-    """Return the maps that explanations are made of: the layers over sequences of tokens, else all.
+    """Return the maps that explanations use: the layers over sequences of tokens, or all if there are none.
 
-    A layer that was not seen to be self-attention stays among them: products then raise and name it, where without it
-    they would be short of a layer. Attention over channels is none of them; it stays where there is nothing else.
+    Square layers of unknown kind are included, so that products raise instead of silently missing a layer. Attention
+    over channels is included only if there is nothing else.
     """
     chosen = [m for m in maps if m.kind in ("self", "windowed") or (m.kind == "unknown" and m.shape[2] == m.shape[3])]
     return chosen or [m for m in maps if m.kind != "channel"] or maps
@@ -176,7 +176,7 @@ def _ends(maps: list[AttentionMap]) -> tuple[int, int]:
 
 
 def positions_of(target: Target, batch: int) -> list[int] | None:
-    """Return the position that each example's target names first, as (position, class) does; None if none does.
+    """Return the position in each example's target (position, class); None if targets have no position.
 
     Example:
         >>> positions_of((3, 1), 2), positions_of([(3, 1), (0, 1)], 2), positions_of(1, 2)
@@ -188,12 +188,12 @@ def positions_of(target: Target, batch: int) -> list[int] | None:
 
 
 def sum_explained(output: Tensor, target: Target) -> Tensor:
-    """Return the sum over examples of the one number of each that the target names."""
+    """Return the sum of the explained number over examples."""
     chosen = select_target(output, target)
     if chosen.numel() != len(output):
         raise TargetError(
-            f"target {target!r} names {chosen.numel() // len(output)} numbers of each example, of an output of shape "
-            f"{tuple(output.shape)}; a method that uses gradients explains one. Pass target= (a class, or a tuple of "
-            "indices after the batch)."
+            f"target {target!r} selects {chosen.numel() // len(output)} numbers of each example, from an output of "
+            f"shape {tuple(output.shape)}, but a method that uses gradients explains one. Pass target= (a class, or a "
+            "tuple of indices after the batch)."
         )
     return chosen.sum()

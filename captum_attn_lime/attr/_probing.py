@@ -1,4 +1,4 @@
-"""Trying a model out: what its tokens are made of, and whether anything but attention mixes them."""
+"""Experiments with altered inputs: the cells of each token, and whether anything but attention mixes tokens."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from captum_attn_lime._capture.recorder import RowView
 from captum_attn_lime._util.captum import run_forward
 from captum_attn_lime._util.random import without_drawing
 from captum_attn_lime.attention import AttentionMap
-from captum_attn_lime.attr._inputs import copied, with_one_more
+from captum_attn_lime.attr._inputs import copied, with_extra_example
 
-# A token's value has changed when it differs by more than this share of its own size.
+# Relative tolerance: a token's value has changed if it differs by more than this share of its size.
 CHANGE = 1e-5
-# Rows of a map that are sampled to find out whether it is causal.
+# Number of rows sampled to determine whether a map is causal.
 _SAMPLED_ROWS = 64
 
 
@@ -27,9 +27,9 @@ class ValueProbe:
     Args:
         forward_func: The model.
         forward_args: Its further arguments, for a batch.
-        batch: Number of examples of that batch; the copies get the first one's arguments.
+        batch: Number of examples of that batch; the copies use the first one's arguments.
         call: Index of the attention call.
-        silent: Calls before it that give out zeros, so that tokens hold what they are made of without attention.
+        silent: Earlier calls whose outputs are replaced by zeros, so that attention does not mix the tokens.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ def mixed_layers(
     forward_args: tuple[Any, ...],
     layers: Collection[int],
 ) -> frozenset[int]:
-    """Return which layers of a stack are over tokens that something else than attention has mixed.
+    """Return the layers of a stack whose tokens were mixed by something other than attention.
 
     A recurrence, a convolution over tokens or a norm over the sequence mixes tokens without attention, and products of
-    layers would leave that out. In a run in which the stack's attention gives out nothing but noise at half of the
-    tokens of its first layer, the values of the other tokens must stay as they are in all layers that follow; and so
+    layers would ignore that. In a run in which the outputs of the stack's attention are zero, except for noise at half
+    of the tokens of the first layer, the values of the other tokens must not change in any later layer; and the same
     with the halves exchanged.
 
     Args:
         forward_func: The model.
-        inputs: Its input tensors, (B, ...); the first example is tried.
+        inputs: Its input tensors, (B, ...); only the first example is used.
         forward_args: Its further arguments.
         layers: Indices of the stack's attention calls.
     """
@@ -92,11 +92,11 @@ def mixed_layers(
     for layer in later:
         value = recorder.values.get(layer)
         if value is None or noise.chosen is None or value.shape[2] != len(noise.chosen) or len(value) < len(copies[0]):
-            continue  # other tokens than the first layer's: products refuse that by themselves
+            continue  # different tokens from the first layer's: products raise for these
         plain, again, *noisy = value[:4].transpose(1, 2).flatten(2).double()  # (N, ...) each
         size = plain.abs().amax(dim=1)
         if bool(((plain - again).abs().amax(dim=1) > CHANGE * size).any()):
-            continue  # the model is random: equal copies differ
+            continue  # the model is random, so equal copies differ
         for copy, chosen in zip(noisy, (noise.chosen, ~noise.chosen), strict=True):
             changed = (copy - plain).abs().amax(dim=1) > CHANGE * size
             if bool((changed.cpu() & ~chosen).any()):
@@ -105,21 +105,21 @@ def mixed_layers(
 
 
 class _Noise:
-    """Takes the place of a stack's attention outputs: zeros, but noise in the first layer of the third and fourth copy.
+    """Substitute for a stack's attention outputs: zeros, but noise in the first layer of the third and fourth copy.
 
-    The third has noise at the chosen tokens, the fourth at all others.
+    The third copy has noise at the chosen tokens, the fourth at all others.
     """
 
     def __init__(self, first: int, layers: set[int]) -> None:
         self._first, self._layers = first, layers
-        self.chosen: Tensor | None = None  # the tokens that get noise, (N,) of bool
+        self.chosen: Tensor | None = None  # tokens with noise, (N,) of bool
 
     def __call__(self, call: int, output: Tensor, rows: RowView) -> Tensor:
         if call not in self._layers:
             return output
         if call != self._first or len(rows(output)) < 4:
             return torch.zeros_like(output)
-        # The gradient of a sum that takes chosen rows only lies, in the model's own layout, on just those rows.
+        # The gradient of a sum over chosen rows has the noise on exactly these rows, in the model's layout.
         with torch.enable_grad():
             place = torch.zeros_like(output).requires_grad_()
             by_row = rows(place)  # (B, H, N, d)
@@ -131,11 +131,11 @@ class _Noise:
             noise[3] *= (~self.chosen).to(noise)[:, None]
             noise[:2], noise[4:] = 0.0, 0.0
             (at_place,) = torch.autograd.grad((by_row * noise).sum(), place)
-        return torch.empty_like(output).copy_(at_place)  # in the output's own strides, which a view may need
+        return torch.empty_like(output).copy_(at_place)  # with the output's strides, which a view may need
 
 
 def _repeated(forward_args: tuple[Any, ...], batch: int, n: int) -> tuple[Any, ...] | None:
-    """Return further arguments with the first example's repeated n times; what is not by example stays as it is."""
+    """Return further arguments with the first example repeated n times; other arguments are unchanged."""
 
     def repeated(x: Any) -> Any:
         is_by_example = isinstance(x, Tensor) and x.dim() and len(x) == batch
@@ -147,12 +147,12 @@ def _repeated(forward_args: tuple[Any, ...], batch: int, n: int) -> tuple[Any, .
 def run_copies(
     forward_func: Callable[..., Any], copies: tuple[Tensor, ...], args: tuple[tuple[Any, ...], int], **watch: Any
 ) -> Recorder:
-    """Run the model on copies of one example and return what was recorded.
+    """Run the model on copies of one example, and return the recorder.
 
     Args:
         forward_func: The model.
         copies: Its input tensors, (copies, ...).
-        args: Its further arguments for a batch, and the number of that batch's examples.
+        args: Its further arguments for a batch, and the batch size.
         watch: Options of `record`.
     """
 
@@ -174,12 +174,12 @@ def run_copies(
     with without_drawing():
         recorder = run(copies)
         if recorder.is_ambiguous:  # as many heads as copies
-            recorder = run(tuple(with_one_more(x, len(copies[0])) for x in copies))
+            recorder = run(tuple(with_extra_example(x, len(copies[0])) for x in copies))
     return recorder
 
 
 def looks_causal(attention: AttentionMap) -> bool:
-    """Return whether no query gives weight to a key behind it, as far as some of its rows show.
+    """Return whether no query attends to later keys, tested on a sample of rows.
 
     Example:
         >>> from captum_attn_lime.attention import ScoreMap

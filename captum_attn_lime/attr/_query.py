@@ -1,4 +1,4 @@
-"""Which output tokens are explained: the prediction's readout, or a user's ``query=``, as one weight per token."""
+"""Weights of the output tokens to explain: the prediction's readout, or a user's ``query=``."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ def output_weights(query: Query, run: ForwardPass, layer: AttentionMap) -> Tenso
     Args:
         query: As for :func:`query_weights`, or ``"auto"``.
         run: The captured pass; for ``"auto"`` with its readout.
-        layer: The last of the layers that are explained.
+        layer: The last of the explained layers.
 
     Raises:
-        SelectionError: The query names no token of the layer, or the readout is over other tokens.
+        SelectionError: The query selects no token of the layer, or the readout is over different tokens.
     """
     last = run.maps[-1]
     if layer is run.top:
         return torch.ones(layer.shape[0], 1)
     if run.readout is None or not is_auto(query):
-        # A query counts the tokens of the layer, or of the stack beside it.
+        # A query refers to the tokens of the layer if it is self-attention, otherwise to those of the stack.
         weights = query_weights(query, layer if layer.kind in ("self", "windowed") else last)
     elif layer.index == last.index or layer.index in last.follows or last.index in layer.follows:
         weights = run.readout
     else:
         raise SelectionError(
-            f"layer {layer.name!r} is over other tokens than {last.name!r}, whose tokens the prediction reads; pass "
-            "query= for the layers you chose."
+            f"layer {layer.name!r} has different tokens from {last.name!r}, whose tokens the prediction reads; pass "
+            "query= for the selected layers."
         )
     if weights.shape[1] != layer.shape[2]:
         raise SelectionError(
             f"layer {layer.name!r} has {layer.shape[2]} output tokens but the readout is over those of {last.name!r} "
-            f"({last.shape[2]}); pass query= for the layers you chose."
+            f"({last.shape[2]}); pass query= for the selected layers."
         )
     return weights
 
 
 def query_weights(query: Query, attention: AttentionMap) -> Tensor:
-    """Return the weights (B, Q) of the output tokens that a query names.
+    """Return the weights (B, Q) of the output tokens that a query selects.
 
     Args:
         query: An index for all examples, one index per example (a sequence or an integer tensor of length B), a slice
-            (its tokens' mean), weights (B, Q), or ``"first"``, ``"last"``, ``"mean"`` over each example's real tokens.
-        attention: The map whose output tokens are meant.
+            (the mean of its tokens), weights (B, Q), or ``"first"``, ``"last"``, ``"mean"`` over real tokens.
+        attention: The map of the output tokens.
 
     Raises:
-        SelectionError: The query names no token of the map.
+        SelectionError: The query selects no token of the map.
 
     Example:
         >>> from captum_attn_lime.attention import DenseMap
@@ -78,7 +78,7 @@ def query_weights(query: Query, attention: AttentionMap) -> Tensor:
         if tuple(query.shape) != (batch, n):
             raise SelectionError(f"query weights must have shape (B, N) = {(batch, n)}, but have {tuple(query.shape)}.")
         if not bool(torch.isfinite(query).all()) or not bool(query.any(dim=1).all()):
-            raise SelectionError("query weights must be finite, and not all zero for any example.")
+            raise SelectionError("query weights must be finite, and at least one must be non-zero for each example.")
         return query.to(attention.device)
     try:
         index = torch.as_tensor(query)
@@ -86,7 +86,7 @@ def query_weights(query: Query, attention: AttentionMap) -> Tensor:
         index = torch.tensor(0.5)
     if index.is_floating_point() or index.dtype == torch.bool or index.numel() not in (1, batch):
         raise SelectionError(
-            f"query={query!r} is not understood: pass an index, one index per example ({batch}), a slice, weights "
+            f"query={query!r} is not valid: pass an index, one index per example ({batch}), a slice, weights "
             f"(B, N) = {(batch, n)}, or 'auto', 'first', 'last', 'mean'."
         )
     index = index.reshape(-1).expand(batch).to(attention.device)
@@ -108,10 +108,10 @@ def _by_name(query: str, attention: AttentionMap) -> Tensor:
 
 
 def _real_tokens(attention: AttentionMap) -> Tensor:
-    """Return 1 for real tokens and 0 for padding, (B, Q): padding may not even attend to itself."""
+    """Return 1 for real tokens and 0 for padding, which may not even attend to itself, (B, Q)."""
     if attention.shape[2] != attention.shape[3]:
         raise SelectionError(
-            f"attention {attention.name!r} is not square, so its queries cannot be named; pass indices."
+            f"attention {attention.name!r} is not square, so queries cannot be selected by name; pass indices."
         )
     return attention.reads_itself().to(attention.dtype)
 

@@ -1,9 +1,9 @@
-"""Whether a model's end treats each token separately: read off the autograd graph behind the last attention call.
+"""Test whether a model treats each token separately after its last attention call, from the autograd graph.
 
-Behind its last attention call a transformer has a few steps that treat each token separately (projection, feed-forward
-layer, norms), and then a head that picks or pools tokens. Which tokens the head reads can then be seen at the last
-token state, at the price of a gradient through the head alone, if two things hold: everything that reaches the output
-from the attention call passes through that state, and no step before it mixes tokens.
+After its last attention call a transformer has a few operations that treat each token separately (projection,
+feed-forward layer, norms), and then a head that selects or pools tokens. A gradient through the head alone, at the last
+token state, shows which tokens the head reads, if every path from the attention call to the output passes through that
+state, and no operation before it mixes tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 Node = Any  # torch.autograd.graph.Node
 Shape = tuple[int, ...]
 
-# Autograd's names for steps whose result has its tokens where its operands have them, whatever the shapes.
+# Autograd's names of elementwise operations, with the tokens of the result aligned to those of the operands.
 _POINTWISE = frozenset(
     f"{name}Backward0"
     for name in (
@@ -26,31 +26,31 @@ _POINTWISE = frozenset(
         "Erf", "NativeDropout", "LogSigmoid",
     )
 ) | frozenset({"AddBackward1", "MulBackward1", "DivBackward1", "SubBackward1", "PowBackward1"})  # fmt: skip
-# Steps that rearrange cells: the tokens stay in their order if what lies before them does.
+# Reshapes: the tokens keep their order if the dimensions before them keep their size.
 _VIEWS = frozenset(
     f"{name}Backward0" for name in ("View", "UnsafeView", "ReshapeAlias", "Reshape", "Unsqueeze", "Squeeze", "Alias")
 ) | frozenset({"SqueezeBackward1"})  # fmt: skip
 _SWAPS = frozenset({"TransposeBackward0", "PermuteBackward0"})
 _LINEAR = frozenset({"AddmmBackward0", "MmBackward0"})  # over (tokens, features)
 _LINEAR_ANY = frozenset({"LinearBackward0", "MkldnnLinearBackward0"})  # over (..., features)
-# Over the last dimension, which is kept: parts of a norm.
+# Reductions over the last dimension with keepdim, as in norms.
 _REDUCTIONS = frozenset({"MeanBackward1", "SumBackward1", "VarBackward0", "StdBackward0", "LinalgVectorNormBackward0"})
 _NORMS = frozenset({"NativeLayerNormBackward0", "FusedRmsNormBackward0"})
 _SPLITS = frozenset({"SplitBackward0", "SplitWithSizesBackward0", "ChunkBackward0", "SliceBackward0", "CatBackward0"})
 
 
 def last_state(output: Tensor, leaf: Tensor, states: Sequence[Tensor], batch: int, tokens: int) -> Tensor | None:
-    """Return the latest token state through which all goes, and before which each token is treated separately.
+    """Return the last token state on all paths to the output, before which each token is treated separately.
 
     Args:
-        output: What the model puts out, with its graph.
+        output: The model's output, with its graph.
         leaf: The attention call's output, where the graph begins.
         states: Token states between the two, in order.
         batch: Number of examples.
         tokens: Number of tokens.
 
     Returns:
-        One of the states, or None where that cannot be read off the graph.
+        One of the states, or None if the graph does not show one.
     """
     start = _node_of(leaf)
     if start is None or output.grad_fn is None or tokens < 2 or tokens == batch:
@@ -58,13 +58,13 @@ def last_state(output: Tensor, leaf: Tensor, states: Sequence[Tensor], batch: in
     for state in reversed(states[-4:]):
         node = state.grad_fn
         if node is None or len(node._input_metadata) > 1 or _reaches(output.grad_fn, start, without=node):
-            continue  # one of several results of a step says nothing of the others
+            continue  # one of several results of an operation, or not on all paths
         return state if _is_tokenwise(node, start, batch, tokens) else None
     return None
 
 
 def _node_of(leaf: Tensor) -> Node | None:
-    """Return the node at which gradients of a leaf arrive."""
+    """Return the node that accumulates the gradient of a leaf."""
     if leaf.grad_fn is not None:
         return leaf.grad_fn
     node = leaf.view_as(leaf).grad_fn
@@ -72,7 +72,7 @@ def _node_of(leaf: Tensor) -> Node | None:
 
 
 def _reaches(node: Node, goal: Node, *, without: Node | None = None) -> bool:
-    """Return whether a way leads from a node back to another one, without going through a third."""
+    """Return whether a path leads from a node back to another one, without passing through a third."""
     seen, waiting = {without}, [node]
     while waiting:
         here = waiting.pop()
@@ -90,39 +90,39 @@ def _before(node: Node) -> Iterator[Node]:
 
 
 def _is_tokenwise(node: Node, start: Node, batch: int, tokens: int) -> bool:
-    """Return whether every step on a way from a node back to the start treats each token separately."""
+    """Return whether every operation on a path from a node back to the start treats each token separately."""
     leads: dict[Node, bool] = {start: True}
 
     def leads_to_start(here: Node) -> bool:
         if here not in leads:
             leads[here] = False
-            for found in _before(here):  # all of them, for each is asked about later
+            for found in _before(here):  # no early exit: `leads` must be complete
                 leads[here] = leads_to_start(found) or leads[here]
         return leads[here]
 
     leads_to_start(node)
-    way = {here: [s for s in _before(here) if leads.get(s)] for here, does in leads.items() if does}
-    way[start] = []
-    steps = _Steps(way, batch, tokens)
-    return all(steps.keeps_tokens(here) for here in way if here is not start)
+    paths = {here: [s for s in _before(here) if leads.get(s)] for here, does in leads.items() if does}
+    paths[start] = []
+    operations = _Operations(paths, batch, tokens)
+    return all(operations.keeps_tokens(here) for here in paths if here is not start)
 
 
-class _Steps:
-    """The steps on the way, by the shapes of their results.
+class _Operations:
+    """The operations on the paths to the start, and the shapes of their results.
 
     Args:
-        way: Each step, with those before it that lie on the way.
+        paths: Each operation, with its predecessors on the paths.
         batch: Number of examples.
         tokens: Number of tokens.
     """
 
-    def __init__(self, way: dict[Node, list[Node]], batch: int, tokens: int) -> None:
-        self._way = way
+    def __init__(self, paths: dict[Node, list[Node]], batch: int, tokens: int) -> None:
+        self._paths = paths
         self._batch, self._tokens = batch, tokens
 
     def keeps_tokens(self, node: Node) -> bool:
-        """Return whether a step leaves each token where it is and mixes none."""
-        name, shape, sources = node.name(), _shape(node), self._way[node]
+        """Return whether an operation keeps the tokens separate and in order."""
+        name, shape, sources = node.name(), _shape(node), self._paths[node]
         place = self._axis(node)
         if place is None or any(self._axis(s) is None for s in sources):
             return False
@@ -143,9 +143,9 @@ class _Steps:
         return False
 
     def _axis(self, node: Node) -> int | None:
-        """Return which dimension counts tokens: the only one of their number, or the first of (tokens * batch, D).
+        """Return the dimension of the tokens: the only one of that size, or the first of (tokens * batch, D).
 
-        Where another dimension has the same size, it could be mistaken, and there is none.
+        None if another dimension has the same size.
         """
         shape = _shape(node)
         if self._is_folded(node):
@@ -158,21 +158,21 @@ class _Steps:
         return len(shape) == 2 and shape[0] == self._batch * self._tokens
 
     def _from_the_end(self, node: Node) -> int:
-        """Return which dimension counts tokens, from the end, as broadcasting aligns them."""
+        """Return the dimension of the tokens, counted from the end as in broadcasting."""
         return len(_shape(node)) - (self._axis(node) or 0)
 
     def _groups(self, node: Node) -> int:
-        """Return how many groups of tokens a layout has in front of its tokens; -1 where that is not one number.
+        """Return the number of groups of tokens before the dimension of the tokens; -1 if it is ambiguous.
 
-        (B, N, D) has B, (N, B, D) has one. Folded to two dimensions either looks alike, and the step before decides.
+        (B, N, D) has B, (N, B, D) has one. Folded to two dimensions they look alike, and the predecessors decide.
         """
         if not self._is_folded(node):
             return prod(_shape(node)[: self._axis(node) or 0])
-        before = {self._groups(s) for s in self._way[node]}
+        before = {self._groups(s) for s in self._paths[node]}
         return before.pop() if len(before) == 1 else -1
 
 
 def _shape(node: Node) -> Shape:
-    """Return the shape of a step's result."""
+    """Return the shape of an operation's result."""
     found = node._input_metadata
     return tuple(int(size) for size in found[0].shape) if found else ()

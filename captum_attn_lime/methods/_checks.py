@@ -41,9 +41,9 @@ def require_products(maps: Sequence[AttentionMap], method: str) -> None:
     for attention in maps:
         if attention.mixed:
             raise AttentionKindError(
-                f"between {maps[0].name!r} and {attention.name!r} tokens are mixed by something other than attention "
-                f"(a recurrence, a convolution, a norm over tokens), which {method} would ignore. Choose layers= "
-                "without such an operation between them, or use method='raw'."
+                f"between {maps[0].name!r} and {attention.name!r} something other than attention mixes tokens (a "
+                f"recurrence, a convolution, a norm over tokens), which {method} would ignore. Choose layers= without "
+                "such an operation between them, or use method='raw'."
             )
 
 

@@ -33,6 +33,6 @@ def test_rows_of_the_matrix_are_single_attributions(make, method, head_fusion):
 def test_a_matrix_that_would_not_fit_is_refused_beforehand():
     family = build(bert)
     attribution = AttentionAttribution(family.forward)
-    with pytest.raises(InputError, match=r"2 x 7 x 7 scores takes .* max_bytes allows"):
+    with pytest.raises(InputError, match=r"2 x 7 x 7 scores needs .* max_bytes allows"):
         attribution.matrix(family.inputs, None, family.args, max_bytes=500)
     assert attribution.matrix(family.inputs, None, family.args, max_bytes=2000).shape == (2, 7, 7)

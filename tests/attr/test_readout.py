@@ -185,7 +185,7 @@ def test_probabilities_as_output(last, scale):
 @pytest.mark.parametrize(
     ("pooling", "message"),
     [
-        ("max", "how it weighs them was not seen"),
+        ("max", "their weights cannot be determined"),
         ("detached", "no gradient"),
         ("tokens", "one row per token"),
     ],

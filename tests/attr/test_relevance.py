@@ -137,7 +137,7 @@ def test_models_that_write_into_what_attention_gives_out(model):
     for kind in (WritesOutputs, lambda: HandWritten(WritesHeads)):
         writes = like(model, kind)
         assert near(relevance(writes, IDS), dense(writes, IDS, query=first_row()))
-    with pytest.raises(ReadoutError, match=r"could not be taken.*modified by an inplace operation"):
+    with pytest.raises(ReadoutError, match=r"could not be computed.*modified by an inplace operation"):
         relevance(like(model, WritesStream), IDS)
 
 
@@ -253,7 +253,7 @@ def test_one_number_per_example_needs_no_target(model):
     expected = dense(model, IDS, query=first_row(), targets=[1, 1])
     for output in (lambda ids: model(ids)[:, 1], lambda ids: model(ids)[:, 1:2]):
         assert near(relevance(output, IDS, target=None), expected)
-    with pytest.raises(TargetError, match="names 3 numbers of each example"):
+    with pytest.raises(TargetError, match="selects 3 numbers of each example"):
         relevance(lambda ids: torch.stack([model(ids)] * 2, 1), IDS, target=1)
 
 

@@ -81,7 +81,7 @@ def test_among_layers_over_tokens_it_is_not_explained():
         model(x)
     found = AttentionAttribution(model, method="raw").attribute(x)[:, :, 0]
     assert torch.allclose(found, maps[2].dense().mean(dim=(1, 2)), atol=1e-6)
-    with pytest.raises(AttentionKindError, match="mixed by something other than attention"):
+    with pytest.raises(AttentionKindError, match="other than attention mixes tokens"):
         AttentionAttribution(model).attribute(x)
     with pytest.raises(AttentionKindError, match=r"'layers\.1' is attention over channels"):
         AttentionAttribution(model, method="raw", layers="layers.1").attribute(x, query=0)

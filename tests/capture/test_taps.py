@@ -42,7 +42,7 @@ def test_beside_a_dynamic_convolution_the_attention_is_read(examples):
     raw = AttentionAttribution(forward, method="raw").attribute(ids, additional_forward_args=mask)
     assert torch.allclose(raw, reported[-1].mean(1)[:, 0], atol=1e-6)
     # The convolution mixes tokens beside the attention: layers are not multiplied.
-    with pytest.raises(AttentionKindError, match="mixed by something other than attention"):
+    with pytest.raises(AttentionKindError, match="other than attention mixes tokens"):
         AttentionAttribution(forward).attribute(ids, additional_forward_args=mask)
 
 

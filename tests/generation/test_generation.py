@@ -359,7 +359,7 @@ def test_rollout_through_a_recurrence_is_refused(has_recurrence):
     raw = GenerationAttribution(AttentionAttribution(model, method="raw"), words)
     torch.testing.assert_close(raw.attribute("a fine", "film indeed").full_attr.sum(dim=1), torch.ones(2))
     if has_recurrence:
-        with pytest.raises(AttentionKindError, match="mixed by something other than attention"):
+        with pytest.raises(AttentionKindError, match="other than attention mixes tokens"):
             rollout.attribute("a fine", "film indeed")
     else:
         rows = rollout.attribute("a fine", "film indeed").full_attr

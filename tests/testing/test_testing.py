@@ -52,7 +52,7 @@ def test_the_report_of_a_text_and_of_an_image_model(capsys):
     described = describe(family.forward, family.inputs)
     assert described.prefix == (0,)
     assert described.query.argmax(dim=1).tolist() == [0, 0]
-    assert str(described).splitlines()[-1] == "tokens that stand for no part of the input: 0"
+    assert str(described).splitlines()[-1] == "tokens without a part of the input: 0"
 
 
 def test_wrong_weights_are_found():
