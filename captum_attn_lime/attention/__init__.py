@@ -3,7 +3,7 @@
 from captum_attn_lime.attention._combine import Combine, WeightBlock
 from captum_attn_lime.attention._dense import DenseMap, HeadFusedMap
 from captum_attn_lime.attention._fusion import HeadFusion, check_head_fusion, check_heads, fuse_heads, select_heads
-from captum_attn_lime.attention._map import AttentionKind, AttentionMap
+from captum_attn_lime.attention._map import AttentionKind, AttentionMap, DerivedMap
 from captum_attn_lime.attention._modified import ModifiedScoreMap
 from captum_attn_lime.attention._offload import OffloadedMap, offloaded
 from captum_attn_lime.attention._one_row import OneRowMap
@@ -15,6 +15,7 @@ __all__ = [
     "AttentionMap",
     "Combine",
     "DenseMap",
+    "DerivedMap",
     "HeadFusedMap",
     "HeadFusion",
     "ModifiedScoreMap",

@@ -93,8 +93,6 @@ class HeadFusedMap(AttentionMap):
         self.fused = fuse_heads(weights, head_fusion)
         queries, keys = self.shape[2:]
         self._reads_itself = reads_itself(attention.weights) if queries == keys else None
-        self._dtype = attention.dtype
-        self._watch()
 
     @property
     def device(self) -> torch.device:
@@ -104,7 +102,7 @@ class HeadFusedMap(AttentionMap):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights; at least float32."""
-        return self._dtype
+        return self.fused.dtype
 
     def reads_itself(self) -> Tensor:
         """Return which tokens attend to themselves, or are attended to by others, (B, N) of bool."""
@@ -124,7 +122,7 @@ class HeadFusedMap(AttentionMap):
         )
 
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
-        return self.fused[:, None, rows_of(queries)].to(self.dtype)
+        return self.fused[:, None, rows_of(queries)]
 
     def _chosen(self, heads: int | Sequence[int] | None, combine: Combine) -> list[int]:
         chosen = super()._chosen(heads, combine)

@@ -51,6 +51,7 @@ class AttentionMap(ABC):
         self.value: Tensor | None = None
         self._held: tuple[Tensor, int] | None = None  # the values, not copied, and their version at the call
         self.output_gradient: Tensor | None = None
+        self._watched: list[tuple[Tensor, int]] = []  # tensors that are not copied, and their versions at the call
 
     def __repr__(self) -> str:
         causal = ", causal" if self.is_causal else ""
@@ -340,6 +341,25 @@ class AttentionMap(ABC):
                 "parameters, inputs (torch.isfinite) and mask."
             )
         return product
+
+
+class DerivedMap(AttentionMap):
+    """A map whose weights are computed from another map, ``inner``."""
+
+    inner: AttentionMap
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the inner map."""
+        return self.inner.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the inner map."""
+        return self.inner.dtype
+
+    def _check_unwritten(self) -> None:
+        self.inner._check_unwritten()
 
 
 def needed_rows(r: Tensor) -> Tensor:

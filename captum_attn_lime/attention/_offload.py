@@ -165,7 +165,6 @@ class OffloadedMap(AttentionMap):
                 setattr(self._empty, name, None)
         self.value, self.output_gradient = attention.value, attention.output_gradient
         self._empty.value = self._empty.output_gradient = None
-        self._watch()
         self._empty._watch(*getattr(attention, "masks", ()))
 
     @property

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from captum_attn_lime.attention._combine import Combine
-from captum_attn_lime.attention._map import AttentionMap
+from captum_attn_lime.attention._map import AttentionMap, DerivedMap
 
 
-class OneRowMap(AttentionMap):
+class OneRowMap(DerivedMap):
     """A last layer that was computed only for the one token that the prediction reads, as a layer over all tokens.
 
     Every row equals the computed row, so the product with a vector that is zero on all other tokens is that of the
@@ -31,33 +31,21 @@ class OneRowMap(AttentionMap):
         batch, heads, _, keys = inner.shape
         super().__init__((batch, heads, keys, keys), name=inner.name, kind="self", is_causal=False)
         self.copy_labels(inner)
-        self._inner = inner
+        self.inner = inner
         self.value = inner.value
         if inner.output_gradient is not None:
             self.output_gradient = inner.output_gradient.expand(-1, -1, keys, -1)
-        self._watch()
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which the weights are computed."""
-        return self._inner.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return self._inner.dtype
 
     def reads_itself(self) -> Tensor:
         """Return which tokens the row attends to, (B, N) of bool."""
-        return self._rows(torch.zeros(1), list(range(self.shape[1]))).amax(dim=(1, 2)) > 0
+        return self.rows(0).amax(dim=(1, 2)) > 0
 
     def _chosen(self, heads: int | Sequence[int] | None, combine: Combine) -> list[int]:
-        return self._inner._chosen(heads, combine)
+        return self.inner._chosen(heads, combine)
 
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
-        self._inner._check_unwritten()
-        row = self._inner._rows(torch.zeros(1, dtype=torch.int64, device=self.device), heads)
+        row = self.inner._rows(torch.zeros(1, dtype=torch.int64, device=self.device), heads)
         return row.expand(-1, -1, len(queries), -1)
 
     def _first(self, examples: int) -> AttentionMap:
-        return OneRowMap(self._inner.first(examples))
+        return OneRowMap(self.inner.first(examples))

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from captum_attn_lime.attention._combine import Combine, WeightBlock
 from captum_attn_lime.attention._fusion import HeadFusion
-from captum_attn_lime.attention._map import AttentionKind, AttentionMap
+from captum_attn_lime.attention._map import AttentionKind, AttentionMap, DerivedMap
 from captum_attn_lime.errors import InputError
 
 
-class WindowedMap(AttentionMap):
+class WindowedMap(DerivedMap):
     """Attention within windows, (windows, H, w, w), as (B, H, N, N): zero between tokens of different windows.
 
     Only the attention within the windows is stored and computed, so memory and time grow with N·w, not with N².
@@ -56,20 +56,6 @@ class WindowedMap(AttentionMap):
         self.inner = inner
         self.token = token  # (windows, w): example * N + token, -1 for none
         self._slot = slot  # (B, N): window * w + position
-        self._watch()
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the windows' attention."""
-        return self.inner.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the windows' attention."""
-        return self.inner.dtype
-
-    def _check_unwritten(self) -> None:
-        self.inner._check_unwritten()
 
     def of_places(self, x: Tensor) -> Tensor:
         """Return a tensor over the windows, (windows, H, w, d), as a tensor over the tokens, (B, H, N, d)."""

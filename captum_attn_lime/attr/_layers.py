@@ -48,12 +48,12 @@ def select_layers(layers: Layers, run: ForwardPass, forward_func: Any, *, last_o
     return [run.last] if layers is None and last_only else chosen
 
 
-def _selected(layer: Any, maps: list[AttentionMap], seen: list[AttentionMap], forward_func: Any) -> list[AttentionMap]:
+def _selected(layer: Any, maps: list[AttentionMap], calls: list[AttentionMap], forward_func: Any) -> list[AttentionMap]:
     """Return the maps of one selector: indices and slices select from the stack, names from all attention calls."""
     if isinstance(layer, slice):
         return maps[layer]
     if isinstance(layer, (str, nn.Module)):
-        return _by_name(layer, maps, seen, forward_func)
+        return _by_name(layer, maps, calls, forward_func)
     try:
         index = int(layer.__index__())
     except (AttributeError, TypeError):
@@ -67,7 +67,7 @@ def _selected(layer: Any, maps: list[AttentionMap], seen: list[AttentionMap], fo
 
 
 def _by_name(
-    layer: str | nn.Module, maps: list[AttentionMap], seen: list[AttentionMap], forward_func: Any
+    layer: str | nn.Module, maps: list[AttentionMap], calls: list[AttentionMap], forward_func: Any
 ) -> list[AttentionMap]:
     """Return the calls whose path matches a pattern, or the one call within a module or path.
 
@@ -80,7 +80,7 @@ def _by_name(
         if found is None:
             raise SelectionError(
                 f"layers= has a {type(layer).__name__} that is not part of the explained model (perhaps a copy). Pass "
-                f"one of the model's modules, or a path: {_names(seen)}."
+                f"one of the model's modules, or a path: {_names(calls)}."
             )
         path, title = found, f"the {type(layer).__name__} {found!r}"
     is_pattern = isinstance(layer, str) and any(sign in layer for sign in "*?[")
@@ -92,7 +92,7 @@ def _by_name(
         exact = [m for m in within if m.name == path]
         return exact if exact and isinstance(layer, str) else within
 
-    chosen = named(maps) or named(seen)
+    chosen = named(maps) or named(calls)
     if len(chosen) == 1 or (chosen and is_pattern):
         return chosen
     if chosen:
@@ -100,7 +100,7 @@ def _by_name(
     else:
         problem = "matches no attention call" if is_pattern else "made no attention call"
     raise SelectionError(
-        f"{title} {problem}. The attention layers are {_names(seen)}; indices 0 to {len(maps) - 1} work too."
+        f"{title} {problem}. The attention layers are {_names(calls)}; indices 0 to {len(maps) - 1} work too."
     )
 
 

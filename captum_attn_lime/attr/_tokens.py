@@ -170,7 +170,7 @@ def _patches(x: Tensor, convolution: PatchConvolution, n_tokens: int) -> Tensor:
     padded = any(padding) if isinstance(padding, (tuple, list)) else padding not in (0, "valid")
     if convolution.kernel != convolution.stride or padded:
         raise TokenMapError(
-            f"the image goes through a convolution with kernel {convolution.kernel}, stride {convolution.stride} and "
+            f"the image is passed to a convolution with kernel {convolution.kernel}, stride {convolution.stride} and "
             f"padding {padding}; only patches that do not overlap have distinct tokens. {_ADVICE}"
         )
     side = patches_per_token(convolution.grid, n_tokens)

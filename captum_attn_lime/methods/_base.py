@@ -130,14 +130,7 @@ class LayerMethod(Method):
         """
 
     def __call__(self, stack: Sequence[AttentionMap], query: Tensor) -> Tensor:
-        """Return the scores of a stack of self-attention layers over the same tokens.
-
-        Args:
-            stack: The layers in forward order.
-            query: Weight of each output token to explain, (B, N), or several such vectors, (B, R, N).
-
-        Returns:
-            ``(B, N)``, or ``(B, R, N)``.
+        """Return the scores (B, N) or (B, R, N) of a stack of self-attention layers over the same tokens.
 
         Raises:
             AttentionKindError: A map is not self-attention, or the maps have different tokens.

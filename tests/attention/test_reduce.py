@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,7 @@ def test_every_kind_of_map_has_a_maker():
         return {kind, *(part for each in kind.__subclasses__() for part in all_kinds(each))}
 
     ours = {kind for kind in all_kinds(AttentionMap) if kind.__module__.startswith("captum_attn_lime.")}
-    assert ours - {AttentionMap} == set(MAKERS)
+    assert {kind for kind in ours if not inspect.isabstract(kind)} == set(MAKERS)
 
 
 def _chosen(made, draw):

@@ -376,7 +376,7 @@ def test_token_map(model):
         ((IDS, [1]), "list"),
         ((), "empty tuple"),
         (torch.zeros(0, 4, dtype=torch.long), "at least one"),
-        (torch.tensor(3), "first"),
+        (torch.tensor(3), "dimension 0"),
         ((IDS, IDS[:1]), "same number of examples"),
         (torch.full((1, 4, 32), torch.nan), "NaN"),
         ({"input_ids": IDS}, "dict"),

@@ -78,10 +78,10 @@ def test_a_layer_may_be_named_by_its_module():
     expected = AttentionAttribution(family.forward, layers=[0, np.int64(1)]).attribute(IDS, query=0, **given)
     assert torch.equal(found, expected)
     for module, message in (
-        (nn.Linear(2, 2), "no part of the model"),
+        (nn.Linear(2, 2), "not part of the explained model"),
         (layers, "3 attention calls"),
         (family.model.classifier, "no attention call"),
-        (copy.deepcopy(layers[1]), "no part of the model"),
+        (copy.deepcopy(layers[1]), "not part of the explained model"),
     ):
         with pytest.raises(SelectionError, match=message):
             AttentionAttribution(family.forward, layers=module).attribute(IDS, **given)
