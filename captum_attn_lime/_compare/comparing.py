@@ -19,7 +19,7 @@ from captum_attn_lime.adapters import Encoding, TextEncoding
 from captum_attn_lime.adapters._captum_methods import over_positions
 from captum_attn_lime.adapters._encoding import layer_scores
 from captum_attn_lime.adapters.image._adapter import ImageEncoding
-from captum_attn_lime.attr._attribution import AttentionAttribution
+from captum_attn_lime.attr import AttentionAttribution
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.features import is_repeated, pool
 from captum_attn_lime.lime._captum_recipe import check_captum_lime

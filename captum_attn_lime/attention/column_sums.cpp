@@ -2,9 +2,9 @@
 //
 //     out[b, h, j] = sum over i of exp(scale * query[b, h, i] . key[b, h, j] + bias[b, h, j] + logs[b, h, i])
 //
-// It is plain C++17 with the vector extensions of GCC and Clang, and knows nothing of torch: native.py compiles it and
-// hands it addresses and strides. The exponents are at most about 0, because logs holds minus the log-sum-exp of the
-// row, so nothing has to be subtracted and sums are taken as they come.
+// Plain C++17 with the vector extensions of GCC and Clang, independent of torch: native.py compiles it and passes
+// addresses and strides. The exponents are at most about 0, because logs contains minus the log-sum-exp of the row, so
+// no maximum needs to be subtracted.
 
 #include <algorithm>
 #include <atomic>
@@ -34,13 +34,13 @@ constexpr int width = 4, rows = 8, vectors = 3;
 constexpr int width = 4, rows = 6, vectors = 2;
 #endif
 constexpr int tile_keys = width * vectors;
-// Rows whose weights are summed in float32 before they are added to sums in float64: few enough for rounding not to add
-// up, and for their packed copy to stay in the first-level cache beside a tile of keys.
+// Number of rows whose weights are summed in float32 before they are added to sums in float64: few enough to limit
+// rounding errors, and for their packed copy to fit into the first-level cache beside a tile of keys.
 constexpr int64_t block_rows = rows * (128 / rows);
-// Most keys of one task: enough to make up for packing the queries, few enough for the second-level cache.
+// Maximum number of keys of a task: enough to amortise packing the queries, few enough for the second-level cache.
 constexpr int64_t chunk_keys = 2048;
-constexpr float nothing = -1e29f;  // a row of this or less counts nothing
-// Products with it are taken in float64: one rounding of the factor would shift all of a row's exponents the same way.
+constexpr float nothing = -1e29f;  // rows with this value or less are skipped
+// Multiplied in float64: rounding the factor would shift all exponents of a row in the same direction.
 constexpr double log2e = 1.44269504088896341;
 
 inline float in_bits(double x) { return static_cast<float>(x * log2e); }
@@ -60,7 +60,7 @@ struct Call {
 // 2^x with a relative error below 2e-7, 0 below x = -125 (2e-38), NaN for NaN.
 inline Floats exp2_of(Floats x) {
   constexpr float least = -125.0f;
-  // The polynomial of degree 5 that is 1 at 0 and has the least relative error, 9.2e-8, on [-1/2, 1/2].
+  // The polynomial of degree 5 with value 1 at 0 and the smallest relative error, 9.2e-8, on [-1/2, 1/2].
   constexpr float c0 = 1.0f, c1 = 0.69314698f, c2 = 0.24022242f, c3 = 0.055507338f, c4 = 0.0096715144f,
                   c5 = 0.0013264714f;
 #if defined(__AVX512F__)
@@ -70,9 +70,9 @@ inline Floats exp2_of(Floats x) {
   const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(least), _CMP_NLT_UQ);
   return (Floats)_mm512_maskz_scalef_ps(counts, p, whole);
 #else
-  // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the lowest bits.
+  // Adding 1.5 * 2^23 rounds to an integer, stored in the lowest bits.
   constexpr float magic = 12582912.0f;
-  x = x > 128.0f ? Floats{} + 128.0f : x;  // infinity, where the shift below would run into the sign
+  x = x > 128.0f ? Floats{} + 128.0f : x;  // infinity, for which the shift below would overflow into the sign
   const Floats shifted = x + magic;
   const Floats f = x - (shifted - magic);
   const Floats p = ((((c5 * f + c4) * f + c3) * f + c2) * f + c1) * f + c0;
@@ -89,7 +89,7 @@ struct Tile {
   int32_t first_key;
 };
 
-// Adds the weights of one tile to `sums`; `masked` where some of its queries do not see some of its keys.
+// Adds the weights of one tile to `sums`; `masked` if some of its queries do not see some of its keys.
 template <bool masked>
 inline __attribute__((always_inline)) void add_tile(const Tile& tile, int64_t size, int32_t least, int32_t most,
                                                     Floats* sums) {
@@ -127,7 +127,7 @@ inline __attribute__((always_inline)) void add_tile(const Tile& tile, int64_t si
   }
 }
 
-// Floats at an address that vectors may be loaded from.
+// Floats at an address aligned for vectors.
 class Buffer {
  public:
   explicit Buffer(int64_t count)
@@ -144,7 +144,7 @@ class Buffer {
 
 int64_t tiles_of(int64_t keys) { return (keys + tile_keys - 1) / tile_keys; }
 
-// One thread's memory and the work on one head and one chunk of keys.
+// The memory of one thread, and its work on one head and one chunk of keys.
 class Worker {
  public:
   Worker(const Call& call, int64_t chunk)
@@ -161,8 +161,8 @@ class Worker {
     std::fill(sums_.begin(), sums_.end(), 0.0);
     const float* logs = call_.logs + (b * call_.heads + h) * call_.queries;
     const float* query = call_.query + b * call_.query_strides[0] + h * call_.query_strides[1];
-    // Queries outside of this range see none of the chunk's keys. Blocks begin at the same queries for every chunk, so
-    // that a key's sum is rounded the same way in whatever chunk it is.
+    // Queries outside this range see none of the chunk's keys. Blocks begin at the same queries for every chunk, so
+    // that rounding does not depend on the chunk.
     const int64_t first = std::max<int64_t>(0, begin + call_.least) / block_rows * block_rows;
     const int64_t last = std::min(call_.queries, end + call_.most);
     for (int64_t block = first; block < last; block += block_rows) {
@@ -219,7 +219,7 @@ class Worker {
       const int64_t low = begin + t * tile_keys, high = low + tile_keys - 1;
       Floats sums[vectors] = {};
       for (int64_t g = 0; g < held; g += rows) {
-        const int64_t top = index_[g], bottom = index_[g + rows - 1];  // rows are packed in their order
+        const int64_t top = index_[g], bottom = index_[g + rows - 1];  // rows are packed in order
         if (bottom - low < call_.least || top - high > call_.most) continue;
         const Tile tile{queries_.get() + g * call_.size, key,         logs_.get() + g, bias,
                         index_.data() + g,               static_cast<int32_t>(low)};
@@ -241,10 +241,10 @@ class Worker {
   std::vector<double> sums_;
 };
 
-// How the work is cut: a task is a head and a chunk of its keys.
+// The partition of the work: a task is a head and a chunk of its keys.
 struct Tasks {
   Tasks(const Call& call, int64_t threads) : chunk(std::min(tiles_of(call.keys) * tile_keys, chunk_keys)) {
-    // Smaller chunks where heads are too few to keep the threads busy. A key's sum does not depend on them.
+    // Smaller chunks if there are too few heads to keep the threads busy. The sums do not depend on them.
     while (threads > 1 && chunk > 4 * tile_keys && call.batch * call.heads * chunks_of(call) < 4 * threads) {
       chunk = tiles_of(chunk / 2) * tile_keys;
     }
@@ -258,7 +258,7 @@ struct Tasks {
   std::atomic<bool> failed{false};
 };
 
-// Takes tasks until none is left, or memory runs out.
+// Runs tasks until none is left, or memory runs out.
 void work(const Call& call, Tasks& tasks) noexcept {
   try {
     Worker worker(call, tasks.chunk);
@@ -273,10 +273,10 @@ void work(const Call& call, Tasks& tasks) noexcept {
 
 }  // namespace
 
-// Writes all of out (batch, heads, keys) and returns 0; or returns 1 where memory ran out.
+// Writes all of out (batch, heads, keys) and returns 0, or returns 1 if memory runs out.
 //   shape: batch, heads, key heads, queries, keys, size. None is 0.
 //   strides, counted in floats: batch, head and token of query, the same of key, batch and head of bias.
-//   bias: null for none. The last dimension of query, key and bias is contiguous, logs and out wholly so.
+//   bias: null for none. The last dimension of query, key and bias is contiguous; logs and out are fully contiguous.
 //   least, most: query i sees key j where least <= i - j <= most; both within 2^30.
 extern "C" int captum_attn_lime_column_sums(const float* query, const float* key, const float* logs, const float* bias,
                                             double* out, const int64_t* shape, const int64_t* strides, double scale,
@@ -287,7 +287,7 @@ extern "C" int captum_attn_lime_column_sums(const float* query, const float* key
   std::copy(strides + 3, strides + 6, call.key_strides);
   std::copy(strides + 6, strides + 8, call.bias_strides);
   Tasks tasks(call, threads);
-  // Threads of this call's own, and not torch's: starting them costs microseconds, and a fork finds none of them.
+  // Threads of this call, not of torch: starting them takes microseconds, and forked processes inherit none.
   std::vector<std::thread> others;
   try {
     others.reserve(static_cast<size_t>(threads));
@@ -295,7 +295,7 @@ extern "C" int captum_attn_lime_column_sums(const float* query, const float* key
       others.emplace_back(work, std::cref(call), std::ref(tasks));
     }
   } catch (const std::exception&) {
-    // No memory or no leave for more threads: fewer do the same work.
+    // No memory or permission for more threads: fewer do the same work.
   }
   work(call, tasks);
   for (auto& other : others) other.join();

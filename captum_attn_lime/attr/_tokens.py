@@ -60,7 +60,7 @@ def find_token_map(
     convolutions: Sequence[PatchConvolution],
     probe: ValueProbe,
     *,
-    is_first_call: bool = True,
+    is_first_call: bool,
 ) -> TokenMap:
     """Return the token map of a model's inputs, found by altering the inputs and comparing the tokens.
 

@@ -14,11 +14,14 @@ from captum_attn_lime._capture import Keep
 from captum_attn_lime._util.captum import log_usage
 from captum_attn_lime._util.random import without_drawing
 from captum_attn_lime.attention import AttentionMap
-from captum_attn_lime.attr._attribution import AttentionAttribution
-from captum_attn_lime.attr._layers import select_layers
-from captum_attn_lime.attr._model import ExplainedModel
-from captum_attn_lime.attr._passes import ForwardPass, Request
-from captum_attn_lime.attr._probing import looks_causal
+from captum_attn_lime.attr import (
+    AttentionAttribution,
+    ExplainedModel,
+    ForwardPass,
+    Request,
+    looks_causal,
+    select_layers,
+)
 from captum_attn_lime.errors import AttentionKindError, InputError, SelectionError, TargetError, TokenizerError
 from captum_attn_lime.generation._model import LanguageModel
 from captum_attn_lime.generation._prompt import Prompt, encode, read_prompt, token_names

@@ -15,7 +15,7 @@ from captum_attn_lime._capture.recorder import Recorder, RowView
 from captum_attn_lime._capture.session import check_complete, record
 from captum_attn_lime._util.captum import Target, TensorOrTuple, as_tuple, format_forward_args, run_forward
 from captum_attn_lime.attention import AttentionMap
-from captum_attn_lime.attr._describe import Description, describe
+from captum_attn_lime.attr import Description, describe
 from captum_attn_lime.errors import ExplanationError
 
 # Number of evenly spaced rows of each map to check.
