@@ -47,7 +47,7 @@ class Keep:
     def of(self, attention: AttentionMap, value: Tensor) -> AttentionMap:
         """Return the map in the form in which it is stored."""
         if self.values:
-            attention.hold_value(value.detach())
+            attention.set_value(value.detach())
         elif self.head_fusion is not None and attention.shape[2] > 1 and attention.kind != "cross":
             attention = attention.with_fused_heads(self.head_fusion, self.heads)
         if isinstance(attention, ScoreMap) and not self.values:

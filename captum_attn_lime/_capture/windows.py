@@ -155,7 +155,7 @@ class TokenPlaces:
         if groups == batch and torch.equal(tokens[0].flatten(), torch.arange(tokens[0].numel())):
             return attention, rows, value
         windowed = WindowedMap(attention, tokens[0], examples=batch)
-        return windowed, lambda x: windowed.of_places(rows(x)), windowed.of_places(value.detach())
+        return windowed, lambda x: windowed.by_token(rows(x)), windowed.by_token(value.detach())
 
     def mixes_channels(self, value: Tensor, summed: int) -> bool:
         """Return whether a sum over a dimension of an attention call's values certainly runs over features, not tokens.

@@ -85,7 +85,7 @@ class AttentionMap(ABC):
         """Store the versions of tensors that are not copied, to detect writes."""
         self._watched = [(t, t._version) for t in tensors if not t.is_inference()]
 
-    def hold_value(self, value: Tensor) -> None:
+    def set_value(self, value: Tensor) -> None:
         """Store the values without a copy; if the model writes into them later, methods that need them raise."""
         self.value = value
         self._held = None if value.is_inference() else (value, value._version)

@@ -54,7 +54,7 @@ def as_key_bias(masks: Sequence[Tensor], is_causal: bool, n_queries: int, dtype:
             added = torch.zeros_like(added).masked_fill(~part, -torch.inf)
         bias = added if bias is None else bias + added
     if is_finite and bias is not None and bool((bias[..., 0] == -torch.inf).any()):
-        return None  # a finite mask still lets the first query attend to later keys, since its own key has -inf
+        return None  # a finite mask still lets the first query attend to later keys, since its first key has -inf
     return KeyBias(bias, is_causal)
 
 
@@ -140,13 +140,13 @@ def part_of(mask: Tensor, examples: slice, heads: Tensor | None, queries: slice 
     return mask
 
 
-def own_keys(masks: Sequence[Tensor], batch: int, n: int, device: torch.device) -> Tensor:
+def self_allowed(masks: Sequence[Tensor], batch: int, n: int, device: torch.device) -> Tensor:
     """Return which tokens may attend to themselves, (B, N) of bool."""
     allowed = torch.ones(batch, n, dtype=torch.bool, device=device)
     for mask in masks:
         part = mask if mask.dtype == torch.bool else mask > MASKED
         full = part.expand(*part.shape[:-2], n, n) if part.dim() >= 2 else part.expand(n, n)
-        own = full.diagonal(dim1=-2, dim2=-1)  # (..., N)
+        diagonal = full.diagonal(dim1=-2, dim2=-1)  # (..., N)
         # (H, N) for a mask (H, Q, K) shared by all examples, or (B, H, N): any head counts.
-        allowed = allowed & (own.any(dim=-2) if own.dim() >= 2 else own)
+        allowed = allowed & (diagonal.any(dim=-2) if diagonal.dim() >= 2 else diagonal)
     return allowed

@@ -177,7 +177,7 @@ class OffloadedMap(AttentionMap):
         """The floating type of the weights; at least float32."""
         return self._dtype
 
-    def here(self) -> AttentionMap:
+    def loaded(self) -> AttentionMap:
         """Return the map with its tensors in memory."""
         attention: AttentionMap = copy.copy(self._empty)
         for name, stored in self._stored.items():
@@ -192,7 +192,7 @@ class OffloadedMap(AttentionMap):
 
     def reads_itself(self) -> Tensor:
         """Return whether each token may attend to itself, (B, N) of bool."""
-        return self.here().reads_itself()
+        return self.loaded().reads_itself()
 
     def _first(self, examples: int) -> OffloadedMap:
         part = copy.copy(self)
@@ -200,10 +200,10 @@ class OffloadedMap(AttentionMap):
         return part
 
     def _rows(self, queries: Tensor, heads: list[int]) -> Tensor:
-        return self.here()._rows(queries, heads)
+        return self.loaded()._rows(queries, heads)
 
     def _reduce(self, r: Tensor, heads: list[int], combine: Combine, *, whole_rows: bool) -> Tensor:
-        return self.here()._reduce(r, heads, combine, whole_rows=whole_rows)
+        return self.loaded()._reduce(r, heads, combine, whole_rows=whole_rows)
 
 
 def offloaded(attention: AttentionMap, place: str | PathLike[str]) -> AttentionMap:

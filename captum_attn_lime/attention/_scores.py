@@ -140,7 +140,7 @@ class ScoreMap(AttentionMap):
     def reads_itself(self) -> Tensor:
         """Return which tokens may attend to themselves according to the masks, (B, N) of bool."""
         self._check_unwritten()
-        return masks.own_keys(self.masks, self.shape[0], self.shape[2], self.device)
+        return masks.self_allowed(self.masks, self.shape[0], self.shape[2], self.device)
 
     def _first(self, examples: int) -> ScoreMap:
         parts = [m[:examples] if m.dim() == 4 and len(m) == self.shape[0] else m for m in self.masks]

@@ -57,7 +57,7 @@ class WindowedMap(DerivedMap):
         self.token = token  # (windows, w): example * N + token, -1 for none
         self._slot = slot  # (B, N): window * w + position
 
-    def of_places(self, x: Tensor) -> Tensor:
+    def by_token(self, x: Tensor) -> Tensor:
         """Return a tensor over the windows, (windows, H, w, d), as a tensor over the tokens, (B, H, N, d)."""
         windows, heads, width = x.shape[:3]
         by_place = x.transpose(1, 2).reshape(windows * width, heads, -1)
@@ -89,7 +89,8 @@ class WindowedMap(DerivedMap):
         inner = self.inner._rows(places, heads)  # (windows, h, places, w)
         window = slot // width
         weights = inner.transpose(1, 2)[window, which]  # (B, q, h, w)
-        keys = self._keys_within_example()[window].unsqueeze(2).expand_as(weights)  # (B, q, h, w)
+        token = torch.where(self.token >= 0, self.token % n, n)  # within the example; n for none
+        keys = token[window].unsqueeze(2).expand_as(weights)  # (B, q, h, w)
         # Positions without a token are scattered to an extra last column, which is then removed.
         out = weights.new_zeros(batch, len(queries), len(heads), n + 1).scatter_(3, keys, weights)
         return out[..., :n].transpose(1, 2)
@@ -101,8 +102,8 @@ class WindowedMap(DerivedMap):
         inner, held = self.inner, self.token >= 0  # (windows, w)
         if self.value is not None or self.output_gradient is not None:
             inner = copy.copy(inner)
-            inner.value = None if self.value is None else self._at_places(self.value)
-            inner.output_gradient = None if self.output_gradient is None else self._at_places(self.output_gradient)
+            inner.value = None if self.value is None else self._by_position(self.value)
+            inner.output_gradient = None if self.output_gradient is None else self._by_position(self.output_gradient)
             inner._held = self._held
 
         def of_tokens(block: WeightBlock) -> Tensor:
@@ -110,26 +111,15 @@ class WindowedMap(DerivedMap):
 
         # Keys without a token are dropped from the product. They matter only to a combination of whole rows.
         combined = of_tokens if whole_rows and not bool(held.all()) else combine
-        return self._from_windows(inner._reduce(self._to_windows(r), heads, combined, whole_rows=whole_rows))
+        vectors = self._by_position(r[..., None]).squeeze(-1)  # (windows, R, w)
+        passed = inner._reduce(vectors, heads, combined, whole_rows=whole_rows)
+        return self.by_token(passed[..., None]).squeeze(-1)
 
-    def _to_windows(self, r: Tensor) -> Tensor:
-        """Return vectors over tokens, (B, R, N), as vectors over the positions of each window, (windows, R, w)."""
-        return self._at_places(r[..., None]).squeeze(-1)
-
-    def _from_windows(self, passed: Tensor) -> Tensor:
-        """Return vectors over the windows, (windows, R, w), as vectors over the tokens, (B, R, N)."""
-        return self.of_places(passed[..., None]).squeeze(-1)
-
-    def _at_places(self, x: Tensor) -> Tensor:
+    def _by_position(self, x: Tensor) -> Tensor:
         """Return a tensor over the tokens, (B, h, N, d), as (windows, h, w, d); zero at positions without a token."""
         by_token = x.transpose(1, 2).flatten(0, 1)  # (B * N, h, d)
         held = (self.token >= 0)[..., None, None]
         return torch.where(held, by_token[self.token.clamp(min=0)], 0.0).transpose(1, 2)
-
-    def _keys_within_example(self) -> Tensor:
-        """Return the token (within its example) at each position, (windows, w); N for none."""
-        n = self.shape[2]
-        return torch.where(self.token >= 0, self.token % n, n)
 
 
 def _slots(token: Tensor, examples: int) -> Tensor:

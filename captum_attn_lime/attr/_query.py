@@ -96,7 +96,11 @@ def query_weights(query: Query, attention: AttentionMap) -> Tensor:
 
 
 def _by_name(query: str, attention: AttentionMap) -> Tensor:
-    real = _real_tokens(attention)
+    if attention.shape[2] != attention.shape[3]:
+        raise SelectionError(
+            f"attention {attention.name!r} is not square, so queries cannot be selected by name; pass indices."
+        )
+    real = attention.reads_itself().to(attention.dtype)  # (B, Q): 0 for padding, which may not attend to itself
     if query == "mean":
         return _normalised(real, query)
     place = real.cumsum(dim=1)
@@ -105,15 +109,6 @@ def _by_name(query: str, attention: AttentionMap) -> Tensor:
     if query == "last":
         return _normalised(real * (place == real.sum(dim=1, keepdim=True)), query)
     raise SelectionError(f"query={query!r} is not known; the names are 'auto', 'first', 'last' and 'mean'.")
-
-
-def _real_tokens(attention: AttentionMap) -> Tensor:
-    """Return 1 for real tokens and 0 for padding, which may not even attend to itself, (B, Q)."""
-    if attention.shape[2] != attention.shape[3]:
-        raise SelectionError(
-            f"attention {attention.name!r} is not square, so queries cannot be selected by name; pass indices."
-        )
-    return attention.reads_itself().to(attention.dtype)
 
 
 def _normalised(weights: Tensor, query: object) -> Tensor:

@@ -88,8 +88,8 @@ def test_a_part_of_a_mask_is_that_part_of_the_whole(case, data):
 
 @settings(max_examples=100)
 @given(case=cases().filter(lambda c: c.shape[2] == c.shape[3]))
-def test_own_keys_are_the_diagonal(case):
-    found = masks.own_keys(case.masks, case.shape[0], case.shape[2], torch.device("cpu"))
+def test_self_allowed_are_the_diagonal(case):
+    found = masks.self_allowed(case.masks, case.shape[0], case.shape[2], torch.device("cpu"))
     expected = torch.ones(case.shape[0], case.shape[2], dtype=torch.bool)
     for mask in case.masks:
         allowed = mask if mask.dtype == torch.bool else mask > masks.MASKED

@@ -71,7 +71,7 @@ def test_weight_on_empty_places_is_given_to_nothing(seed, batch, n, width, heads
 def test_a_tensor_over_the_windows_is_laid_on_the_tokens(seed, batch, n, width, heads, fused):
     attention, _, index = windows_of(seed, batch, n, width, heads, fused)
     x = torch.randn(len(index), heads, width, 5)
-    found = attention.of_places(x)
+    found = attention.by_token(x)
     assert found.shape == (batch, heads, n, 5)
     for window, tokens in enumerate(index.tolist()):
         for place, token in enumerate(tokens):

@@ -20,7 +20,7 @@ EXPONENTIALS: frozenset[Func] = frozenset(
 )
 LOG_SOFTMAXES: frozenset[Func] = frozenset({F.log_softmax, torch.log_softmax, Tensor.log_softmax})
 LOG_SUMS: frozenset[Func] = frozenset({torch.logsumexp, Tensor.logsumexp, torch.special.logsumexp})
-_SUMS: frozenset[Func] = frozenset({torch.sum, Tensor.sum})
+SUMS: frozenset[Func] = frozenset({torch.sum, Tensor.sum})
 _DIVISIONS: frozenset[Func] = frozenset(
     {torch.div, Tensor.div, Tensor.div_, Tensor.__truediv__, Tensor.__itruediv__, torch.true_divide}
 )
@@ -82,7 +82,7 @@ class ExponentialWatch:
         if func in EXPONENTIALS:
             return self._exponential(source, output)
         if func in LOG_SOFTMAXES or func in LOG_SUMS:
-            dim = _dim(args, kwargs)
+            dim = reduced_dim(args, kwargs)
             if dim is not None and func in LOG_SOFTMAXES:
                 self._logs[output] = (dim % output.dim(), source)
             elif dim is not None:
@@ -99,8 +99,8 @@ class ExponentialWatch:
         self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any], source: Tensor, output: Tensor
     ) -> Normalised | None:
         """Process an operation on an exponential or its sum."""
-        if func in _SUMS and source in self._powers:
-            dim = _dim(args, kwargs)
+        if func in SUMS and source in self._powers:
+            dim = reduced_dim(args, kwargs)
             if dim is not None:
                 powers = self._powers[source]
                 self._sums[output] = Normalised(dim % source.dim(), powers.call, powers.scores)
@@ -133,7 +133,8 @@ class ExponentialWatch:
         return self._powers[held[0]] if len(held) == 1 else None
 
 
-def _dim(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+def reduced_dim(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """Return the dimension argument of a softmax or sum; None if it is not a single dimension."""
     dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
     if isinstance(dim, (tuple, list)) and len(dim) == 1:
         dim = dim[0]

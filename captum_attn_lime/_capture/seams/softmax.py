@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from captum_attn_lime._capture import layout
 from captum_attn_lime._capture.operations import MATRIX_TRANSPOSE
 from captum_attn_lime._capture.recorder import MULTIPLIES, Recorder, kind_of
-from captum_attn_lime._capture.seams.exponentials import EXPONENTIALS, LOG_SOFTMAXES, LOG_SUMS, ExponentialWatch
+from captum_attn_lime._capture.seams.exponentials import (
+    EXPONENTIALS,
+    LOG_SOFTMAXES,
+    LOG_SUMS,
+    SUMS,
+    ExponentialWatch,
+    reduced_dim,
+)
 from captum_attn_lime._capture.weak import TensorTable
 from captum_attn_lime.attention import DenseMap
 
@@ -43,7 +50,6 @@ SQUASHES: frozenset[Func] = frozenset(
 # Before the first of these there is nothing to track.
 BEGINS: frozenset[Func] = SOFTMAXES | EXPONENTIALS | LOG_SOFTMAXES | LOG_SUMS
 _MATMULS: frozenset[Func] = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
-_SUMS: frozenset[Func] = frozenset({torch.sum, Tensor.sum})
 # Operations between the softmax and the product that keep the result weights.
 _CARRIERS: frozenset[Func] = frozenset(
     {
@@ -111,9 +117,9 @@ class SoftmaxWatch:
         """Start to track a softmax's result."""
         self.is_idle = False
         scores = args[0] if args else kwargs["input"]
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        dim = reduced_dim(args, kwargs)
         self._recorder.note_squash(scores)
-        if isinstance(dim, int) and output.dim() >= 2:
+        if dim is not None and output.dim() >= 2:
             self._hold(output, dim % output.dim(), self._number(scores), scores)
 
     def _number(self, scores: Tensor) -> int:
@@ -146,7 +152,7 @@ class SoftmaxWatch:
             return self._matmul(factors[0], factors[1], output) if len(factors) == 2 else output
         if func is torch.einsum:
             return self._einsum(args, output)
-        if func in _SUMS:
+        if func in SUMS:
             return self._sum(args, kwargs, output)
         if func in MULTIPLIES and len(args) == 2:
             self._multiply(args[0], args[1], output)
@@ -191,11 +197,8 @@ class SoftmaxWatch:
         if not isinstance(source, Tensor) or source not in self._weighted:
             return output
         held = self._weighted[source]
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        if isinstance(dim, (tuple, list)) and len(dim) == 1:
-            dim = dim[0]
-        axis = held.held.axis
-        if not isinstance(dim, int) or dim % source.dim() != axis:
+        dim, axis = reduced_dim(args, kwargs), held.held.axis
+        if dim is None or dim % source.dim() != axis:
             return output
         placed = layout.from_broadcast(held.weights, held.value, axis, self._recorder)
         return self._record(placed, held.held, output, held.weights, held.value)
