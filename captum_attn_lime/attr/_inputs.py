@@ -74,7 +74,7 @@ def _argument(x: Any, sizes: set[int], batch: int) -> Any:
 
 
 def _runs(row: Tensor) -> tuple[Any, ...] | None:
-    """Return the values and lengths (1, or 2 for more) of a row of at most two runs, such as a mask; else None.
+    """Return the values, and lengths up to 2, of a row of one or two runs, such as a mask; else None.
 
     A run of one cell differs from longer ones, since a single token cannot be mixed.
     """
