@@ -310,7 +310,7 @@ def test_a_last_layer_computed_for_the_read_token_only():
         assert torch.allclose(found, expected, atol=1e-6)
     for method in (Raw(), lambda stack, query: stack[0].vecmat(query)):
         attribution = AttentionAttribution(short, method=method, layers=0)
-        with pytest.raises(SelectionError, match=r"not say how to go through such a layer.*query="):
+        with pytest.raises(SelectionError, match=r"does not support\. Pass query="):
             attribution.attribute(x)
         expected = AttentionAttribution(full, layers=0, method="raw").attribute(x)
         assert torch.allclose(attribution.attribute(x, query=0), expected)

@@ -314,7 +314,7 @@ def test_the_steps_of_a_used_model_are_not_followed_again():
     used.attribute(x)
     first, again = (used._model.run((x,), (), Request(readout=False)) for _ in range(2))
     assert again.recorder.trace.is_replayed
-    assert first.way == again.way
+    assert first.operations == again.operations
 
 
 def test_kinds_hold_no_addresses():
