@@ -351,7 +351,7 @@ def _swin_over(stem: nn.Module) -> nn.Module:
     ("stem", "match"),
     [
         (nn.Conv2d(3, 8, 7, stride=4, padding=3), "patches that do not overlap"),
-        (nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 3, padding=1)), "made of several"),
+        (nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 3, padding=1)), "depends on several"),
     ],
 )
 def test_tokens_that_are_no_blocks_of_patches_ask_for_a_token_map(stem, match):
