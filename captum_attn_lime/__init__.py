@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from captum_attn_lime import features, plot
+from captum_attn_lime import adapters, attention, errors, features, lime, methods, metrics, perturb, plot, testing
 from captum_attn_lime._capture import capture, register_attention
 from captum_attn_lime._compare import Comparison, as_explanation_func, compare
 from captum_attn_lime._explained import Explained
@@ -43,16 +43,24 @@ __all__ = [
     "TabularAdapter",
     "TextAdapter",
     "WordTokenizer",
+    "adapters",
     "as_explanation_func",
+    "attention",
     "captum_lime",
     "capture",
     "compare",
     "describe",
+    "errors",
     "features",
     "global_view",
+    "lime",
+    "methods",
+    "metrics",
+    "perturb",
     "plot",
     "register_attention",
     "submodular_pick",
+    "testing",
 ]
 
 

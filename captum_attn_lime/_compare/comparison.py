@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from captum_attn_lime import plot as plots
 from captum_attn_lime._explained import Explained
 from captum_attn_lime._util.files import write_whole
-from captum_attn_lime.adapters import Encoding, TextEncoding
-from captum_attn_lime.adapters.image._adapter import ImageEncoding
+from captum_attn_lime.adapters import Encoding, ImageEncoding, TextEncoding
 from captum_attn_lime.plot._common import outside_note
+from captum_attn_lime.plot._image import images_height
+from captum_attn_lime.plot._text import texts_height
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,9 +78,9 @@ class Comparison:
         scores = self.scores_with_special_tokens if special_tokens and not is_image else self.scores
         names = [str(name) for name in scores.index]
         if self.is_text:
-            top = plots.texts_height(names, self.scores.shape[1], width=width, title=title)
+            top = texts_height(names, self.scores.shape[1], width=width, title=title)
         elif isinstance(self.encoding, ImageEncoding):
-            top = plots.images_height(self.encoding.segments.shape[1:], self.scores.shape[1], width=width, title=title)
+            top = images_height(self.encoding.segments.shape[1:], self.scores.shape[1], width=width, title=title)
         else:
             foot = 0.6 + 0.17 * sum(bool(outside_note(self.outside[name])) for name in self.scores)
             top = 1.0 + foot + min(len(names), max_features) * (0.16 * self.scores.shape[1] + 0.14)

@@ -4,9 +4,9 @@ from captum_attn_lime.plot._comparison import agreement, bars
 from captum_attn_lime.plot._global_view import global_view
 from captum_attn_lime.plot._heads import attention, heads
 from captum_attn_lime.plot._html import html_page
-from captum_attn_lime.plot._image import image, images, images_height
+from captum_attn_lime.plot._image import image, images
 from captum_attn_lime.plot._save import save
-from captum_attn_lime.plot._text import text, texts, texts_height
+from captum_attn_lime.plot._text import text, texts
 from captum_attn_lime.plot._weights import weights
 
 __all__ = [
@@ -18,10 +18,8 @@ __all__ = [
     "html_page",
     "image",
     "images",
-    "images_height",
     "save",
     "text",
     "texts",
-    "texts_height",
     "weights",
 ]

@@ -15,6 +15,7 @@ from captum_attn_lime import plot
 from captum_attn_lime.errors import InputError
 from captum_attn_lime.metrics import agreement
 from captum_attn_lime.plot._common import score_colors, text_color
+from captum_attn_lime.plot._image import images_height
 
 WORDS = ["A", "$fine$", "film", "", "with a\nbreak"]
 SCORES = pd.DataFrame({"rollout": [0.1, 0.5, 0.0, 0.2, 0.2], "LIME": [0.3, -0.6, np.nan, 0.1, 0.0]}, index=WORDS)
@@ -194,7 +195,7 @@ def test_pictures_side_by_side():
     # What is of no segment shows the picture, and each method has its own scale.
     assert (panels[1].images[1].get_alpha()[:, 3] == 0).all()
     assert [ax.images[1].get_clim() for ax in panels[1:]] == [(0, 0.75), (-4, 4)]
-    assert figure.get_figheight() == pytest.approx(plot.images_height((2, 4), 2, width=8, title="a & b"))
+    assert figure.get_figheight() == pytest.approx(images_height((2, 4), 2, width=8, title="a & b"))
     figure.canvas.draw()
     boxes = [ax.get_window_extent() for ax in figure.axes]
     assert all(figure.bbox.x0 <= b.x0 and b.x1 <= figure.bbox.x1 and b.y1 <= figure.bbox.y1 for b in boxes)
