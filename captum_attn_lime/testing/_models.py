@@ -122,7 +122,7 @@ def check_model(
         1 attention calls
             0  layers.0.self_attn  self      1 x 2 heads, 5 queries x 5 keys
         example 0 reads token 0
-        tokens that stand for no part of the input: none
+        tokens without a part of the input: none
         ...
         >>> report.passed
         True

@@ -302,7 +302,7 @@ def test_outputs_that_are_nan_are_named():
     adapter = TextAdapter(Broken(), WordTokenizer.fit(["a fine film"]))
     with pytest.raises(ForwardError, match="gave NaN for text 0"):
         adapter.predict_proba("a fine film")
-    with pytest.raises(ForwardError, match="gave NaN"):
+    with pytest.raises(ForwardError, match="returned NaN"):
         LimeText(adapter).explain("a fine film", num_samples=20)
 
 
